@@ -1,0 +1,1 @@
+"""The method families: one module each, one card (TOML) per method id."""

@@ -1,0 +1,56 @@
+"""Every exception of the toolkit.
+
+ZsadError                 base: one line that says what, where and what to do
+├── UsageError            an option, name or value that cannot be used
+├── DatasetError          a description, folder or image file
+├── MethodError           a method, its card or its parameters
+├── WeightsError          CLIP weights or a checkpoint
+├── RecordError           stored evidence, records or boards
+└── MetricError           maps, masks, labels or scores handed to the metrics
+
+The command line prints the message without a traceback and exits with ``exit_code``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZsadError(Exception):
+    """Base of all errors a user can cause or cure; exit code 2."""
+
+    exit_code = 2
+
+
+class UsageError(ZsadError):
+    """An option, a name or a value that cannot be used."""
+
+
+class DatasetError(ZsadError):
+    """A dataset description, a folder or an image that cannot be used."""
+
+
+class MethodError(ZsadError):
+    """A method, its card or one of its parameters is wrong."""
+
+
+class WeightsError(ZsadError):
+    """Weights or a checkpoint that cannot be had or do not fit."""
+
+
+class RecordError(ZsadError):
+    """Stored evidence, a record or a board that cannot be read, written or compared."""
+
+
+class MetricError(ZsadError, ValueError):
+    """Input that no metric can be computed from."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest known name, else the list of known names."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.6)
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    return f" Known: {', '.join(choices)}." if choices else ""
