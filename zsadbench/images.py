@@ -1,0 +1,213 @@
+"""The shared loaders: image files become network input, decoded in threads ahead of the encoder.
+
+Every file is read, hashed and decoded once and resized once per distinct `Preprocess`, with the
+arithmetic of the reference transforms (PIL resize with antialias).  ``decode`` and ``probe``, the
+masks and the scan of a whole dataset are offered here too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .decoding import MAX_PIXELS, SIXTEEN_BIT, ImageInfo, decode, probe, read
+from .errors import DatasetError, UsageError
+from .masks import mask_at, read_mask
+from .method import Preprocess
+from .samples import Sample
+from .scanning import scan
+
+__all__ = [
+    "MAX_PIXELS",
+    "ImageInfo",
+    "Loaded",
+    "Prepared",
+    "decode",
+    "mask_at",
+    "preprocess",
+    "probe",
+    "read_mask",
+    "scan",
+    "stream",
+    "to_batch_images",
+]
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One image after one preprocessing.
+
+    ``tiles`` (T, 3, S, S) uint8; ``boxes`` (T, 4) int64: left, top, right, bottom of each tile in
+    the frame; ``frame`` (2,) int64: height and width of the resized image before tiling.
+    """
+
+    tiles: Tensor
+    boxes: Tensor
+    frame: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What became of one sample: its inputs, or the ``error`` that says why there are none.
+
+    ``sha256`` is of the file's bytes ("" when they could not be read), ``size`` the height and width
+    of the decoded file ((0, 0) after an error); ``notes`` say what the conversion to RGB changed.
+    """
+
+    index: int
+    sample: Sample
+    inputs: dict[Preprocess, Prepared] = field(default_factory=dict)
+    sha256: str = ""
+    size: tuple[int, int] = (0, 0)
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def preprocess(image: Image.Image, spec: Preprocess, *, name: str = "image") -> Prepared:
+    """Resize, convert and tile a decoded image; normalisation is left to `to_batch_images`.
+
+    ``resize="shortest"`` follows torchvision's rule int(size * long / short).  16-bit values are
+    scaled by 1/257.  Raises DatasetError for a mode that has no RGB form and for a frame that
+    ``tiles="ends"`` cannot cover (longer than 2:1).
+    """
+    image = _eight_bit(image)
+    width, height = _frame_size(image.size, spec, name)
+    if spec.rgb == "before":
+        image = _rgb(image, name)
+    try:
+        image = image.resize((width, height), _FILTERS[spec.interpolation])
+    except ValueError as error:
+        raise DatasetError(f"{name}: PIL cannot resize mode {image.mode}; convert the file to RGB") from error
+    pixels = torch.from_numpy(np.array(_rgb(image, name))).permute(2, 0, 1)
+    boxes = _boxes(width, height, spec)
+    tiles = torch.stack([pixels[:, top:bottom, left:right] for left, top, right, bottom in boxes])
+    return Prepared(tiles, torch.tensor(boxes), torch.tensor((height, width)))
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Bring 16-bit grey to 8 bit over its full range: PIL itself would clip at 255."""
+    if image.mode != "I" and image.mode not in SIXTEEN_BIT:
+        return image
+    values = np.asarray(image).astype(np.float64).clip(0, 65535)
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return image.convert("RGB")  # drops alpha: every reference does, none composites
+    except ValueError as error:
+        raise DatasetError(f"{name}: PIL mode {image.mode} has no RGB form; convert the file") from error
+
+
+def _frame_size(size: tuple[int, int], spec: Preprocess, name: str) -> tuple[int, int]:
+    """Width and height after the resize."""
+    if spec.resize == "squash":
+        return spec.size, spec.size
+    short, long = sorted(size)
+    extent = int(spec.size * long / short)
+    if spec.tiles == "ends" and extent > 2 * spec.size:
+        raise DatasetError(
+            f"{name}: {size[0]} x {size[1]} pixels are longer than 2:1, so two square tiles leave a gap "
+            "in the middle; crop the image, or use a method without tiles"
+        )
+    if extent * spec.size > MAX_PIXELS:
+        raise DatasetError(
+            f"{name}: {size[0]} x {size[1]} pixels become {extent} x {spec.size} when the short side is "
+            f"{spec.size}, more than {MAX_PIXELS} pixels; crop the image"
+        )
+    return (spec.size, extent) if size[0] <= size[1] else (extent, spec.size)
+
+
+def _boxes(width: int, height: int, spec: Preprocess) -> list[tuple[int, int, int, int]]:
+    """Left, top, right, bottom of the tiles in a frame of ``width`` x ``height``."""
+    if spec.tiles == "none":
+        return [(0, 0, width, height)]
+    side = spec.size
+    return [(0, 0, side, side), (width - side, height - side, width, height)]
+
+
+def to_batch_images(
+    prepared: Sequence[Prepared],
+    spec: Preprocess,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return normalised images (B, T, 3, S, S) on ``device``.
+
+    Bytes travel, then /255, - mean, / std in float32 on the device: on the CPU the same bits as
+    torchvision's ToTensor and Normalize; another ``dtype`` is rounded to at the end.
+    Raises UsageError when frames without tiles differ in shape, so that they cannot be one batch.
+    """
+    shapes = {tuple(p.tiles.shape) for p in prepared}
+    if len(shapes) != 1:
+        raise UsageError(f"images of shapes {sorted(shapes)} cannot be one batch; use batch size 1 or tiles")
+    stacked = torch.stack([p.tiles for p in prepared]).to(device, non_blocking=True)
+    mean, std = (torch.tensor(v, device=stacked.device).view(3, 1, 1) for v in (spec.mean, spec.std))
+    return stacked.contiguous().float().div_(255).sub_(mean).div_(std).to(dtype)
+
+
+def stream(
+    samples: Iterable[Sample],
+    specs: Sequence[Preprocess],
+    *,
+    workers: int | None = None,
+    ahead: int | None = None,
+    orient: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[Loaded]:
+    """Yield the samples in order, decoded by ``workers`` threads (default: one per CPU, at most 16).
+
+    At most ``ahead`` (default 4 per worker) images are held besides the one in use, however long
+    ``samples`` is.  A file that fails becomes a `Loaded` with ``error``; nothing is raised for it.
+    Closing the generator drops what is queued and ends the threads.
+    """
+    workers = workers or min(16, len(os.sched_getaffinity(0)))
+    distinct = tuple(dict.fromkeys(specs))
+    numbered = iter(enumerate(samples))
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="zsad-decode")
+    queue: deque[Future[Loaded]] = deque()
+
+    def fill(count: int) -> None:
+        for index, sample in islice(numbered, count):
+            queue.append(pool.submit(_load, index, sample, distinct, orient, max_pixels))
+
+    try:
+        fill(ahead or 4 * workers)
+        while queue:
+            done = queue.popleft().result()
+            fill(1)
+            yield done
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _load(index: int, sample: Sample, specs: Sequence[Preprocess], orient: bool, max_pixels: int) -> Loaded:
+    digest = ""
+    try:
+        data = read(sample.image, sample.key)
+        digest = hashlib.sha256(data).hexdigest()
+        image = decode(data, name=sample.key, orient=orient, max_pixels=max_pixels)
+        inputs = {spec: preprocess(image, spec, name=sample.key) for spec in specs}
+    except DatasetError as error:
+        return Loaded(index, sample, sha256=digest, error=str(error))
+    except MemoryError:
+        return Loaded(index, sample, sha256=digest, error=f"{sample.key}: not enough memory to decode it")
+    return Loaded(index, sample, inputs, digest, (image.height, image.width), notes=_notes(image))
+
+
+def _notes(image: Image.Image) -> tuple[str, ...]:
+    if image.mode == "I" or image.mode in SIXTEEN_BIT:
+        return ("16-bit values scaled by 1/257 to 8 bit",)
+    return ("CMYK converted to RGB without a colour profile",) if image.mode == "CMYK" else ()
