@@ -1,0 +1,389 @@
+"""Where CLIP weights come from: open_clip tags, local files, or deterministic noise.
+
+No file is ever executed: safetensors and tensor-only pickles are read as data, and of a TorchScript
+archive (the form in which OpenAI published CLIP) only the tensors are taken.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import torchscript
+from .errors import WeightsError, suggest
+from .files import sha256_of
+from .method import Backbone
+
+Activation = Literal["gelu", "quick_gelu"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One CLIP's architecture and the place its tensors come from.
+
+    ``source`` is the file, or ``random:<seed>``; ``digest`` its SHA-256 (for noise: its name).
+    """
+
+    name: str
+    config: dict[str, Any] = field(repr=False)
+    source: Path | str
+    tag: str
+    digest: str
+    activation: Activation
+
+    def architecture(self) -> dict[str, Any]:
+        """Return the arguments of ``open_clip.model.CLIP``.
+
+        Raises:
+            WeightsError: if the config asks for a tower of another kind.
+        """
+        config = copy.deepcopy(self.config)
+        vision, text = config["vision_cfg"], config["text_cfg"]
+        foreign = next(
+            (k for k in ("timm_model_name", "hf_model_name") if vision.get(k) or text.get(k)), None
+        )
+        if foreign or isinstance(vision.get("layers"), list):
+            raise WeightsError(
+                f"backbone '{self.name}' is not a plain ViT CLIP ({foreign or 'ResNet image tower'}); choose "
+                "one such as ViT-B-16, ViT-B-16-plus-240, ViT-L-14 or ViT-L-14-336"
+            )
+        return {
+            "embed_dim": config["embed_dim"],
+            "vision_cfg": vision,
+            "text_cfg": text,
+            "quick_gelu": self.activation == "quick_gelu",
+        }
+
+    def load_into(self, model: Any) -> None:
+        """Put the tensors (as float32) into ``model``, which may live on the meta device.
+
+        Raises:
+            WeightsError: if the tensors are those of another architecture, saying what differs.
+        """
+        wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+        if isinstance(self.source, str):
+            tensors = random_state(self.name, wanted, int(self.source.partition(":")[2]))
+        else:
+            tensors = read_state(self.source)
+        differences = _compare(wanted, tensors)
+        if differences:
+            raise WeightsError(
+                f"{self.source}: weights of another architecture than '{self.name}': {differences}; "
+                "pass the backbone they belong to with --backbone"
+            )
+        model.load_state_dict({key: tensors[key].float() for key in wanted}, strict=True, assign=True)
+
+    def tokenizer(self) -> Any:
+        """Return CLIP's tokenizer: a call ``(texts, context_length=n)`` gives token ids."""
+        import open_clip
+
+        if self.config["text_cfg"].get("hf_tokenizer_name"):
+            raise WeightsError(
+                f"backbone '{self.name}' needs a tokenizer that must be downloaded; choose another"
+            )
+        return open_clip.tokenizer.SimpleTokenizer(
+            context_length=self.config["text_cfg"].get("context_length", 77)
+        )
+
+
+def architectures() -> list[str]:
+    """Return every backbone name: open_clip's and those shipped here."""
+    import open_clip
+
+    return sorted({*open_clip.list_models(), *(path.stem for path in _shipped().glob("*.json"))})
+
+
+@cache
+def _config(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise WeightsError(
+                f"{name}: no such architecture file; give a JSON as open_clip's model_configs are"
+            )
+        return _read_config(path)
+    if (_shipped() / f"{name}.json").is_file():
+        return _read_config(_shipped() / f"{name}.json")
+    import open_clip
+
+    config = open_clip.get_model_config(name) if "/" not in name and ":" not in name else None
+    if config is None:
+        raise WeightsError(f"unknown backbone '{name}'.{suggest(name, architectures())}")
+    return dict(config)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config = config.get("model_cfg", config)
+        _ = config["embed_dim"], config["vision_cfg"], config["text_cfg"]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise WeightsError(
+            f"{path}: not an open_clip architecture ({error!r}); it needs embed_dim, vision_cfg and text_cfg"
+        ) from None
+    return dict(config)
+
+
+def _shipped() -> Path:
+    return Path(__file__).parent / "backbones"
+
+
+def native_size(name: str) -> int:
+    """Return the input side in pixels that backbone ``name`` was made for."""
+    size = _config(name)["vision_cfg"]["image_size"]
+    return int(size[0] if isinstance(size, list) else size)
+
+
+def layers_and_patch(name: str) -> tuple[int, int]:
+    """Return the number of image blocks and the patch side of backbone ``name``."""
+    vision = _config(name)["vision_cfg"]
+    return int(vision["layers"]), int(vision["patch_size"])
+
+
+def find_weights(backbone: Backbone) -> Weights:
+    """Resolve ``backbone.weights``: ``random[:SEED]``, a file, or one of open_clip's tags.
+
+    Raises:
+        WeightsError: for an unknown backbone or tag, a missing file, or a tag that cannot be downloaded.
+    """
+    name, tag = backbone.name, backbone.weights
+    config = _config(name)
+    quick = bool(config.get("quick_gelu", False))
+    if tag == "random" or tag.startswith("random:"):
+        seed = tag.partition(":")[2] or "0"
+        if not seed.isdigit():
+            raise WeightsError(
+                f"--weights {tag}: the seed of random weights is a whole number, as in random:3"
+            )
+        source: Path | str = f"random:{seed}"
+        digest = f"random/{Path(name).stem}/{seed}"
+    elif Path(tag).suffix in (".safetensors", ".pt", ".pth", ".bin") or "/" in tag:
+        source = Path(tag)
+        if not source.is_file():
+            raise WeightsError(
+                f"{tag}: no such weight file; give a .safetensors or .pt file, a tag, or 'random'"
+            )
+        digest = sha256_of(source)
+        # OpenAI's own archives are TorchScript, and OpenAI trained with QuickGELU.
+        quick = quick or torchscript.is_archive(source)
+    else:
+        source = fetch(name, tag)
+        digest = sha256_of(source)
+        quick = quick or _is_quick(name, tag)
+    activation: Activation = "quick_gelu" if quick else "gelu"
+    if backbone.activation != "auto":
+        activation = backbone.activation
+    return Weights(name, config, source, tag, digest, activation)
+
+
+def _entry(name: str, tag: str) -> dict[str, Any]:
+    from open_clip import pretrained
+
+    entry = pretrained.get_pretrained_cfg(name.removesuffix("-quickgelu"), tag)
+    if not entry:
+        tags = pretrained.list_pretrained_tags_by_model(name.removesuffix("-quickgelu"))
+        known = suggest(tag, [*tags, "random"])
+        raise WeightsError(f"no weights '{tag}' are published for backbone '{name}'.{known}")
+    return dict(entry)
+
+
+def _is_quick(name: str, tag: str) -> bool:
+    return bool(_entry(name, tag).get("quick_gelu", False))
+
+
+def fetch(name: str, tag: str) -> Path:
+    """Return the file of open_clip's weights ``tag``, downloading it on first use.
+
+    Raises:
+        WeightsError: naming the file to fetch on another machine when the download fails.
+    """
+    from open_clip import pretrained
+
+    entry = _entry(name, tag)
+    try:
+        return Path(pretrained.download_pretrained(entry))
+    except Exception as error:
+        where = entry.get("hf_hub", "").rstrip("/")
+        hub = f"open_clip_model.safetensors of the Hugging Face repository {where}" if where else ""
+        options = " or ".join(filter(None, [hub, entry.get("url", "")]))
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"weights {name}/{tag} are not on this machine and could not be downloaded ({reason[:120]}); "
+            f"fetch {options} elsewhere and pass it with --weights FILE"
+        ) from error
+
+
+def verify(name: str, tag: str) -> dict[str, str]:
+    """Check a weight file (tag or path) for ``name``: its SHA-256 where published, then every key and shape.
+
+    Returns the file, its SHA-256, the published digest it was compared with, and the activation.
+
+    Raises:
+        WeightsError: if the digest or the architecture differs.
+    """
+    import open_clip
+
+    weights = find_weights(Backbone(name, tag))
+    published = ""
+    if isinstance(weights.source, Path) and tag != str(weights.source):
+        published = _published_digest(_entry(name, tag).get("url", ""), weights.source)
+        if published and not weights.digest.startswith(published):
+            raise WeightsError(
+                f"{weights.source}: SHA-256 is {weights.digest}, published is {published}...; delete it "
+                f"and run: zsad weights prefetch {name} {tag}"
+            )
+    with torch.device("meta"):
+        model = open_clip.model.CLIP(**weights.architecture())
+    weights.load_into(model)
+    return {
+        "file": str(weights.source),
+        "sha256": weights.digest,
+        "published": published or "none",
+        "activation": weights.activation,
+    }
+
+
+def _published_digest(url: str, file: Path) -> str:
+    # The digest in a release's URL is that of the .pt file, not of a converted copy.
+    if file.suffix == ".safetensors":
+        return file.resolve().name if re.fullmatch(r"[0-9a-f]{64}", file.resolve().name) else ""
+    found = re.search(r"/([0-9a-f]{64})/|-([0-9a-f]{8})\.pt$", url)
+    return next(filter(None, found.groups()), "") if found else ""
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a CLIP state dict from .safetensors, a tensor-only pickle or a TorchScript archive.
+
+    Raises:
+        WeightsError: if the file is damaged or holds anything but tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        elif torchscript.is_archive(path):
+            state = torchscript.read_tensors(path)
+        else:
+            mapped = zipfile.is_zipfile(path)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"{path}: cannot be read as weights ({reason[:160]}); it must be a complete .safetensors file "
+            "or a .pt file that holds tensors only"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path}: holds a {type(state).__name__}, not a dict of tensors")
+    tensors = {_plain_key(str(k)): v for k, v in state.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{path}: holds no tensors")
+    return tensors
+
+
+def _plain_key(key: str) -> str:
+    key = key.removeprefix("module.")
+    return key.removeprefix("text.") if key.startswith("text.") else key
+
+
+# Buffers and sizes that published files carry beside the weights.
+_SURPLUS = {"input_resolution", "context_length", "vocab_size", "attn_mask", "logit_bias"}
+
+
+def _compare(wanted: dict[str, tuple[int, ...]], tensors: dict[str, Tensor]) -> str:
+    """Return what differs between the wanted shapes and the tensors, in words; empty if nothing does."""
+    held = {key: tuple(value.shape) for key, value in tensors.items() if key not in _SURPLUS}
+    if held.get("logit_scale") == (1,) and wanted.get("logit_scale") == ():
+        tensors["logit_scale"], held["logit_scale"] = tensors["logit_scale"][0], ()
+    if held == wanted:
+        return ""
+    parts = [
+        f"{what} {_fact(held, key, axis)} in the file, {_fact(wanted, key, axis)} expected"
+        for what, key, axis in _FACTS
+        if _fact(held, key, axis) != _fact(wanted, key, axis)
+    ]
+    missing, surplus = sorted(wanted.keys() - held.keys()), sorted(held.keys() - wanted.keys())
+    if missing and not parts:
+        parts.append(f"{len(missing)} missing, first {missing[0]}")
+    if surplus and not parts:
+        parts.append(f"{len(surplus)} surplus, first {surplus[0]}")
+    if not parts:
+        key = next(key for key in sorted(wanted) if wanted[key] != held.get(key))
+        parts.append(f"{key} is {held.get(key)} in the file, {wanted[key]} expected")
+    return "; ".join(parts)
+
+
+_FACTS = (
+    ("image width", "visual.conv1.weight", 0),
+    ("patch", "visual.conv1.weight", 2),
+    ("image tokens", "visual.positional_embedding", 0),
+    ("image blocks", "visual.transformer.resblocks.*.ln_1.weight", None),
+    ("text width", "token_embedding.weight", 1),
+    ("text blocks", "transformer.resblocks.*.ln_1.weight", None),
+    ("joint width", "text_projection", 1),
+)
+
+
+def _fact(shapes: dict[str, tuple[int, ...]], key: str, axis: int | None) -> int:
+    if axis is None:
+        pattern = re.compile(re.escape(key).replace(r"\*", r"\d+"))
+        return sum(1 for name in shapes if pattern.fullmatch(name))
+    shape = shapes.get(key, ())
+    return shape[axis] if len(shape) > axis else 0
+
+
+def random_state(name: str, shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tensor]:
+    """Return deterministic noise for ``shapes``, scaled so that activations and attention stay lively.
+
+    Each tensor has a generator of its own, seeded by its name (NumPy keeps the stream of RandomState
+    frozen), so the bits depend on nothing but (name, seed).
+    """
+    salt = Path(name).stem if seed == 0 else f"{Path(name).stem}/{seed}"
+    width = {"visual.": shapes["visual.class_embedding"][0], "": shapes["token_embedding.weight"][1]}
+    return {
+        key: _noise(f"{salt}/{key}", key, shape, width["visual." if key.startswith("visual.") else ""])
+        for key, shape in shapes.items()
+    }
+
+
+def _noise(salt: str, key: str, shape: tuple[int, ...], width: int) -> Tensor:
+    if key == "logit_scale":
+        return torch.tensor(np.log(100.0), dtype=torch.float32)
+    std, mean = _spread(key, shape, width)
+    rng = np.random.RandomState(zlib.crc32(salt.encode()))
+    return torch.from_numpy((mean + std * rng.standard_normal(shape)).astype(np.float32))
+
+
+def _spread(key: str, shape: tuple[int, ...], width: int) -> tuple[float, float]:
+    """Return standard deviation and mean of a parameter's noise."""
+    if re.search(r"\bln_\w+\.weight$", key):
+        return 0.1, 1.0
+    table = (
+        ("out_proj.weight", 0.5 * width**-0.5),
+        ("c_proj.weight", 0.5 * width**-0.5),
+        ("in_proj_weight", 1.5 * width**-0.5),
+        ("c_fc.weight", width**-0.5),
+        ("out_proj.bias", 0.05),
+        ("c_proj.bias", 0.05),
+        ("positional_embedding", 0.3),
+        ("class_embedding", 1.0),
+        ("token_embedding.weight", 1.0),
+        ("conv1.weight", 2.0 * float(np.prod(shape[1:])) ** -0.5),
+        ("proj", width**-0.5),
+        ("text_projection", width**-0.5),
+    )
+    return next((std for suffix, std in table if key.endswith(suffix)), 0.1), 0.0
