@@ -7,6 +7,7 @@ Only raster formats are opened (PIL would hand an EPS file to an external interp
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,6 +101,12 @@ def alpha_of(image: Image.Image) -> NDArray[np.uint8] | None:
     if "transparency" in image.info:
         return np.asarray(image.convert("RGBA").getchannel("A"))
     return None
+
+
+def default_workers() -> int:
+    """Return one decoding thread per CPU this process may use, at most 16."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(16, usable or 1)
 
 
 @contextmanager

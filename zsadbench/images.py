@@ -8,24 +8,26 @@ masks and the scan of a whole dataset are offered here too.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .decoding import MAX_PIXELS, SIXTEEN_BIT, ImageInfo, decode, probe, read
+from .decoding import MAX_PIXELS, SIXTEEN_BIT, ImageInfo, decode, default_workers, probe, read
 from .errors import DatasetError, UsageError
 from .masks import mask_at, read_mask
 from .method import Preprocess
-from .samples import Sample
 from .scanning import scan
+
+if TYPE_CHECKING:
+    from .samples import Sample
 
 __all__ = [
     "MAX_PIXELS",
@@ -49,7 +51,7 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 class Prepared:
     """One image after one preprocessing.
 
-    ``tiles`` (T, 3, S, S) uint8; ``boxes`` (T, 4) int64: left, top, right, bottom of each tile in
+    ``tiles`` (T, 3, S, S) uint8, a view of colour-last memory; ``boxes`` (T, 4) int64: left, top, right, bottom of each tile in
     the frame; ``frame`` (2,) int64: height and width of the resized image before tiling.
     """
 
@@ -90,10 +92,11 @@ def preprocess(image: Image.Image, spec: Preprocess, *, name: str = "image") -> 
         image = image.resize((width, height), _FILTERS[spec.interpolation])
     except ValueError as error:
         raise DatasetError(f"{name}: PIL cannot resize mode {image.mode}; convert the file to RGB") from error
-    pixels = torch.from_numpy(np.array(_rgb(image, name))).permute(2, 0, 1)
+    pixels = np.array(_rgb(image, name))
     boxes = _boxes(width, height, spec)
-    tiles = torch.stack([pixels[:, top:bottom, left:right] for left, top, right, bottom in boxes])
-    return Prepared(tiles, torch.tensor(boxes), torch.tensor((height, width)))
+    tiles = [pixels[top:bottom, left:right] for left, top, right, bottom in boxes]
+    stacked = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2)
+    return Prepared(stacked, torch.tensor(boxes), torch.tensor((height, width)))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -105,6 +108,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB":
+        return image
     try:
         return image.convert("RGB")  # drops alpha: every reference does, none composites
     except ValueError as error:
@@ -153,7 +158,9 @@ def to_batch_images(
     shapes = {tuple(p.tiles.shape) for p in prepared}
     if len(shapes) != 1:
         raise UsageError(f"images of shapes {sorted(shapes)} cannot be one batch; use batch size 1 or tiles")
-    stacked = torch.stack([p.tiles for p in prepared]).to(device, non_blocking=True)
+    # Tiles lie in memory as PIL wrote them, colour last: the device turns them, after the copy.
+    colour_last = torch.stack([p.tiles.permute(0, 2, 3, 1) for p in prepared])
+    stacked = colour_last.to(device, non_blocking=True).permute(0, 1, 4, 2, 3)
     mean, std = (torch.tensor(v, device=stacked.device).view(3, 1, 1) for v in (spec.mean, spec.std))
     return stacked.contiguous().float().div_(255).sub_(mean).div_(std).to(dtype)
 
@@ -173,7 +180,7 @@ def stream(
     ``samples`` is.  A file that fails becomes a `Loaded` with ``error``; nothing is raised for it.
     Closing the generator drops what is queued and ends the threads.
     """
-    workers = workers or min(16, len(os.sched_getaffinity(0)))
+    workers = workers or default_workers()
     distinct = tuple(dict.fromkeys(specs))
     numbered = iter(enumerate(samples))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="zsad-decode")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ from PIL import Image
 
 from .decoding import MAX_PIXELS, SIXTEEN_BIT, alpha_of, decode, probe
 from .errors import DatasetError
-from .samples import Sample
+
+if TYPE_CHECKING:
+    from .samples import Sample
 
 Mask = NDArray[np.bool_]
 Positive = str | Sequence[int]
@@ -94,7 +96,7 @@ def mask_at(
             f"{sample.key}: anomalous but without a mask, so it has no pixel metrics; "
             "add the mask, or take image metrics only"
         )
-    name = f"mask of {sample.key}"
+    name = f"{sample.key}: mask {sample.mask.name}"
     mask = read_mask(sample.mask, positive, name=name, max_pixels=max_pixels)
     image_size = image_size or probe(sample.image, name=sample.key, max_pixels=max_pixels).size
     if mask.shape != image_size:

@@ -3,62 +3,60 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 
-from .decoding import MAX_PIXELS, SIXTEEN_BIT, ImageInfo, alpha_of, decode, probe, read
+from .decoding import MAX_PIXELS, SIXTEEN_BIT, ImageInfo, alpha_of, decode, default_workers, probe, read
 from .errors import DatasetError
 from .masks import Mismatch, Positive, inspect_mask, size_mismatch
-from .samples import Sample
-
-if TYPE_CHECKING:
-    from .samples import Problem
+from .samples import Problem, Sample
 
 SMALLEST_SIDE = 32
+EXAMPLES = 4
 
 
 class Trait(NamedTuple):
-    """A property worth one line for all files that have it; ``{n}`` is their number."""
+    """A property worth one warning for all files that have it; ``{n}`` is their number."""
 
-    level: Literal["warning", "note"]
-    line: str
+    reason: str
+    remedy: str
 
 
 TRAITS = {
     "tiny": Trait(
-        "warning",
-        f"{{n}} images are below {SMALLEST_SIDE} pixels on a side and are enlarged; check that they are "
-        "meant to be so small",
+        f"{{n}} images are below {SMALLEST_SIDE} pixels on a side and are enlarged",
+        "check that they are meant to be so small",
     ),
     "rotated": Trait(
-        "warning",
-        "{n} images carry an EXIF rotation, which is ignored because masks are drawn on the stored pixels; "
+        "{n} images carry an EXIF rotation, which is ignored because masks are drawn on the stored pixels",
         "save them upright if that is wrong",
     ),
-    "cmyk": Trait("warning", "{n} images are CMYK and are converted to RGB without a colour profile"),
-    "deep": Trait("warning", "{n} images have 16-bit values, which are scaled by 1/257 to 8 bit"),
+    "cmyk": Trait("{n} images are CMYK and are converted without a colour profile", "save them as RGB"),
+    "deep": Trait(
+        "{n} images have 16-bit values, which are scaled by 1/257 to 8 bit",
+        "stretch and save them as 8 bit if they use a part of the range",
+    ),
     "translucent": Trait(
-        "warning", "{n} images are partly transparent; alpha is dropped, not blended with a background"
+        "{n} images are partly transparent; alpha is dropped, not blended with a background",
+        "save them as RGB to choose the background",
     ),
     "empty": Trait(
-        "warning",
-        "{n} anomalous images have a mask without a positive value; they are kept, with no defect pixel",
+        "{n} anomalous images have a mask without a defect pixel and are kept so",
+        'correct the masks, or set empty_mask = "error" or "drop"',
     ),
     "grey": Trait(
-        "warning",
-        '{n} masks have soft edges: the rule ">127" would drop {share:.0%} of their non-zero pixels; '
-        '">0" is the custom of the field, set mask_positive to choose',
+        '{n} masks have soft edges: the rule ">127" would drop {share:.0%} of their pixels above 0',
+        'set mask_positive to choose (">0" is the custom of the field)',
     ),
     "alpha": Trait(
-        "warning",
-        '{n} masks are drawn in the alpha channel over one colour; set mask_positive = "alpha>0" to use it',
+        "{n} masks are drawn in the alpha channel over one colour, so they are empty",
+        'set mask_positive = "alpha>0" to use the alpha channel',
     ),
 }
 
@@ -100,7 +98,7 @@ def scan(
     """
     samples = list(samples)
     options = _Options(full, orient, positive, mismatch, max_pixels)
-    with ThreadPoolExecutor(workers or min(16, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(workers or default_workers()) as pool:
         found = list(pool.map(partial(_examine, options=options), samples))
     pairs = list(zip(samples, found, strict=True))
     return [*_errors(pairs), *_traits(pairs), *_duplicates(pairs)]
@@ -153,7 +151,7 @@ def _look_at_mask(
     sample: Sample, image_size: tuple[int, int] | None, options: _Options
 ) -> tuple[list[str], float]:
     assert sample.mask is not None
-    name = f"mask of {sample.key}"
+    name = f"{sample.key}: mask {sample.mask.name}"
     size = probe(sample.mask, name=name, max_pixels=options.max_pixels).size
     if image_size and (reason := size_mismatch(size, image_size, options.mismatch)):
         raise DatasetError(f"{name}: {reason}")
@@ -168,28 +166,23 @@ def _look_at_mask(
     return [trait for trait, holds in present.items() if holds], content.grey
 
 
-def _problem(level: str, key: str, text: str) -> Problem:
-    from .samples import Problem
-
-    return Problem(level, key, text)
-
-
 _Pairs = Sequence[tuple[Sample, _Findings]]
 
 
 def _errors(pairs: _Pairs) -> Iterator[Problem]:
     for sample, found in pairs:
         for text in found.errors:
-            yield _problem("error", sample.key, text)
+            reason, _, remedy = text.removeprefix(f"{sample.key}: ").rpartition("; ")
+            yield Problem("error", sample.key, reason, remedy)
 
 
 def _traits(pairs: _Pairs) -> Iterator[Problem]:
-    for trait, (level, line) in TRAITS.items():
+    for trait, (reason, remedy) in TRAITS.items():
         having = [(sample, found) for sample, found in pairs if trait in found.traits]
         if having:
             share = sum(found.grey for _, found in having) / len(having)
-            first = having[0][0].key
-            yield _problem(level, first, f"{line.format(n=len(having), share=share)} (first: {first})")
+            line = reason.format(n=len(having), share=share)
+            yield Problem("warning", "", f"{line} ({_examples([sample for sample, _ in having])})", remedy)
 
 
 def _duplicates(pairs: _Pairs) -> Iterator[Problem]:
@@ -201,11 +194,14 @@ def _duplicates(pairs: _Pairs) -> Iterator[Problem]:
     repeated = [group for group in groups.values() if len(group) > 1]
     if repeated:
         surplus = sum(len(group) - 1 for group in repeated)
-        example = ", ".join(sample.key for sample in repeated[0])
-        text = f"{len(repeated)} groups of byte-identical images ({surplus} surplus), for example {example}"
-        yield _problem("note", repeated[0][0].key, text)
+        count = f"{len(repeated)} groups of byte-identical images, {surplus} more than needed"
+        yield Problem("note", "", f"{count} ({_examples(repeated[0])})")
     for group in repeated:
         if len({sample.anomalous for sample in group}) == 2:
-            keys = ", ".join(sample.key for sample in group)
-            text = f"byte-identical images are labelled both normal and anomalous: {keys}; correct the labels"
-            yield _problem("warning", group[0].key, text)
+            reason = f"byte-identical images are labelled normal and anomalous ({_examples(group)})"
+            yield Problem("warning", "", reason, "correct the labels")
+
+
+def _examples(samples: Sequence[Sample]) -> str:
+    more = len(samples) - EXAMPLES
+    return ", ".join(sample.key for sample in samples[:EXAMPLES]) + (f" and {more} more" if more > 0 else "")
