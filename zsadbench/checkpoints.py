@@ -67,15 +67,13 @@ def load_checkpoint(path: str | Path, method: str, shapes: Shapes) -> dict[str, 
     if not str(path):
         raise MethodError(
             f"'{method}' is a trained method and needs a checkpoint: pass one with --checkpoint FILE; train "
-            f"it with zsad train --method {method} --dataset DATASET --out FILE, or convert the authors' file with "
+            f"it with zsad train --method {method} --dataset DATASET --out FILE, or convert the authors' with "
             f"zsad checkpoints import FILE --method {method} --trained-on DATASET"
         )
     path = Path(path)
     provenance = read_provenance(path)
     if provenance.method != method:
-        raise WeightsError(
-            f"{path}: a checkpoint of '{provenance.method}', not of '{method}'; pass another with --checkpoint"
-        )
+        raise WeightsError(f"{path}: a checkpoint of '{provenance.method}', not of '{method}'; pass another")
     with _opened(path) as file:
         held = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         if differences := compare_shapes(held, shapes):
