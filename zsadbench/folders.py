@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .descriptions import Description, parse_description
 from .errors import DatasetError
-from .templates import SUFFIXES
+from .templates import is_image
 from .tree import Tree
 
 NORMAL = ("good", "ok", "normal")
@@ -23,7 +23,7 @@ def describe_folder(folder: Path) -> Description:
     text = draft(folder)
     if text is None:
         images = Tree(folder).folder("").files
-        unlabelled = any(name.lower().endswith(SUFFIXES) for name in images)
+        unlabelled = any(is_image(name) for name in images)
         raise DatasetError(
             f"{folder}: the layout is not known. "
             + ("The images have no labels: use them with `zsad predict`. " if unlabelled else "")
@@ -112,7 +112,7 @@ def _listed(tree: Tree) -> Found | None:
 
 
 def _has_images(tree: Tree, folder: str) -> bool:
-    return any(name.lower().endswith(SUFFIXES) for name in tree.folder(folder).files)
+    return any(is_image(name) for name in tree.folder(folder).files)
 
 
 def _classes(names: list[str]) -> str:
@@ -130,14 +130,14 @@ def _quoted(text: str) -> str:
 _HEAD = """\
 # A dataset description. Check it with: zsad datasets check THIS_FILE
 format = 1
-id = "{id}"                       # names the dataset in records and tables
+id = "{id}"   # names the dataset in records and tables
 title = {title}
-domain = "industrial"              # or "medical", or a word of your own
+domain = "industrial"   # or "medical", or a word of your own
 license = "not stated"
 url = "-"
-masks = "{masks}"                # "required", "optional" or "none" (image metrics only)
-# mask_positive = ">0"             # which mask values are defects: ">0", ">127", or a list such as [1, 2]
-# mask_mismatch = "nearest"        # accept masks of another size with the same aspect
+masks = "{masks}"   # "required", "optional" or "none" (image metrics only)
+# mask_positive = ">0"   # which mask values are defects: ">0", ">127", or a list such as [1, 2]
+# mask_mismatch = "nearest"   # accept masks of another size with the same aspect
 # expect = {{ normal = 0, anomaly = 0 }}   # counts of the full test set; others give a warning
 """
 
@@ -158,13 +158,13 @@ _RULE_LABELLED = """
 # {{name:a|b}} captures one of the listed folders, {{stem}} a file name, {{ext}} is any image suffix.
 class = {name}
 image = "{{specie:{kinds}}}/{{stem}}.{{ext}}"
-# mask = "masks/{{stem}}.png"        # with masks = "required"
+# mask = "masks/{{stem}}.png"   # with masks = "required"
 normal_when = {{ specie = [{normal}] }}   # every other folder is anomalous
 """
 
 _RULE_META = """
 [[samples]]
-table = "meta.json"                # paths in it are relative to this folder
+table = "meta.json"   # paths in it are relative to this folder
 records = "{split:train|test}/{class}"
 columns = { image = "img_path", mask = "mask_path", specie = "specie_name", label = "anomaly" }
 image = "{image}"
@@ -176,7 +176,7 @@ anomaly_when = { label = [1] }
 _RULE_JSONL = """
 [[samples]]
 split = "test"
-table = "full-shot.jsonl"          # paths in it are relative to this folder
+table = "full-shot.jsonl"   # paths in it are relative to this folder
 columns = { class = "class_name", image = "image_path", mask = "mask_path", label = "label" }
 image = "{image}"
 mask = "{mask}"

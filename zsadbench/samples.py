@@ -20,7 +20,7 @@ from .descriptions import Description, Expect, Masks, read_description, shipped_
 from .errors import DatasetError, suggest
 from .folders import describe_folder
 from .listing import Candidate, Listing, list_root
-from .templates import SUFFIXES, nfc
+from .templates import SUFFIXES, is_image, nfc
 from .tree import Problem, Severity, Tree
 
 __all__ = [
@@ -182,7 +182,7 @@ def list_images(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if path.is_dir():
             names = Tree(path).folder("").files
-            images = [path / name for name in names if name.lower().endswith(SUFFIXES)]
+            images = [path / name for name in names if is_image(name)]
             if not images:
                 raise DatasetError(f"{path}: no image in this folder (looked for {', '.join(SUFFIXES)}).")
             found += images

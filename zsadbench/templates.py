@@ -19,6 +19,11 @@ _NAME = re.compile(r"([A-Za-z_]\w*)(?::(.+))?", re.DOTALL)
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
+def is_image(name: str) -> bool:
+    """Tell whether a file name has the suffix of an image."""
+    return "." in name and name.rpartition(".")[2].lower() in SUFFIXES
+
+
 class TemplateError(ValueError):
     """A template that cannot be understood, or a value that does not fit it."""
 

@@ -1,0 +1,212 @@
+"""``zsad datasets``: list, show, check, export and describe datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..cards import card_paths
+from ..descriptions import Description, shipped_description
+from ..errors import DatasetError
+from ..folders import draft, identifier
+from ..samples import Dataset, Problem, load_dataset, resolve, survey_dataset
+
+app = typer.Typer(help="List, show, check, export and describe datasets.", no_args_is_help=False)
+
+Spec = Annotated[str, typer.Argument(metavar="DATASET", help="An id, a .toml file or a folder.")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder of the dataset, or one with a folder per id.  [env: ZSAD_DATA]"),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
+FollowOutside = Annotated[
+    bool, typer.Option("--follow-outside", help="Follow links that leave the dataset's folder.")
+]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Accept listed classes without samples.")]
+
+
+@app.callback(invoke_without_command=True)
+def list_datasets(context: typer.Context) -> None:
+    """List the known datasets."""
+    if context.invoked_subcommand is not None:
+        return
+    console = Console() if Console().is_terminal else Console(width=160)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("id", no_wrap=True)
+    table.add_column("title")
+    table.add_column("domain", no_wrap=True)
+    for name in ("categories", "normal", "anomalous"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("masks", no_wrap=True)
+    table.add_column("licence")
+    for name in card_paths("datasets"):
+        table.add_row(*map(escape, _summary(shipped_description(name))))
+    console.print(table)
+    console.print("\nCounts are those of the full test set. More: zsad datasets show ID", markup=False)
+
+
+@app.command()
+def show(dataset: Spec, data: Data = None) -> None:
+    """Show what a dataset is and how its folder must look."""
+    description, _ = resolve(dataset, data or Path())
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    total = description.expect.total if description.expect else None
+    facts = {
+        "id": description.id,
+        "domain": description.domain,
+        "licence": description.license,
+        "download": description.url,
+        "masks": _masks(description),
+        "test set": f"{total[0]} normal, {total[1]} anomalous" if total else "counts not known",
+    }
+    console.print(f"{description.title}\n")
+    for name, value in facts.items():
+        console.print(f"{name:<10}{value}")
+    roots = " or ".join("the folder itself" if sub == "." else f"{sub}/" for sub in description.subroot)
+    console.print(f"\nExpected below {roots}:")
+    for line in description.outline():
+        console.print(f"  {line}")
+    _show_categories(console, description)
+    console.print(f"\n{description.citation}" if description.citation else "\nNo citation is known.")
+
+
+@app.command()
+def check(
+    dataset: Spec,
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="Which split to check.")] = "test",
+    follow_outside: FollowOutside = False,
+    allow_missing: AllowMissing = False,
+) -> None:
+    """Open every file of a dataset and report all problems at once.
+
+    Exit code 2 with errors; warnings, such as other counts than the full set has, leave it at 0.
+    """
+    found = survey_dataset(
+        dataset, data, split=split, follow_outside=follow_outside, allow_missing=allow_missing
+    )
+    problems = [*found.problems, *_scan(found)]
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for severity in ("error", "warning", "note"):
+        for problem in problems:
+            if problem.severity == severity:
+                console.print(str(problem))
+    errors = sum(problem.severity == "error" for problem in problems)
+    normal = sum(not sample.anomalous for sample in found.samples)
+    console.print(
+        f"{found.id} in {found.root}: {len(found.categories)} categories, {normal} normal and "
+        f"{len(found.samples) - normal} anomalous {split} images, {errors} errors."
+    )
+    if errors:
+        raise typer.Exit(2)
+
+
+@app.command()
+def export(
+    dataset: Spec,
+    meta_json: Annotated[Path, typer.Option("--meta-json", help="The file to write.")],
+    data: Data = None,
+    force: Force = False,
+) -> None:
+    """Write a dataset's list in the meta.json form that most code of the field reads."""
+    from ..exchange import write_meta_json
+
+    test = load_dataset(dataset, data)
+    parts = [*_train_part(dataset, data), test]
+    write_meta_json(meta_json, parts, force)
+    typer.echo(f"Wrote {meta_json} ({', '.join(f'{len(p.samples)} {p.split}' for p in parts)} images).")
+    if meta_json.resolve().parent != test.root.resolve():
+        typer.echo(f"Its paths are relative to {test.root}: put it there before use.")
+
+
+@app.command()
+def new(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with images of your own.")],
+    out: Annotated[Path | None, typer.Option(help="The file to write.  [default: DIR/<name>.toml]")] = None,
+    normal: Annotated[str, typer.Option(help="Name of the folders that hold normal images.")] = "",
+    force: Force = False,
+) -> None:
+    """Write a commented description (.toml) for a folder."""
+    from ..files import write_atomic
+
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder; check the spelling of the path.")
+    text = draft(folder, normal)
+    if text is None:
+        raise DatasetError(
+            f"{folder}: no folder of normal images found (looked for good, ok, normal beside others, and for "
+            "test/ with one of these); name yours with --normal, or arrange the images so."
+        )
+    path = out or folder / f"{identifier(folder.resolve().name)}.toml"
+    if path.exists() and not force:
+        raise DatasetError(f"{path} exists; give another name with --out, or --force to replace it.")
+    write_atomic(path, text.encode())
+    data = "" if out is None else f" --data {folder}"
+    typer.echo(f"Wrote {path}. Correct it where needed, then: zsad datasets check {path}{data}")
+
+
+def _summary(description: Description) -> list[str]:
+    expect = description.expect
+    categories = len(description.classes or (expect.categories if expect else ()))
+    counts = [str(count) for count in expect.total] if expect else ["", ""]
+    return [
+        description.id,
+        description.title,
+        description.domain,
+        str(categories or ""),
+        *counts,
+        "no" if description.masks == "none" else "yes",
+        description.license,
+    ]
+
+
+def _masks(description: Description) -> str:
+    if description.masks == "none":
+        return "none: image metrics only"
+    return f"{description.masks}, defect where the value is {_positive(description.mask_positive)}"
+
+
+def _positive(rule: str | tuple[int, ...]) -> str:
+    return rule if isinstance(rule, str) else f"one of {', '.join(map(str, rule))}"
+
+
+def _show_categories(console: Console, description: Description) -> None:
+    counts = description.expect.categories if description.expect else {}
+    names = list(description.classes) or list(counts)
+    if not names:
+        console.print("\nCategories are the folders found.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("category", "words in prompts", "normal", "anomalous"):
+        table.add_column(column, justify="right" if column in ("normal", "anomalous") else "left")
+    for name in names:
+        pair = counts.get(name, ("", ""))
+        table.add_row(escape(name), escape(description.words(name)), str(pair[0]), str(pair[1]))
+    console.print()
+    console.print(table)
+
+
+def _scan(dataset: Dataset) -> list[Problem]:
+    from ..scanning import scan
+
+    return scan(
+        dataset.samples,
+        full=True,
+        orient=dataset.masks == "none",
+        positive=dataset.mask_positive,
+        mismatch="nearest" if dataset.mask_mismatch == "nearest" else "error",
+    )
+
+
+def _train_part(spec: str, data: Path | None) -> list[Dataset]:
+    """Return the train split, if the folder has one."""
+    try:
+        train = survey_dataset(spec, data, split="train", allow_missing=True)
+    except DatasetError:
+        return []
+    return [train] if train.samples else []
