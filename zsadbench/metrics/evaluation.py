@@ -1,0 +1,127 @@
+"""One call for arrays at hand: image and pixel metrics of one category."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import MetricError
+from .curve import Curve
+from .image import image_metrics, image_reasons
+from .inputs import as_labels, as_mask, as_scores
+from .pixel import PixelMetrics
+
+
+class MetricWarning(UserWarning):
+    """Input that metrics can be computed from, but that looks marked."""
+
+
+class Evaluation(dict[str, float | None]):
+    """Metric id -> value in [0, 1], None where undefined; with what else is known of the category."""
+
+    reasons: dict[str, str]
+    """Why a value is None."""
+    warnings: list[str]
+    """What deserves a look, such as labels that disagree with masks."""
+    images: list[dict[str, Any]]
+    """One row per image, in the order given (see :meth:`PixelMetrics.per_image`); empty without masks."""
+    curve: Curve | None
+    """The pixel curve, to plot; None without masks."""
+
+
+def evaluate(
+    maps: Any,
+    masks: Any = None,
+    labels: Any = None,
+    scores: Any = None,
+    *,
+    image_ids: Sequence[str] | None = None,
+    limits: Sequence[float] = (0.3, 0.05),
+    connectivity: int = 8,
+    aupimo: tuple[float, float] | None = (1e-5, 1e-4),
+    resize: str | None = None,
+    backend: str = "auto",
+) -> Evaluation:
+    """Return the exact image and pixel metrics of one category.
+
+    ``maps`` N anomaly maps, higher is more anomalous: one (N, H, W) array or tensor, or a sequence of
+    (H, W) of different sizes.  ``masks`` N ground-truth masks of the same sizes, bool or integer, 0 =
+    normal; an entry may be None for an image labelled normal.  ``labels`` (N,) 0 or 1, taken from the
+    masks if not given; ``scores`` (N,) image scores.  Without ``masks`` the pixel metrics are None,
+    without ``scores`` the image metrics; ``reasons`` says so.  Values are cast to float32.
+
+    ``limits`` are the AUPRO limits, ``aupimo`` the AUPIMO interval; ``resize="bilinear"`` brings maps
+    to the size of their mask; ``backend`` is auto, numba, numpy or torch (same digits).  ``image_ids``
+    name images in rows and errors, by default their positions.
+
+    Raises :class:`MetricError` for NaN or infinity, for sizes or lengths that differ, and where labels
+    are neither given nor to be had from masks.  Warns (:class:`MetricWarning`) where labels and masks
+    disagree.
+
+    >>> import numpy as np
+    >>> maps = np.zeros((2, 4, 4)); maps[1, :2] = 1
+    >>> masks = np.zeros((2, 4, 4), bool); masks[1, :1] = True
+    >>> result = evaluate(maps, masks, labels=[0, 1], scores=maps.max(axis=(1, 2)))
+    >>> result["image_auroc"], result["pixel_ap"]
+    (1.0, 0.5)
+    """
+    ids = [str(i) for i in range(len(maps))] if image_ids is None else [str(name) for name in image_ids]
+    lengths = {"maps": len(maps), "image_ids": len(ids)}
+    lengths |= {
+        name: len(given)
+        for name, given in (("masks", masks), ("labels", labels), ("scores", scores))
+        if given is not None
+    }
+    if len(set(lengths.values())) > 1:
+        raise MetricError(f"one of each per image is wanted, but there are {lengths}")
+    if masks is None and labels is None:
+        raise MetricError("neither masks nor labels given: nothing says which images are anomalous")
+    truth = None if masks is None else _Truth(maps, masks, labels, ids)
+    marked = None if truth is None else np.array([truth[i].any() for i in range(len(ids))], np.bool_)
+    is_anomalous = marked if labels is None else as_labels(labels)
+    assert is_anomalous is not None
+
+    place = {name: i for i, name in enumerate(ids)}
+    pixel = PixelMetrics(
+        limits, connectivity, backend, "source", lambda name: maps[place[name]], aupimo=aupimo, resize=resize
+    )
+    image_scores = None if scores is None else as_scores(scores)
+    if truth is not None and marked is not None:
+        # Anomalous images first: then no map of a normal image is looked at twice.
+        for i in np.argsort(~marked, kind="stable"):
+            score = None if image_scores is None else float(image_scores[i])
+            pixel.update(maps[i], truth[i], ids[i], score=score, label=bool(is_anomalous[i]))
+    image = image_metrics([], []) if image_scores is None else image_metrics(image_scores, is_anomalous)
+
+    result = Evaluation(image | pixel.compute())
+    result.reasons = image_reasons(image) | pixel.reasons()
+    for name in result.reasons:
+        if scores is None and name in image:
+            result.reasons[name] = "no image scores given"
+        elif masks is None and name not in image:
+            result.reasons[name] = "no masks given"
+    result.warnings = pixel.warnings
+    result.images = sorted(pixel.per_image(), key=lambda row: place[row["image_id"]])
+    result.curve = None if masks is None else pixel.curve()
+    for message in result.warnings:
+        warnings.warn(message, MetricWarning, stacklevel=2)
+    return result
+
+
+class _Truth:
+    """Every mask as bool, made when asked for; a missing one is empty if its image is labelled normal."""
+
+    def __init__(self, maps: Any, masks: Any, labels: Any, ids: Sequence[str]) -> None:
+        self._maps, self._masks, self._ids = maps, masks, ids
+        self._labels = None if labels is None else as_labels(labels)
+
+    def __getitem__(self, i: int) -> NDArray[np.bool_]:
+        if self._masks[i] is not None:
+            return as_mask(self._masks[i], f"image '{self._ids[i]}'")
+        if self._labels is not None and not self._labels[i]:
+            return np.zeros(self._maps[i].shape[-2:], np.bool_)
+        raise MetricError(f"image '{self._ids[i]}' has no mask and is not labelled normal: give its mask")

@@ -1,0 +1,116 @@
+"""Maps, masks, labels and scores as the engine wants them; refused when they make no sense."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import MetricError
+from .keys import Floats
+
+
+def is_tensor(values: Any) -> bool:
+    """Whether ``values`` is a torch tensor; torch is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(values, torch.Tensor)
+
+
+def to_numpy(values: Any) -> NDArray[Any]:
+    """Return an array, or a tensor of any device and type (bfloat16 as float32), as a numpy array."""
+    if not is_tensor(values):
+        return np.asarray(values)
+    values = values.detach()
+    if str(values.dtype) == "torch.bfloat16":
+        values = values.float()
+    return np.asarray(values.cpu().numpy())
+
+
+def as_map(values: Any, where: str, on_device: bool = False) -> tuple[Any, float, float]:
+    """Return one anomaly map as contiguous float32 (H, W) with its lowest and highest score.
+
+    ``on_device`` keeps (or makes) a tensor, for the torch back end.  Raises :class:`MetricError`
+    for another shape, for no pixel, and for NaN or infinity after the cast to float32.
+    """
+    if on_device:
+        import torch
+
+        tensor = torch.as_tensor(values).detach().to(torch.float32)
+        values = tensor.reshape(_plane(tuple(tensor.shape), "map", where)).contiguous()
+        low, high = (float(bound) for bound in values.aminmax())
+    else:
+        array = to_numpy(values)
+        if array.dtype.kind not in "fiub":
+            raise MetricError(f"map of {where} holds {array.dtype}, not real numbers")
+        with np.errstate(over="ignore"):
+            array = np.require(array, np.float32, ["C", "ALIGNED"])
+        values = array.reshape(_plane(array.shape, "map", where))
+        low, high = float(values.min()), float(values.max())
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise MetricError(
+            f"map of {where} holds NaN or infinity (as float32): "
+            "no metric can rank such pixels; find the cause, or leave the image out"
+        )
+    return values, low, high
+
+
+def as_mask(values: Any, where: str) -> NDArray[np.bool_]:
+    """Return one mask as bool (H, W): anomalous where the value is above 0.
+
+    A float mask must hold 0 and 1 only: the grey rim of a resized mask has no meaning here.
+    """
+    array = to_numpy(values)
+    array = array.reshape(_plane(array.shape, "mask", where))
+    if array.dtype == np.bool_:
+        return array
+    if array.dtype.kind not in "iuf":
+        raise MetricError(f"mask of {where} holds {array.dtype}: give bool, or integers with 0 = normal")
+    if array.dtype.kind == "f" and not np.isin(array, (0, 1)).all():
+        raise MetricError(
+            f"mask of {where} holds fractions: threshold it first "
+            "(above 0 at its own size, above 0.5 after a bilinear resize)"
+        )
+    return np.asarray(array > 0)
+
+
+def as_scores(values: Any, what: str = "image scores") -> Floats:
+    """Return finite float32 scores (n,); raises :class:`MetricError` naming the position of a bad one."""
+    with np.errstate(over="ignore"):
+        scores = to_numpy(values).astype(np.float32).reshape(-1)
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if bad.size:
+        raise MetricError(
+            f"{what} hold NaN or infinity (as float32) at position {int(bad[0])} "
+            f"({bad.size} of {scores.size}): no metric can rank them"
+        )
+    return scores
+
+
+def as_labels(values: Any) -> NDArray[np.bool_]:
+    """Return labels (n,) as bool; anything but 0, 1, False and True is refused."""
+    labels = to_numpy(values).reshape(-1)
+    if labels.dtype != np.bool_ and not np.isin(labels, (0, 1)).all():
+        raise MetricError("labels must be 0 (normal) or 1 (anomalous)")
+    return labels.astype(np.bool_)
+
+
+def resize_bilinear(values: Floats, size: tuple[int, int]) -> Floats:
+    """Return a map resized to ``size`` (H, W) with half-pixel centres and no antialiasing."""
+    for axis, wanted in enumerate(size):
+        have = values.shape[axis]
+        place = np.clip((np.arange(wanted) + 0.5) * (have / wanted) - 0.5, 0, have - 1)
+        left = place.astype(np.int64)
+        right = np.minimum(left + 1, have - 1)
+        share = (place - left).astype(np.float32)
+        share = share[:, None] if axis == 0 else share
+        values = values.take(left, axis) * (1 - share) + values.take(right, axis) * share
+    return values
+
+
+def _plane(shape: tuple[int, ...], what: str, where: str) -> tuple[int, int]:
+    """Return (H, W) of ``shape``, which may have leading axes of length 1."""
+    if len(shape) < 2 or any(side != 1 for side in shape[:-2]) or 0 in shape:
+        raise MetricError(f"{what} of {where} has shape {shape}, wanted (H, W)")
+    return shape[-2], shape[-1]

@@ -1,0 +1,134 @@
+"""Approximate figures of other code bases, only to reproduce tables that were printed with them.
+
+The AUPRO of 200 equal steps depends on the scale of the scores: raising them to a power, which
+keeps their order, can halve it.  Whatever comes from here is to be marked legacy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import MetricError
+from .curve import Curve
+from .inputs import as_mask, to_numpy
+from .regions import find_regions
+
+Pairs = Callable[[], Iterable[tuple[Any, Any]]]
+"""Called for a fresh pass over (map, mask) of every image."""
+
+
+class LegacyAupro:
+    """AUPRO from equal steps between the lowest and the highest score, image by image.
+
+    ``low`` and ``high`` are the extrema over all maps, ``dtype`` the maps' own float type: steps are
+    made in it.  False-positive rates up to ``limit`` (exclusive) are kept and stretched to [0, 1]; the
+    trapezoid over them is not interpolated at the limit.
+    """
+
+    def __init__(
+        self,
+        low: float,
+        high: float,
+        dtype: Any = np.float32,
+        *,
+        limit: float = 0.3,
+        steps: int = 200,
+        connectivity: int = 8,
+    ) -> None:
+        self._limit, self._connectivity = limit, connectivity
+        self._thresholds = _steps(low, high, np.dtype(dtype), steps)
+        self._false = np.zeros(self._thresholds.size + 1, np.int64)
+        self._found = np.zeros(self._thresholds.size + 1)
+        self._regions = 0
+
+    def update(self, map: Any, mask: Any) -> None:
+        """Add one image: ``map`` (H, W) in the float type declared, ``mask`` (H, W) bool or integer."""
+        values = to_numpy(map)
+        truth = as_mask(mask, "a legacy metric")
+        if values.shape[-2:] != truth.shape or values.size != truth.size:
+            raise MetricError(f"legacy AUPRO: map of size {values.shape} but mask of size {truth.shape}")
+        values = values.reshape(truth.shape)
+        bins = self._thresholds.size + 1
+        # A score passes exactly the thresholds below it; their number is its bin.
+        passed = np.searchsorted(np.sort(values[~truth]), self._thresholds, side="right")
+        self._false += np.diff(passed, prepend=0, append=truth.size - np.count_nonzero(truth))
+        if truth.any():
+            box, inside, area, regions = find_regions(truth, self._connectivity)
+            place = np.searchsorted(self._thresholds, values[box][inside], side="left")
+            self._found += np.bincount(place, weights=1.0 / area, minlength=bins)
+            self._regions += regions
+
+    def compute(self) -> float | None:
+        """Return the area; None where no region, no normal pixel, no step or fewer than two points are."""
+        normals = int(self._false.sum())
+        if not normals or not self._regions:
+            return None
+        rate = self._false[::-1].cumsum()[::-1][1:] / normals
+        overlap = self._found[::-1].cumsum()[::-1][1:] / self._regions
+        rate, overlap = rate[rate < self._limit], overlap[rate < self._limit]
+        if rate.size < 2 or rate.min() == rate.max():
+            return None
+        x = (rate - rate.min()) / (rate.max() - rate.min())
+        return abs(float(np.sum(np.diff(x) * (overlap[1:] + overlap[:-1]) / 2)))
+
+
+def legacy_aupro200(
+    maps: Any, masks: Any, *, limit: float = 0.3, steps: int = 200, connectivity: int = 8
+) -> float | None:
+    """Return the AUPRO of 200 equal steps of (N, H, W) arrays, tensors or sequences of (H, W)."""
+    if len(maps) != len(masks):
+        raise MetricError(f"legacy AUPRO: {len(maps)} maps but {len(masks)} masks")
+    return legacy_aupro200_stream(
+        lambda: zip(maps, masks, strict=True), limit=limit, steps=steps, connectivity=connectivity
+    )
+
+
+def legacy_aupro200_stream(
+    pairs: Pairs, *, limit: float = 0.3, steps: int = 200, connectivity: int = 8
+) -> float | None:
+    """Return the same from two passes over ``pairs()``, holding one map at a time.
+
+    With the extrema known beforehand, :class:`LegacyAupro` needs one pass.
+    """
+    bounds = [(values.min(), values.max()) for values in (to_numpy(map) for map, _ in pairs())]
+    if not bounds:
+        return None
+    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+    metric = LegacyAupro(low, high, low.dtype, limit=limit, steps=steps, connectivity=connectivity)
+    for map, mask in pairs():
+        metric.update(map, mask)
+    return metric.compute()
+
+
+def trapezoid_ap(curve: Curve) -> float | None:
+    """Return the area under straight lines through every point of the precision-recall curve.
+
+    It is above or below average precision, the step sum.  Without an anomalous item it is 0.5, as
+    scikit-learn's curve has recall 1 everywhere then; None without any item.
+    """
+    if not curve.hits.size:
+        return 0.5 if curve.normals else None
+    found = np.cumsum(curve.hits)
+    before = found - curve.hits
+    called = before + curve.above
+    start = np.divide(before, called, out=np.ones(found.size), where=called > 0)
+    end = found / (found + curve.above + curve.equal)
+    return float(np.sum(curve.hits * (start + end)) / (2 * found[-1]))
+
+
+def _steps(low: float, high: float, dtype: np.dtype[Any], steps: int) -> NDArray[Any]:
+    """Return the thresholds, each lowered to the next value of ``dtype``: "score > t" stays the same.
+
+    The step is what ``numpy.arange`` makes of bounds of that type: their rounded first difference.
+    """
+    if dtype.kind != "f" or not np.isfinite([low, high]).all():
+        raise MetricError(f"legacy AUPRO: maps must be finite floating-point numbers, not {dtype}")
+    first, last = dtype.type(low), dtype.type(high)
+    step = (last - first) / dtype.type(steps)
+    exact = np.arange(first, last, step, dtype=np.float64) if step > 0 else np.empty(0)
+    lowered = exact.astype(dtype)
+    return np.where(lowered > exact, np.nextafter(lowered, dtype.type(-np.inf)), lowered)
