@@ -1,0 +1,190 @@
+"""AnomalyCLIP (Zhou et al., ICLR 2024, arXiv 2310.18961): two learned prompts that name no object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zsadbench.checkpoints import load_checkpoint
+from zsadbench.clip import Clip, Trace
+from zsadbench.errors import MethodError
+from zsadbench.maps import render
+from zsadbench.method import Backbone, Batch, Evidence, Preprocess
+
+from ._shared import Anchors, anomaly_probability, as_grid
+
+PLACEHOLDER = "X"
+
+
+@dataclass(frozen=True)
+class AnomalyClip:
+    """Learned prompts, the same for every category, against a second stream of value-value attention.
+
+    Each prompt is ``context`` learned vectors followed by fixed words; before text blocks 1 to
+    ``deep_prompts`` (counted from 0) its first ``deep_length`` vectors are overwritten by learned ones,
+    rounded to float16 unless ``half_prompts`` is off.  ``features`` are the image blocks (from 1) whose
+    local tokens give a map each; the value-value stream covers the last ``value_blocks`` blocks (0: the
+    ordinary stream).  ``class_norm`` applies the final layer norm to the class token too.
+    """
+
+    backbone: Backbone = Backbone("ViT-L-14-336", "openai", activation="quick_gelu", position="bilinear")
+    preprocess: Preprocess = Preprocess(518, rgb="after")
+    checkpoint: str = ""
+    normal_words: str = "object"
+    anomalous_words: str = "damaged object"
+    context: int = 12
+    deep_prompts: int = 8
+    deep_length: int = 4
+    half_prompts: bool = True
+    features: tuple[int, ...] = (24,)
+    value_blocks: int = 19
+    class_norm: bool = False
+    temperature: float = 0.07
+    sigma: float = 4.0
+
+    def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> AnomalyClipObserver:
+        """Encode both prompts once for all categories and ask for the value-value attention.
+
+        Raises:
+            MethodError: without a checkpoint, or if a parameter does not fit the backbone.
+            WeightsError: if the checkpoint cannot be read or does not fit.
+        """
+        _refuse_misfit(self, clip)
+        depth = len(clip.vision.blocks)
+        first = depth - self.value_blocks
+        learned = load_checkpoint(self.checkpoint, "anomalyclip", checkpoint_shapes(self, clip))
+        clip.vision.tap(
+            stream=[block for block in (first, *self.features) if block <= first and block < depth],
+            values=range(first, max(self.features)),
+        )
+        with torch.no_grad():
+            texts = encode_prompts(self, clip, {key: value.to(clip.device) for key, value in learned.items()})
+        return AnomalyClipObserver(self, clip, Anchors(dict.fromkeys(wordings, F.normalize(texts, dim=-1))))
+
+    def maps(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
+        """Return the summed probability grid, bilinear at ``size``, then smoothed."""
+        return render(evidence["map"], size, sigma=self.sigma * size[0] / self.preprocess.size)
+
+    def image_scores(self, evidence: Evidence, extrema: Tensor) -> Tensor:
+        """Return the anomaly probability of the class token; the map takes no part."""
+        return evidence["score"]
+
+
+@dataclass(frozen=True)
+class AnomalyClipObserver:
+    """Evidence: ``map`` (B, g, g), probabilities summed over ``features``, and ``score`` (B,)."""
+
+    method: AnomalyClip
+    clip: Clip
+    anchors: Anchors
+
+    def observe(self, batch: Batch) -> Evidence:
+        """Compare the class token and the local tokens of each layer with both texts."""
+        trace = self.clip.vision.trace(batch)
+        anchors, scale = self.anchors.of(batch.categories), 1 / self.method.temperature
+        local = {
+            layer: anomaly_probability(tokens, anchors, scale)[:, 1:]
+            for layer, tokens in self.local_tokens(trace).items()
+        }
+        grid = torch.stack([local[layer] for layer in self.method.features]).sum(dim=0)
+        return {
+            "score": anomaly_probability(self.class_feature(trace), anchors, scale),
+            "map": as_grid(grid),
+        }
+
+    def class_feature(self, trace: Trace) -> Tensor:
+        """Return the class token (B, C) of the ordinary stream, projected, un-normalised."""
+        vision = self.clip.vision
+        token = trace.output[:, 0]
+        return vision.project(token) if self.method.class_norm else token @ vision.proj
+
+    def local_tokens(self, trace: Trace) -> dict[int, Tensor]:
+        """Return for each layer of ``features`` its local tokens (B, 1+N, C), class token first, projected.
+
+        The value-value stream starts as the ordinary one and only gathers: it has no MLP, and its
+        attention reads the ordinary stream.
+        """
+        vision, layers = self.clip.vision, set(self.method.features)
+        depth = len(vision.blocks)
+        first = depth - self.method.value_blocks
+        ordinary = {
+            layer: trace.output if layer == depth else trace.stream(layer)
+            for layer in {first, *layers}
+            if layer <= first
+        }
+        local = ordinary[first]
+        found = {layer: ordinary[layer] for layer in layers & ordinary.keys()}
+        for block in range(first, max(layers)):
+            local = local + trace.values(block)
+            if block + 1 in layers:
+                found[block + 1] = local
+        return {layer: vision.project(tokens) for layer, tokens in found.items()}
+
+
+def checkpoint_shapes(method: AnomalyClip, clip: Clip) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every learned parameter, named as in the authors' files."""
+    width = clip.text.width
+    deep = {f"compound_prompts_text.{i}": (method.deep_length, width) for i in range(method.deep_prompts)}
+    return {**{key: (1, 1, method.context, width) for key in ("ctx_pos", "ctx_neg")}, **deep}
+
+
+def prompt_tokens(method: AnomalyClip, clip: Clip) -> Tensor:
+    """Return the token ids (2, L) of both prompts, placeholders where the learned vectors go."""
+    blank = " ".join([PLACEHOLDER] * method.context)
+    return clip.tokenize([f"{blank} {words}." for words in (method.normal_words, method.anomalous_words)])
+
+
+def encode_prompts(method: AnomalyClip, clip: Clip, learned: Mapping[str, Tensor]) -> Tensor:
+    """Return the text features (2, C) of the normal and the anomalous prompt, un-normalised.
+
+    Gradients reach ``learned``, whose names and shapes are those of `checkpoint_shapes`.
+    """
+    text = clip.text
+    tokens = prompt_tokens(method, clip)
+    context = torch.cat([learned["ctx_pos"], learned["ctx_neg"]])[:, 0]
+    positions = text.module.positional_embedding[1 : 1 + method.context]
+    x = overwrite(text.embed(tokens), context + positions)
+    deep = [learned[f"compound_prompts_text.{i}"] for i in range(method.deep_prompts)]
+    for number, block in enumerate(text.blocks):
+        if 1 <= number <= len(deep):
+            x = overwrite(x, deep_vectors(deep[number - 1], len(x), method.half_prompts))
+        x = block(x)
+    return text.pool(x, tokens)
+
+
+def deep_vectors(prompt: Tensor, count: int, half: bool) -> Tensor:
+    """Return a deep prompt for ``count`` sentences.
+
+    The cast comes after the expansion: gradients are rounded to float16 per sentence, then summed.
+    """
+    vectors = prompt.expand(count, -1, -1)
+    return vectors.half().float() if half else vectors
+
+
+def overwrite(x: Tensor, vectors: Tensor) -> Tensor:
+    """Return sequences ``x`` (n, L, W) with the positions after the start token replaced by ``vectors``."""
+    return torch.cat([x[:, :1], vectors, x[:, 1 + vectors.shape[1] :]], dim=1)
+
+
+def _refuse_misfit(method: AnomalyClip, clip: Clip) -> None:
+    depth, text_depth = len(clip.vision.blocks), len(clip.text.blocks)
+    layers = method.features
+    if not (layers and 1 <= min(layers) <= max(layers) <= depth and 0 <= method.value_blocks <= depth):
+        raise MethodError(
+            f"features {layers} and value_blocks {method.value_blocks} do not fit an image tower of "
+            f"{depth} blocks; choose others with --set features=... and --set value_blocks=..."
+        )
+    if not 0 <= method.deep_prompts < text_depth:
+        raise MethodError(
+            f"{method.deep_prompts} deep prompts do not fit a text tower of {text_depth} blocks, of which the "
+            f"first has none; choose 0 to {text_depth - 1} with --set deep_prompts=..."
+        )
+    if not 0 <= method.deep_length <= method.context:
+        raise MethodError(
+            f"deep prompts of {method.deep_length} vectors overwrite more than the {method.context} learned ones; "
+            "choose a smaller --set deep_length=..."
+        )
