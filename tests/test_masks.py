@@ -151,7 +151,9 @@ def test_a_mask_of_another_size(tmp_path: Path) -> None:
     values = np.zeros((10, 20), np.uint8)
     values[:5] = 255
     sample = save(tmp_path, values, size=(40, 20))
-    with pytest.raises(DatasetError, match=r"mask of image\.png: the mask has 20 x 10 .* 40 x 20; .*nearest"):
+    with pytest.raises(
+        DatasetError, match=r"image\.png: mask mask\.png: the mask has 20 x 10 .* 40 x 20; .*nearest"
+    ):
         mask_at(sample, (20, 40))
     mask = mask_at(sample, None, mismatch="nearest")
     assert mask.shape == (20, 40) and mask[:10].all() and not mask[10:].any()

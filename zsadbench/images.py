@@ -51,8 +51,9 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 class Prepared:
     """One image after one preprocessing.
 
-    ``tiles`` (T, 3, S, S) uint8, a view of colour-last memory; ``boxes`` (T, 4) int64: left, top, right, bottom of each tile in
-    the frame; ``frame`` (2,) int64: height and width of the resized image before tiling.
+    ``tiles`` (T, 3, S, S) uint8, a view of colour-last memory; ``boxes`` (T, 4) int64: left, top,
+    right, bottom of each tile in the frame; ``frame`` (2,) int64: height and width of the resized
+    image before tiling.
     """
 
     tiles: Tensor
@@ -88,10 +89,7 @@ def preprocess(image: Image.Image, spec: Preprocess, *, name: str = "image") -> 
     width, height = _frame_size(image.size, spec, name)
     if spec.rgb == "before":
         image = _rgb(image, name)
-    try:
-        image = image.resize((width, height), _FILTERS[spec.interpolation])
-    except ValueError as error:
-        raise DatasetError(f"{name}: PIL cannot resize mode {image.mode}; convert the file to RGB") from error
+    image = image.resize((width, height), _FILTERS[spec.interpolation])
     pixels = np.array(_rgb(image, name))
     boxes = _boxes(width, height, spec)
     tiles = [pixels[top:bottom, left:right] for left, top, right, bottom in boxes]
