@@ -199,7 +199,7 @@ def _mask(
         if any(not fields[name] for name in template.names):
             continue
         for path in template.fill(fields):
-            if reason := unsafe(path):
+            if rule.table and (reason := unsafe(path)):
                 listing.report("error", where, f"the mask path '{path}' {reason}")
                 return None, (path,)
             if found := listing.tree.find(path):

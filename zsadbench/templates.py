@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 SUFFIXES = ("png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp")
 
@@ -85,12 +86,12 @@ class Segment:
     pieces: tuple[Piece, ...]
     pattern: re.Pattern[str] | None = field(compare=False)
 
-    @property
+    @cached_property
     def literal(self) -> str | None:
         """The name itself when nothing is captured and case counts everywhere."""
         return None if self.pattern else "".join(map(str, self.pieces))
 
-    @property
+    @cached_property
     def tokens(self) -> tuple[Token, ...]:
         """The captures of this name, in order."""
         return tuple(piece for piece in self.pieces if isinstance(piece, Token))
@@ -124,12 +125,12 @@ class Template:
             raise TemplateError(f"'{text}' names no file")
         return cls(text, tuple(_segment(name, number == len(names)) for number, name in enumerate(names, 1)))
 
-    @property
+    @cached_property
     def tokens(self) -> tuple[Token, ...]:
         """Every capture, in order."""
         return tuple(token for segment in self.segments for token in segment.tokens)
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         """The names that are captured or filled, without ``ext``."""
         return frozenset(token.name for token in self.tokens) - {"ext"}

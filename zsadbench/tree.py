@@ -45,9 +45,14 @@ class Folder:
     """Linked names that must not be followed, and why."""
 
     @cached_property
-    def by_name(self) -> dict[str, str]:
-        """Names on disk by their NFC form, and files also by that form with a lower-case suffix."""
-        found = {nfc(name): name for name in (*self.folders, *self.files)}
+    def folder_names(self) -> dict[str, str]:
+        """Folders on disk by the NFC form of their names."""
+        return {nfc(name): name for name in self.folders}
+
+    @cached_property
+    def file_names(self) -> dict[str, str]:
+        """Files on disk by the NFC form of their names, as it is and with a lower-case suffix."""
+        found = {nfc(name): name for name in self.files}
         for name in self.files:
             found.setdefault(lower_suffix(nfc(name)), name)
         return found
@@ -64,6 +69,7 @@ class Tree:
         self._follow_outside = follow_outside
         self._real = os.path.realpath(root)
         self._folders: dict[str, Folder] = {}
+        self._places: dict[str, str | None] = {}
 
     def folder(self, path: str) -> Folder:
         """Return the names in ``path`` (below the root, ``""`` for the root itself)."""
@@ -87,19 +93,15 @@ class Tree:
 
         A file behind a link that must not be followed counts as absent; the link is reported.
         """
-        found = ""
-        parts = [part for part in nfc(path).split("/") if part not in ("", ".")]
-        for depth, part in enumerate(parts, 1):
-            folder = self.folder(found)
-            last = depth == len(parts)
-            name = folder.by_name.get(part) or (folder.by_name.get(lower_suffix(part)) if last else None)
-            if name is None or (name in folder.folders) == last:
-                return None
-            found = _join(found, name)
-            if name in folder.odd:
-                self.problems[found] = folder.odd[name]
-                return None
-        return found or None
+        parent, _, name = nfc(path).rpartition("/")
+        if parent not in self._places:
+            self._places[parent] = self._find_folder(parent)
+        place = self._places[parent]
+        if place is None:
+            return None
+        folder = self.folder(place)
+        known = folder.file_names.get(name) or folder.file_names.get(lower_suffix(name))
+        return self._allowed(folder, place, known) if known else None
 
     def walk(
         self, template: Template, split: str = "", classes: Collection[str] = ()
@@ -119,6 +121,25 @@ class Tree:
             for name in self.folder(parent).folders
             if (path := _join(parent, name)) not in self.named
         )
+
+    def _find_folder(self, path: str) -> str | None:
+        """Return the path on disk of a folder, or None."""
+        place: str | None = ""
+        for part in path.split("/"):
+            if place is None or part in ("", "."):
+                continue
+            folder = self.folder(place)
+            known = folder.folder_names.get(part)
+            place = self._allowed(folder, place, known) if known else None
+        return place
+
+    def _allowed(self, folder: Folder, place: str, name: str) -> str | None:
+        """Return the path of a name in a folder, unless it is a link that must not be followed."""
+        path = _join(place, name)
+        if name in folder.odd:
+            self.problems[path] = folder.odd[name]
+            return None
+        return path
 
     def _scan(self, path: str) -> Folder:
         real = self.real(path) if path else self._real
