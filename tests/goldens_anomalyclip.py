@@ -1,0 +1,196 @@
+"""Checks of the AnomalyCLIP arrays: every file states in ``meta`` what it was made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from torch import Tensor
+
+from methods._shared import anomaly_probability
+from methods.anomalyclip import (
+    AnomalyClip,
+    AnomalyClipObserver,
+    checkpoint_shapes,
+    encode_prompts,
+    prompt_tokens,
+)
+from tests import tiny
+from zsadbench.checkpoints import Provenance, save_checkpoint
+from zsadbench.clip import Clip
+from zsadbench.images import mask_at, preprocess, to_batch_images
+from zsadbench.maps import exact_maps
+from zsadbench.method import Backbone, Evidence, Preprocess
+from zsadbench.metrics import evaluate, legacy_aupro200
+from zsadbench.samples import Sample
+
+TOLERANCE = 2e-5
+LAYERS = (6, 12, 18, 24)
+METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro")
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def check(path: Path) -> None:
+    """Compare one file with this implementation; files of losses and training steps are skipped."""
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    meta = json.loads(str(arrays.pop("meta")))
+    rules = {"infer": _infer, "end2end": _end2end, "metrics": _metrics, "preprocess": _preprocess}
+    kind = path.stem.split("_")[1]
+    if kind in ("losses", "train"):
+        pytest.skip("training golden")
+    rules[kind](arrays, meta)
+
+
+def close(name: str, found: ArrayLike, wanted: ArrayLike, tolerance: float = TOLERANCE) -> None:
+    """Assert that the largest difference is at most ``tolerance`` of the largest wanted magnitude."""
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    assert found.shape == wanted.shape, f"{name}: shape {found.shape}, wanted {wanted.shape}"
+    error = np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-12)
+    assert error <= tolerance, f"{name}: relative difference {error:.2e} above {tolerance:.0e}"
+
+
+def learned(method: AnomalyClip, clip: Clip, salt: str, std: float) -> dict[str, Tensor]:
+    """Return the learned parameters as deterministic noise."""
+    shapes = checkpoint_shapes(method, clip)
+    return {name: tiny.draw(name, shape, std, salt=salt) for name, shape in shapes.items()}
+
+
+def prepared(
+    method: AnomalyClip, clip: Clip, tensors: Mapping[str, Tensor], category: str
+) -> AnomalyClipObserver:
+    """Return an observer with ``tensors`` as its checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "prompts.safetensors"
+        save_checkpoint(path, tensors, Provenance("anomalyclip"))
+        return dataclasses.replace(method, checkpoint=str(path)).prepare(clip, {category: category})
+
+
+def _setup(meta: Mapping[str, Any], **fields: Any) -> tuple[AnomalyClip, Clip, dict[str, Tensor]]:
+    clip = tiny.clip(meta["config"], "quick_gelu", "bilinear")
+    preprocessing = dataclasses.replace(AnomalyClip().preprocess, size=meta["size"])
+    method = AnomalyClip(
+        Backbone(meta["config"], "random", "quick_gelu", "bilinear"),
+        preprocessing,
+        sigma=meta["sigma"],
+        **fields,
+    )
+    std = meta.get("extras_std", {"ctx_pos": 0.5})["ctx_pos"]
+    return method, clip, learned(method, clip, meta["extras_salt"], std)
+
+
+def _infer(arrays: Arrays, meta: Mapping[str, Any]) -> None:
+    words = [prompt.removeprefix("X " * meta["n_ctx"]).removesuffix(".") for prompt in meta["prompts"]]
+    method, clip, tensors = _setup(
+        meta,
+        normal_words=words[0],
+        anomalous_words=words[1],
+        context=meta["n_ctx"],
+        deep_prompts=meta["depth"] - 1,
+        deep_length=meta["t_n_ctx"],
+        features=LAYERS,
+        value_blocks=meta["dpam_layer"] - 1,
+        temperature=meta["temperature"],
+    )
+    observer = prepared(method, clip, tensors, "any")
+    batch = tiny.batch(tiny.images(meta["image_seed"], meta["batch"], meta["size"]), ["any"] * meta["batch"])
+    anchors, scale = observer.anchors.of(batch.categories), 1 / meta["temperature"]
+
+    tokens = prompt_tokens(method, clip)
+    assert np.array_equal(F.pad(tokens, (0, clip.text.context - tokens.shape[1])).numpy(), arrays["tokens"])
+    close("text_feature_raw", encode_prompts(method, clip, tensors), arrays["text_feature_raw"])
+    close("text_feature", anchors[0], arrays["text_feature"])
+
+    trace = clip.vision.trace(batch)
+    feature = observer.class_feature(trace)
+    close("image_feature_raw", feature, arrays["image_feature_raw"])
+    probability = anomaly_probability(feature, anchors, scale)
+    close("image_prob", torch.stack([1 - probability, probability], dim=1), arrays["image_prob"])
+    local = observer.local_tokens(trace)
+    found = torch.stack([local[layer] for layer in LAYERS], dim=1)
+    close("patch_feature_raw_ms", found, arrays["patch_feature_raw_ms"])
+    patches = torch.stack([anomaly_probability(local[n], anchors, scale)[:, 1:] for n in LAYERS], dim=1)
+    close("patch_prob_ms", torch.stack([1 - patches, patches], dim=-1), arrays["patch_prob_ms"])
+
+    size = (meta["size"], meta["size"])
+    for layers, key in (((24,), "final_map_l24"), (LAYERS, "final_map_ms")):
+        chosen = dataclasses.replace(method, features=layers)
+        evidence = dataclasses.replace(observer, method=chosen).observe(batch)
+        score = chosen.image_scores(evidence, torch.zeros(len(batch.keys), 2))
+        close("image_score", score, arrays["image_score"])
+        _close_maps(key, chosen, evidence, arrays[key], size)
+    for number, layer in enumerate(LAYERS):
+        chosen = dataclasses.replace(method, features=(layer,), sigma=0.0)
+        evidence = dataclasses.replace(observer, method=chosen).observe(batch)
+        _close_maps("layer_map_ms", chosen, evidence, arrays["layer_map_ms"][:, number], size)
+
+
+def _close_maps(
+    name: str, method: AnomalyClip, evidence: Evidence, wanted: ArrayLike, size: tuple[int, int]
+) -> None:
+    for exact in (False, True):
+        with exact_maps(exact):
+            close(f"{name} (exact: {exact})", method.maps(evidence, size), wanted)
+
+
+def _end2end(arrays: Arrays, meta: Mapping[str, Any]) -> None:
+    method, clip, tensors = _setup(meta, features=tuple(meta["features_list"]))
+    observer = prepared(method, clip, tensors, "any")
+    files = [preprocess(Image.fromarray(image), method.preprocess) for image in arrays["images"]]
+    batch = tiny.batch(to_batch_images(files, method.preprocess), ["any"] * len(files))
+    evidence = observer.observe(batch)
+    size = (meta["size"], meta["size"])
+    with exact_maps():
+        maps = method.maps(evidence, size).numpy()
+    scores = method.image_scores(evidence, torch.zeros(len(files), 2)).numpy()
+    close("scores", scores, arrays["scores"])
+    close("final_maps", maps[: len(arrays["final_maps"])], arrays["final_maps"])
+
+    masks = np.stack([_mask(mask, size) for mask in arrays["masks"]])
+    rows = []
+    for category in meta["classes"]:
+        chosen = np.asarray([name == category for name in meta["class_of_image"]])
+        rows.append(_row(maps[chosen], masks[chosen], arrays["labels"][chosen], scores[chosen]))
+    assert meta["metrics"] == list(METRICS)
+    assert np.abs(np.asarray(rows) - arrays["metrics"]).max() <= 2e-3
+    assert np.abs(np.mean(rows, axis=0) - arrays["metrics_mean"]).max() <= 2e-3
+
+
+def _metrics(arrays: Arrays, meta: Mapping[str, Any]) -> None:
+    found = _row(arrays["maps"], arrays["masks"] > 0, arrays["labels"], arrays["scores"])
+    for key, value in zip(METRICS, found, strict=True):
+        close(key, value, arrays[key])
+
+
+def _row(maps: NDArray[Any], masks: NDArray[Any], labels: NDArray[Any], scores: NDArray[Any]) -> list[float]:
+    """Return image AUROC, image AP, pixel AUROC and the AUPRO of 200 steps, in the order of ``METRICS``."""
+    exact = evaluate(maps, masks, labels, scores)
+    found = [*(exact[key] for key in METRICS[:3]), legacy_aupro200(maps, masks)]
+    return [value for value in found if value is not None]
+
+
+def _preprocess(arrays: Arrays, meta: Mapping[str, Any]) -> None:
+    spec = Preprocess(meta["size"], rgb="after", mean=tuple(meta["mean"]), std=tuple(meta["std"]))
+    for pixels, key in ((arrays["image"], "tensor"), (arrays["image"][..., 0], "tensor_gray")):
+        prepared = preprocess(Image.fromarray(pixels), spec)
+        close(key, to_batch_images([prepared], spec)[0, 0], arrays[key])
+    mask = _mask(arrays["mask"], (meta["size"], meta["size"]))
+    assert np.array_equal(mask, arrays["mask_binary"][0] > 0)
+    assert np.array_equal(mask, arrays["mask_tensor"][0] > 0.5)
+
+
+def _mask(pixels: NDArray[Any], size: tuple[int, int]) -> NDArray[np.bool_]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mask.png"
+        Image.fromarray(pixels).save(path)
+        return mask_at(Sample("image", "any", True, path, path), size, "bilinear50")
