@@ -19,6 +19,7 @@ from PIL import Image
 from torchvision import transforms
 
 from zsadbench import images
+from zsadbench.bench.loader import bench_loader, bench_memory
 from zsadbench.errors import DatasetError, UsageError
 from zsadbench.images import preprocess, probe, stream, to_batch_images
 from zsadbench.method import OPENAI_MEAN, OPENAI_STD, Preprocess
@@ -111,6 +112,17 @@ def test_tiles_refuse_a_gap() -> None:
     assert preprocess(noise(82, 40), Preprocess(20, tiles="ends")).boxes.tolist() == [[0, 0, 20, 20]] * 2
 
 
+def test_the_scan_finds_shapes_a_preprocessing_refuses(tmp_path: Path) -> None:
+    noise(90, 40).save(tmp_path / "long.png")
+    samples = [Sample("long.png", "thing", False, tmp_path / "long.png", None)]
+    tiled = Preprocess(20, "shortest", tiles="ends")
+    assert images.scan(samples, [SQUASH]) == []
+    (problem,) = images.scan(samples, [SQUASH, tiled])
+    assert (problem.severity, problem.key) == ("error", "long.png") and "longer than 2:1" in problem.reason
+    (loaded,) = stream(samples, [SQUASH, tiled])
+    assert loaded.error == f"long.png: {problem.reason}; {problem.remedy}"
+
+
 def test_a_thread_like_image_is_refused_before_the_resize() -> None:
     with pytest.raises(DatasetError, match="become 20720000 x 518"):
         preprocess(Image.new("L", (40_000, 1)), Preprocess(518, "shortest"))
@@ -200,6 +212,29 @@ def test_closing_the_stream_ends_its_threads(tmp_path: Path) -> None:
     while alive() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert alive() == 0
+
+
+def test_stream_survives_what_pil_cannot_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(images, "preprocess", fail)
+    (loaded,) = stream(write(tmp_path, 1), [SQUASH])
+    assert loaded.error == "000.png: cannot be prepared (MemoryError: no room); convert it to PNG"
+
+
+def test_memory_stays_flat_over_a_long_list() -> None:
+    row = bench_memory(images=3000)
+    assert row["failed"] == 0
+    assert row["growth_mb"] < 16
+
+
+def test_the_benchmark_measures_all_sides() -> None:
+    (row,) = bench_loader(images=4, size=28, source=(64, 48), repeats=1, formats=["png"])
+    loader, threads, processes = (
+        float(row[f"{side}_per_second"]) for side in ("loader", "threads", "processes")
+    )
+    assert row["ratio"] == pytest.approx(loader / max(threads, processes))
 
 
 def test_an_empty_list_streams_nothing() -> None:

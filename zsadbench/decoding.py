@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from .errors import DatasetError
+from .method import Preprocess
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 MAX_PIXELS = 178_956_970
@@ -92,6 +93,28 @@ def decode(
         return ImageOps.exif_transpose(image) if orient else image
     except Exception as error:  # PIL's plugins raise whatever their parser stumbles over
         raise DatasetError(f"{name}: broken image data ({_reason(error)}); fetch the file again") from error
+
+
+def frame_size(size: tuple[int, int], spec: Preprocess, name: str) -> tuple[int, int]:
+    """Return width and height of an image of ``size`` (width, height) after the resize of ``spec``.
+
+    Raises DatasetError where two tiles would leave a gap, and where the frame would be absurdly long.
+    """
+    if spec.resize == "squash":
+        return spec.size, spec.size
+    short, long = sorted(size)
+    extent = int(spec.size * long / short)
+    if spec.tiles == "ends" and extent > 2 * spec.size:
+        raise DatasetError(
+            f"{name}: {size[0]} x {size[1]} pixels are longer than 2:1, so two square tiles leave a gap "
+            "in the middle; crop the image, or use a method without tiles"
+        )
+    if extent * spec.size > MAX_PIXELS:
+        raise DatasetError(
+            f"{name}: {size[0]} x {size[1]} pixels become {extent} x {spec.size} when the short side is "
+            f"{spec.size}, more than {MAX_PIXELS} pixels; crop the image"
+        )
+    return (spec.size, extent) if size[0] <= size[1] else (extent, spec.size)
 
 
 def alpha_of(image: Image.Image) -> NDArray[np.uint8] | None:

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .decoding import MAX_PIXELS, SIXTEEN_BIT, ImageInfo, decode, default_workers, probe, read
+from .decoding import MAX_PIXELS, SIXTEEN_BIT, ImageInfo, decode, default_workers, frame_size, probe, read
 from .errors import DatasetError, UsageError
 from .masks import mask_at, read_mask
 from .method import Preprocess
@@ -86,7 +86,7 @@ def preprocess(image: Image.Image, spec: Preprocess, *, name: str = "image") -> 
     ``tiles="ends"`` cannot cover (longer than 2:1).
     """
     image = _eight_bit(image)
-    width, height = _frame_size(image.size, spec, name)
+    width, height = frame_size(image.size, spec, name)
     if spec.rgb == "before":
         image = _rgb(image, name)
     image = image.resize((width, height), _FILTERS[spec.interpolation])
@@ -112,25 +112,6 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         return image.convert("RGB")  # drops alpha: every reference does, none composites
     except ValueError as error:
         raise DatasetError(f"{name}: PIL mode {image.mode} has no RGB form; convert the file") from error
-
-
-def _frame_size(size: tuple[int, int], spec: Preprocess, name: str) -> tuple[int, int]:
-    """Width and height after the resize."""
-    if spec.resize == "squash":
-        return spec.size, spec.size
-    short, long = sorted(size)
-    extent = int(spec.size * long / short)
-    if spec.tiles == "ends" and extent > 2 * spec.size:
-        raise DatasetError(
-            f"{name}: {size[0]} x {size[1]} pixels are longer than 2:1, so two square tiles leave a gap "
-            "in the middle; crop the image, or use a method without tiles"
-        )
-    if extent * spec.size > MAX_PIXELS:
-        raise DatasetError(
-            f"{name}: {size[0]} x {size[1]} pixels become {extent} x {spec.size} when the short side is "
-            f"{spec.size}, more than {MAX_PIXELS} pixels; crop the image"
-        )
-    return (spec.size, extent) if size[0] <= size[1] else (extent, spec.size)
 
 
 def _boxes(width: int, height: int, spec: Preprocess) -> list[tuple[int, int, int, int]]:
@@ -207,8 +188,9 @@ def _load(index: int, sample: Sample, specs: Sequence[Preprocess], orient: bool,
         inputs = {spec: preprocess(image, spec, name=sample.key) for spec in specs}
     except DatasetError as error:
         return Loaded(index, sample, sha256=digest, error=str(error))
-    except MemoryError:
-        return Loaded(index, sample, sha256=digest, error=f"{sample.key}: not enough memory to decode it")
+    except (OSError, ValueError, MemoryError) as error:  # PIL, on pixels it decoded but cannot convert
+        reason = f"{sample.key}: cannot be prepared ({type(error).__name__}: {error}); convert it to PNG"
+        return Loaded(index, sample, sha256=digest, error=reason)
     return Loaded(index, sample, inputs, digest, (image.height, image.width), notes=_notes(image))
 
 

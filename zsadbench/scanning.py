@@ -12,9 +12,20 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from .decoding import MAX_PIXELS, SIXTEEN_BIT, ImageInfo, alpha_of, decode, default_workers, probe, read
+from .decoding import (
+    MAX_PIXELS,
+    SIXTEEN_BIT,
+    ImageInfo,
+    alpha_of,
+    decode,
+    default_workers,
+    frame_size,
+    probe,
+    read,
+)
 from .errors import DatasetError
 from .masks import Mismatch, Positive, inspect_mask, size_mismatch
+from .method import Preprocess
 from .samples import Problem, Sample
 
 SMALLEST_SIDE = 32
@@ -78,10 +89,12 @@ class _Options:
     positive: Positive
     mismatch: Mismatch
     max_pixels: int
+    specs: tuple[Preprocess, ...]
 
 
 def scan(
     samples: Iterable[Sample],
+    specs: Sequence[Preprocess] = (),
     *,
     full: bool = False,
     orient: bool = False,
@@ -94,10 +107,11 @@ def scan(
 
     Reads headers only; ``full`` decodes every image and every mask of an anomalous sample, which
     also finds truncated data, empty, soft and alpha masks, transparency and byte-identical files.
+    With ``specs`` images that one of these preprocessings must refuse (by their shape) are errors.
     ``orient`` says that EXIF rotation will be applied, so it is no trait worth a warning.
     """
     samples = list(samples)
-    options = _Options(full, orient, positive, mismatch, max_pixels)
+    options = _Options(full, orient, positive, mismatch, max_pixels, tuple(specs))
     with ThreadPoolExecutor(workers or default_workers()) as pool:
         found = list(pool.map(partial(_examine, options=options), samples))
     pairs = list(zip(samples, found, strict=True))
@@ -111,6 +125,8 @@ def _examine(sample: Sample, options: _Options) -> _Findings:
     try:
         info, sha256, translucent = _look(sample, options)
         size = info.size
+        for spec in options.specs:
+            frame_size((info.width, info.height), spec, sample.key)
         traits += _image_traits(info, options) + ["translucent"] * translucent
     except DatasetError as error:
         errors.append(str(error))
