@@ -190,7 +190,7 @@ def test_stream_holds_at_most_ahead_items(tmp_path: Path) -> None:
     for used in range(1, 20):
         next(source)
         assert taken == used + 5
-    source.close()  # type: ignore[attr-defined]
+    source.close()
 
 
 def test_closing_the_stream_ends_its_threads(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_closing_the_stream_ends_its_threads(tmp_path: Path) -> None:
     source = stream(write(tmp_path, 20), [SQUASH], workers=3)
     next(source)
     assert alive() > 0
-    source.close()  # type: ignore[attr-defined]
+    source.close()
     assert alive() == 0
 
     for loaded in stream(write(tmp_path, 20), [SQUASH], workers=3):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -152,7 +152,7 @@ def stream(
     ahead: int | None = None,
     orient: bool = False,
     max_pixels: int = MAX_PIXELS,
-) -> Iterator[Loaded]:
+) -> Generator[Loaded, None, None]:
     """Yield the samples in order, decoded by ``workers`` threads (default: one per CPU, at most 16).
 
     At most ``ahead`` (default 4 per worker) images are held besides the one in use, however long
