@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,10 +25,21 @@ from ._shared import (
 
 TOKENS_PER_FORWARD = 16384
 
+# A mean of scores is ``back(mean(to(scores)))``.
+MEANS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "harmonic": (lambda s: 1 / s, lambda m: 1 / m),
+    "arithmetic": (lambda s: s, lambda m: m),
+    "harmonic_normal": (lambda s: 1 / (1 - s), lambda m: 1 - 1 / m),
+}
+
 
 @dataclass(frozen=True)
 class WinClip:
-    """Compositional prompts; windows of ``scales`` patches; the image score is a scale of its own."""
+    """Compositional prompts; windows of ``scales`` patches; the whole image is a scale of its own.
+
+    ``aggregate`` is the mean over the windows of a patch and over scales: ``harmonic`` leans to the most
+    normal score, ``harmonic_normal`` (the harmonic mean of the normal probability) to the most anomalous.
+    """
 
     backbone: Backbone = Backbone("ViT-B-16-plus-240", "laion400m_e31")
     preprocess: Preprocess = Preprocess(240)
@@ -37,9 +49,13 @@ class WinClip:
     normalise_prompts: bool = False
     temperature: float = 0.07
     scales: tuple[int, ...] = (2, 3)
+    stride: int = 1
+    aggregate: Literal["harmonic", "arithmetic", "harmonic_normal"] = "harmonic"
+    image_scale_term: bool = True
+    image_score: Literal["class_token", "map_maximum"] = "class_token"
 
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> WinClipObserver:
-        """Encode the prompt ensembles of each category."""
+        """Encode the prompt ensembles of each category and ask for the embedded tokens."""
         anchors = ensemble_anchors(
             clip,
             wordings,
@@ -48,6 +64,7 @@ class WinClip:
             self.templates,
             normalise_prompts=self.normalise_prompts,
         )
+        clip.vision.tap(stream=[0])
         return WinClipObserver(self, clip, anchors)
 
     def maps(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
@@ -55,13 +72,13 @@ class WinClip:
         return render(evidence["map"], size)
 
     def image_scores(self, evidence: Evidence, extrema: Tensor) -> Tensor:
-        """Return the score of the whole image."""
-        return evidence["score"]
+        """Return the score of the whole image, or the maximum of its map."""
+        return evidence["score"] if self.image_score == "class_token" else extrema[:, 1]
 
 
 @dataclass(frozen=True)
 class WinClipObserver:
-    """Evidence: ``map`` (B, gh, gw), the harmonic mean over scales, and ``score`` (B,)."""
+    """Evidence: ``map`` (B, gh, gw), the mean over scales, and ``score`` (B,) of the whole image."""
 
     method: WinClip
     clip: Clip
@@ -70,36 +87,43 @@ class WinClipObserver:
     def observe(self, batch: Batch) -> Evidence:
         """Score the image, then every window of every scale, and aggregate."""
         vision = self.clip.vision
+        trace, grid = vision.trace(batch), vision.grid(batch.images)
         anchors = self.anchors.of(batch.categories)
-        image = self.clip.vision.project(vision.trace(batch).output[:, 0])
-        score = self.scores(image, anchors)
-        tokens = vision.embed(batch.images[:, 0])
-        side = batch.images.shape[-1] // vision.patch
-        inverse = 1 / score[:, None, None].double()
-        for k in self.method.scales:
-            windows = window_index(side, side, k).to(tokens.device)
-            scores = self.scores(embed_windows(self.clip, tokens, windows), anchors)
-            inverse = inverse + 1 / harmonic_mean(scores, windows, (side, side))
-        grid = (len(self.method.scales) + 1) / inverse
-        return {"score": score, "map": grid.float()}
+        score = self.scores(vision.project(trace.output[:, 0]), anchors)
+        maps = [self.scale_map(trace.stream(0), anchors, grid, k) for k in self.method.scales]
+        if self.method.image_scale_term:
+            maps.append(score[:, None, None].double().expand_as(maps[0]))
+        to, back = MEANS[self.method.aggregate]
+        return {"score": score, "map": back(to(torch.stack(maps)).mean(dim=0)).float()}
+
+    def scale_map(self, tokens: Tensor, anchors: Tensor, grid: tuple[int, int], k: int) -> Tensor:
+        """Return for each patch the mean score (B, gh, gw) of the windows of ``k`` patches it lies in."""
+        windows = window_index(grid, k, self.method.stride).to(tokens.device)
+        scores = self.scores(embed_windows(self.clip, tokens, windows), anchors)
+        return aggregate(scores, windows, grid, self.method.aggregate)
 
     def scores(self, features: Tensor, anchors: Tensor) -> Tensor:
         """Return the anomaly probability of image or window embeddings."""
         return anomaly_probability(features, anchors, 1 / self.method.temperature)
 
 
-def window_index(rows: int, columns: int, k: int) -> Tensor:
-    """Return patch numbers (W, k*k) of all windows of k x k patches, stride 1, row-major.
+def window_index(grid: tuple[int, int], k: int, stride: int = 1) -> Tensor:
+    """Return patch numbers (W, k*k) of the windows of ``k`` x ``k`` patches, row-major.
+
+    The last window of each row and column is flush with the edge, so that every patch is covered.
 
     Raises:
         MethodError: if the window is larger than the grid.
     """
-    if k > min(rows, columns):
+    rows, columns = grid
+    if not 0 < k <= min(grid):
         raise MethodError(
-            f"windows of {k} patches do not fit a {rows} x {columns} grid; choose smaller --set scales=..."
+            f"a window of {k} patches does not fit a grid of {rows} x {columns}; choose --set scales=..."
         )
-    patches = torch.arange(rows * columns).view(rows, columns)
-    return patches.unfold(0, k, 1).unfold(1, k, 1).reshape(-1, k * k)
+    tops, lefts = (torch.tensor(sorted({*range(0, n - k + 1, stride), n - k})) for n in grid)
+    corners = tops[:, None] * columns + lefts
+    inside = torch.arange(k)[:, None] * columns + torch.arange(k)
+    return corners.flatten()[:, None] + inside.flatten()
 
 
 def embed_windows(clip: Clip, tokens: Tensor, windows: Tensor) -> Tensor:
@@ -114,11 +138,12 @@ def embed_windows(clip: Clip, tokens: Tensor, windows: Tensor) -> Tensor:
     return torch.unflatten(features, 0, (len(tokens), len(windows)))
 
 
-def harmonic_mean(scores: Tensor, windows: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return for each patch the harmonic mean (B, gh, gw) float64 of its windows' ``scores`` (B, W)."""
+def aggregate(scores: Tensor, windows: Tensor, grid: tuple[int, int], mean: str = "harmonic") -> Tensor:
+    """Return for each patch the mean (B, gh, gw) float64 of the ``scores`` (B, W) of its windows."""
+    to, back = MEANS[mean]
     patches = windows.flatten()
     cells = torch.zeros(len(scores), grid[0] * grid[1], dtype=torch.float64, device=scores.device)
-    inverse = (1 / scores.double()).repeat_interleave(windows.shape[1], dim=1)
-    total = cells.index_add(1, patches, inverse)
-    count = cells.index_add(1, patches, torch.ones_like(inverse))
-    return torch.unflatten(count / total, 1, grid)
+    summands = to(scores.double()).repeat_interleave(windows.shape[1], dim=1)
+    total = cells.index_add(1, patches, summands)
+    count = cells.index_add(1, patches, torch.ones_like(summands))
+    return torch.unflatten(back(total / count), 1, grid)

@@ -102,19 +102,28 @@ class Vision:
             self._positions[grid] = rows.to(self.module.positional_embedding.dtype)
         return self._positions[grid]
 
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Return the rows and columns of patches of ``images`` (..., H, W).
+
+        Raises:
+            MethodError: if a side is not a multiple of the patch.
+        """
+        height, width = images.shape[-2:]
+        if height % self.patch or width % self.patch:
+            raise MethodError(
+                f"an input of {height} x {width} pixels does not divide into patches of {self.patch}; choose "
+                f"a multiple of {self.patch} with --set size=..."
+            )
+        return height // self.patch, width // self.patch
+
     def embed(self, images: Tensor) -> Tensor:
         """Return tokens (B, 1+N, W) of normalised ``images`` (B, 3, H, W), class token first, after ln_pre.
 
         Raises:
-            MethodError: if the image side is not a multiple of the patch.
+            MethodError: if a side is not a multiple of the patch.
         """
-        if images.shape[-1] % self.patch or images.shape[-2] % self.patch:
-            raise MethodError(
-                f"an input of {images.shape[-2]} x {images.shape[-1]} pixels does not divide into patches of "
-                f"{self.patch}; choose a multiple of {self.patch} with --set size=..."
-            )
+        grid = self.grid(images)
         patches = self.module.conv1(images.to(self.proj.dtype))
-        grid = (patches.shape[-2], patches.shape[-1])
         first = self.module.class_embedding.expand(len(images), 1, -1)
         x = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
         tokens: Tensor = self.module.ln_pre(x + self.positions(grid))
