@@ -54,6 +54,11 @@ class Resolved:
         return self.card.id if self.variant == REFERENCE else f"{self.card.id}@{self.variant}"
 
     @property
+    def needs_checkpoint(self) -> bool:
+        """Whether the method is a trained one and has no checkpoint yet."""
+        return self.card.trained and not getattr(self.method, "checkpoint", None)
+
+    @property
     def size(self) -> int | Literal["frame"]:
         """The evaluation size of the reference protocol."""
         return self.card.protocol.size
@@ -108,13 +113,15 @@ def resolve(
     backbone: str | None = None,
     weights: str | None = None,
     activation: str | None = None,
+    checkpoint: Path | None = None,
     prompts: Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Resolved:
     """Return the method that ``spec`` names as it runs on ``dataset`` (id) of ``domain``.
 
-    ``backbone``, ``weights`` and ``activation`` replace the card's CLIP; ``prompts`` is a file of the
-    user's own states and templates; ``settings`` maps field names to texts or values.
+    ``backbone``, ``weights`` and ``activation`` replace the card's CLIP; ``checkpoint`` is the file of
+    a trained method; ``prompts`` is a file of the user's own states and templates; ``settings``
+    maps field names to texts or values.
 
     Raises:
         UsageError: for an unknown name, or a value that does not fit its field.
@@ -131,6 +138,8 @@ def resolve(
         method = _on_backbone(method, card, variant, backbone, weights, settings)
     options = {"weights": weights, "activation": activation}
     method = override(method, {name: value for name, value in options.items() if value is not None})
+    if checkpoint is not None:
+        method = _with_checkpoint(method, checkpoint, spec)
     if prompts is not None:
         method = _with_prompts(method, prompts, spec)
     method = override(method, settings, where=f"{spec}: ")
@@ -174,7 +183,7 @@ def _on_backbone(
 
 
 def _scale(method: Any, field: str, ratio: float, *, blocks: bool) -> Any:
-    """Return a field times ``ratio``; whole numbers stay whole and at least 1, ``blocks`` sorted and unique."""
+    """Return a field times ``ratio``; whole numbers stay whole, at least 1; blocks sorted and unique."""
     value = getattr(method, field, None)
     if isinstance(value, tuple):
         scaled = [_scale_number(number, ratio) for number in value]
@@ -203,6 +212,12 @@ def _without_weights(card: MethodCard, name: str, reference: str) -> str:
         f"--backbone {name} also needs --weights (the card of {card.id} names those of {reference} only): "
         f"{choice}, or a file; see: zsad weights list"
     )
+
+
+def _with_checkpoint(method: Any, path: Path, spec: str) -> Any:
+    if "checkpoint" not in places(method):
+        raise UsageError(f"--checkpoint {path}: method '{spec}' has no learned parameters; leave it out")
+    return override(method, {"checkpoint": str(path)})
 
 
 def _with_prompts(method: Any, path: Path, spec: str) -> Any:
