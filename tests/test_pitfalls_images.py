@@ -198,7 +198,7 @@ def test_alpha_is_dropped_before_the_resize_and_reported(tmp_path: Path) -> None
     reference = Preprocess(28, rgb="after")
     assert not np.array_equal(tile(one, reference), tile(one))
     (problem,) = scan([one], full=True)
-    assert problem.severity == "warning" and "1 images are partly transparent" in problem.reason
+    assert problem.severity == "warning" and "1 of 1 images are partly transparent" in problem.reason
     full = opaque.copy()
     full.putalpha(255)
     assert scan([put(tmp_path, "full.png", full)], full=True) == []
@@ -272,7 +272,7 @@ def test_tiny_images_are_read_and_reported(tmp_path: Path, size: tuple[int, int]
     one = put(tmp_path, "tiny.png", picture(*size))
     assert tile(one).shape == (28, 28, 3)
     (problem,) = scan([one])
-    assert "1 images are below 32 pixels" in problem.reason and "tiny.png" in problem.reason
+    assert "1 of 1 images are below 32 pixels" in problem.reason and "tiny.png" in problem.reason
     assert scan([put(tmp_path, "fine.png", picture(32, 32))]) == []
 
 
@@ -355,7 +355,7 @@ def test_empty_masks_are_one_warning_with_their_number(tmp_path: Path) -> None:
     samples = [anomalous(tmp_path, name, square(0)) for name in ("a", "bb", "ccc")]
     (problem,) = scan(samples, full=True)
     assert problem.severity == "warning"
-    assert problem.reason.startswith("3 anomalous images have a mask without a defect pixel")
+    assert problem.reason.startswith("3 of 3 images have a mask without a defect pixel")
     assert "(a.png, bb.png, ccc.png)" in problem.reason
 
 
@@ -364,7 +364,7 @@ def test_soft_masks_are_one_warning_with_the_share(tmp_path: Path) -> None:
     soft[10:20, 10] = 60
     samples = [anomalous(tmp_path, name, Image.fromarray(soft)) for name in ("a", "bb")]
     (problem,) = scan(samples, full=True)
-    assert '2 masks have soft edges: the rule ">127" would drop 10%' in problem.reason
+    assert '2 of 2 images have a mask with soft edges: the rule ">127" would drop 10%' in problem.reason
 
 
 def test_a_mask_stored_as_jpeg_grows_and_is_reported(tmp_path: Path) -> None:
@@ -417,7 +417,10 @@ def problems_of(data: Path, pattern: str, mask: Callable[[Path], Path | None]) -
 def test_real_brain_images(data: Path) -> None:
     problems = problems_of(data, "brainmri/*/*", lambda path: None)
     assert [(p.severity, p.reason.split(" (")[0]) for p in problems] == [
-        ("warning", "1 images are partly transparent; alpha is dropped, not blended with a background"),
+        (
+            "warning",
+            "1 of 253 images are partly transparent; alpha is dropped, not blended with a background",
+        ),
         ("note", "22 groups of byte-identical images, 25 more than needed"),
     ]
     assert "(no.jpg)" in problems[0].reason
@@ -430,5 +433,5 @@ def test_real_head_scans_have_opaque_alpha(data: Path) -> None:
 def test_real_magnetic_tiles(data: Path) -> None:
     problems = problems_of(data, "mtd/MT_[UC]*/Imgs/*.jpg", lambda path: path.with_suffix(".png"))
     assert [p.severity for p in problems] == ["warning", "warning"]
-    assert problems[0].reason.startswith("4 anomalous images have a mask without a defect pixel")
-    assert problems[1].reason.startswith("156 masks have soft edges")
+    assert problems[0].reason.startswith("4 of 160 images have a mask without a defect pixel")
+    assert problems[1].reason.startswith("156 of 160 images have a mask with soft edges")

@@ -33,7 +33,7 @@ EXAMPLES = 4
 
 
 class Trait(NamedTuple):
-    """A property worth one warning for all files that have it; ``{n}`` is their number."""
+    """A property worth one warning for all images that have it: "3 of 9 images ..."."""
 
     reason: str
     remedy: str
@@ -41,32 +41,32 @@ class Trait(NamedTuple):
 
 TRAITS = {
     "tiny": Trait(
-        f"{{n}} images are below {SMALLEST_SIDE} pixels on a side and are enlarged",
+        f"are below {SMALLEST_SIDE} pixels on a side and are enlarged",
         "check that they are meant to be so small",
     ),
     "rotated": Trait(
-        "{n} images carry an EXIF rotation, which is ignored because masks are drawn on the stored pixels",
+        "carry an EXIF rotation, which is ignored because masks are drawn on the stored pixels",
         "save them upright if that is wrong",
     ),
-    "cmyk": Trait("{n} images are CMYK and are converted without a colour profile", "save them as RGB"),
+    "cmyk": Trait("are CMYK and are converted without a colour profile", "save them as RGB"),
     "deep": Trait(
-        "{n} images have 16-bit values, which are scaled by 1/257 to 8 bit",
+        "have 16-bit values, which are scaled by 1/257 to 8 bit",
         "stretch and save them as 8 bit if they use a part of the range",
     ),
     "translucent": Trait(
-        "{n} images are partly transparent; alpha is dropped, not blended with a background",
+        "are partly transparent; alpha is dropped, not blended with a background",
         "save them as RGB to choose the background",
     ),
     "empty": Trait(
-        "{n} anomalous images have a mask without a defect pixel and are kept so",
+        "have a mask without a defect pixel though they are labelled anomalous; they are kept",
         'correct the masks, or set empty_mask = "error" or "drop"',
     ),
     "grey": Trait(
-        '{n} masks have soft edges: the rule ">127" would drop {share:.0%} of their pixels above 0',
+        'have a mask with soft edges: the rule ">127" would drop {share:.0%} of their pixels above 0',
         'set mask_positive to choose (">0" is the custom of the field)',
     ),
     "alpha": Trait(
-        "{n} masks are drawn in the alpha channel over one colour, so they are empty",
+        "have a mask in the alpha channel over one colour, read as empty",
         'set mask_positive = "alpha>0" to use the alpha channel',
     ),
 }
@@ -197,7 +197,7 @@ def _traits(pairs: _Pairs) -> Iterator[Problem]:
         having = [(sample, found) for sample, found in pairs if trait in found.traits]
         if having:
             share = sum(found.grey for _, found in having) / len(having)
-            line = reason.format(n=len(having), share=share)
+            line = f"{len(having)} of {len(pairs)} images {reason.format(share=share)}"
             yield Problem("warning", "", f"{line} ({_examples([sample for sample, _ in having])})", remedy)
 
 
