@@ -128,9 +128,9 @@ class AnomalyClipObserver:
 def checkpoint_shapes(method: AnomalyClip, clip: Clip) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every learned parameter, named as in the authors' files."""
     width = clip.text.width
-    context = dict.fromkeys(("ctx_pos", "ctx_neg"), (1, 1, method.context, width))
     deep = {f"compound_prompts_text.{i}": (method.deep_length, width) for i in range(method.deep_prompts)}
-    return context | deep
+    context = (1, 1, method.context, width)
+    return {"ctx_pos": context, "ctx_neg": context, **deep}
 
 
 def prompt_tokens(method: AnomalyClip, clip: Clip) -> Tensor:
@@ -181,11 +181,11 @@ def _refuse_misfit(method: AnomalyClip, clip: Clip) -> None:
         )
     if not 0 <= method.deep_prompts < text_depth:
         raise MethodError(
-            f"{method.deep_prompts} deep prompts do not fit a text tower of {text_depth} blocks, the first of "
-            f"which has none; choose 0 to {text_depth - 1} with --set deep_prompts=..."
+            f"{method.deep_prompts} deep prompts do not fit a text tower of {text_depth} blocks, the first "
+            f"without one; choose 0 to {text_depth - 1} with --set deep_prompts=..."
         )
     if not 0 <= method.deep_length <= method.context:
         raise MethodError(
-            f"deep prompts of {method.deep_length} vectors do not fit a prompt that begins with {method.context}; "
+            f"deep prompts of {method.deep_length} vectors do not fit the {method.context} learned ones; "
             "choose a smaller --set deep_length=..."
         )
