@@ -13,7 +13,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from .errors import RecordError
 from .files import digest_of, write_atomic
+from .groups import Group, rules_of, shared_rules
 from .recordfiles import (
     RERUN,
     RESCORE,
@@ -51,35 +52,6 @@ class Mean(NamedTuple):
     value: float | None
     used: int
     total: int
-
-
-@dataclass(frozen=True)
-class Group:
-    """What two records must share before their numbers may stand in one column.
-
-    ``rules`` are the evaluation rules as text.  Under the protocol ``reference`` they belong to the
-    method and not to the group: there the size and mask rule are part of what is reproduced.
-    """
-
-    dataset: str
-    dataset_digest: str
-    contents_digest: str
-    protocol: str
-    protocol_version: int
-    mask_positive: str
-    rules: str
-    metric_version: int
-
-    def differences(self, other: Group) -> list[str]:
-        """Return in words what ``self`` has and ``other`` has not."""
-        return [
-            f"{item.name.replace('_', ' ')} {_brief(mine)} instead of {_brief(theirs)}"
-            for item in fields(self)
-            if (mine := getattr(self, item.name)) != (theirs := getattr(other, item.name))
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.dataset} under {self.protocol} v{self.protocol_version}"
 
 
 @dataclass(frozen=True)
@@ -177,7 +149,7 @@ class Record:
             protocol=str(self.protocol["id"]),
             protocol_version=int(self.protocol["version"]),
             mask_positive=str(positive),
-            rules="" if self.protocol["id"] == "reference" else self.rules,
+            rules=shared_rules(self.protocol["id"], self.rules),
             metric_version=int(self.content["metric_version"]),
         )
 
@@ -252,18 +224,6 @@ class Record:
     def images(self) -> list[ImageRow]:
         """Read the rows of ``images.csv``, which lies beside the record."""
         return read_images(self.path.parent)
-
-
-def rules_of(protocol: Mapping[str, Any]) -> str:
-    """Return the rules of a protocol that decide its numbers, as text of one fixed order."""
-    size = protocol.get("size", "")
-    parts = [f"size {size if isinstance(size, str | int) else 'x'.join(map(str, size))}"]
-    parts += [f"masks {protocol['mask_resize']}"] if protocol.get("mask_resize") else []
-    parts += [f"image scores {protocol['image_score']}"] if protocol.get("image_score") else []
-    if limits := protocol.get("aupro_limits"):
-        parts.append("AUPRO to " + ", ".join(f"{limit:g}" for limit in limits))
-    parts += [f"{protocol['connectivity']}-connected"] if protocol.get("connectivity") else []
-    return ", ".join(parts)
 
 
 def write_observation(run_dir: Path, observation: Mapping[str, Any]) -> None:
@@ -408,8 +368,3 @@ def _image_row(row: Mapping[str, str]) -> ImageRow:
     return ImageRow(
         row["key"], row["category"], label, number("image_score"), number("map_min"), number("map_max")
     )
-
-
-def _brief(value: object) -> str:
-    text = str(value)
-    return text[:12] if len(text) == 64 else text or "none"

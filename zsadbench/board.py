@@ -1,0 +1,329 @@
+"""Leaderboards: one table per group of records that may be compared, a pure function of the records.
+
+A :class:`Board` never mixes groups (dataset, contents, protocol, metric version) in a column, marks
+what must not be overlooked, and keeps published figures apart from measured ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+
+from .boardrows import MEAN, By, Row, percent, rows_of
+from .errors import RecordError, UsageError, suggest
+from .groups import Group
+from .metrics import METRICS
+from .published import LEGACY_RULE
+from .recordfiles import is_metric, metric_order
+from .records import Record, load_records
+
+DEFAULT_METRICS = (
+    "image_auroc",
+    "image_ap",
+    "image_f1max",
+    "pixel_auroc",
+    "pixel_ap",
+    "pixel_f1max",
+    "pixel_aupro",
+)
+MARKS = {
+    "transductive": "image scores use all test images of a category, so a single image has none",
+    "order-dependent": "results depend on the order of the images",
+    "subset": "only a part of the dataset was evaluated",
+    "failed": "images that could not be read are left out of the numbers",
+    "seen data": "tested on images that were trained on",
+    "legacy": "approximate metrics as other code bases print them",
+    "custom": "rules changed by hand: neither the authors' nor the common protocol",
+    "random weights": "an untrained network: a test of the machinery, no result of the method",
+    "incomplete": "the observation had not ended when it was scored",
+}
+"""Mark -> what it means; ``3 failed`` is explained by ``failed``."""
+
+SYMBOLS = {"transductive": "†", "order-dependent": "‡"}
+
+
+@dataclass(frozen=True)
+class Board:
+    """One table: methods (or methods and categories) of one group of records."""
+
+    group: Group
+    by: By
+    metrics: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def records(self) -> list[Record]:
+        """Every record behind the rows, each once."""
+        return list({id(record): record for row in self.rows for record in row.records}.values())
+
+    @property
+    def title(self) -> str:
+        """Return dataset, number of images, protocol and, where it is one for all, the rules."""
+        dataset = self.records[0].observation["dataset"]
+        name = str(dataset.get("title") or "")
+        name = self.group.dataset if name in ("", self.group.dataset) else f"{name} ({self.group.dataset})"
+        rules = {record.rules for record in self.records}
+        rule = f": {rules.pop()}" if len(rules) == 1 else ""
+        return f"{name}, {_counts(self.records[0])}; {self.records[0].protocol_label}{rule}"
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The metrics that have a value somewhere, or all when none has."""
+        has = [
+            metric
+            for metric in self.metrics
+            if any(row.cell(metric).value is not None or metric in row.published for row in self.rows)
+        ]
+        return tuple(has) or self.metrics
+
+    @property
+    def marks(self) -> list[str]:
+        """Marks that stand in some row, each once."""
+        found = dict.fromkeys(mark for row in self.rows for mark in row.marks)
+        return list(found)
+
+    @property
+    def footer(self) -> list[str]:
+        """Return what a reader must know: means, rules, gaps, marks, sources and versions."""
+        return [*self._conditions(), *self._explanations(), *self._sources(), self._versions()]
+
+    def best(self, metric: str, category: str) -> str:
+        """Return the printed best value of a column, empty where there is no contest."""
+        cells = [row.cell(metric) for row in self.rows if row.category == category]
+        values = [cell.value for cell in cells if cell.value is not None]
+        return percent(max(values)) if len(values) > 1 else ""
+
+    def is_best(self, row: Row, metric: str) -> bool:
+        """Tell whether a row holds the best printed value among those of the same category."""
+        value = row.cell(metric).value
+        return value is not None and percent(value) == self.best(metric, row.category)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return one mapping per row, as in :meth:`frame`; undefined is None."""
+        lines = []
+        for row in self.rows:
+            line, cells = self._identity(row), {metric: row.cell(metric) for metric in self.metrics}
+            line |= {metric: cell.value for metric, cell in cells.items()}
+            line |= {f"{m}_std": cell.spread for m, cell in cells.items() if cell.spread is not None}
+            for metric, entry in row.published.items():
+                line |= {f"published_{metric}": entry.value, f"published_{metric}_kind": entry.kind}
+            lines.append(line)
+        return lines
+
+    def frame(self) -> pd.DataFrame:
+        """Return the board at full precision in [0, 1]; published figures in columns of their own."""
+        return frame_of([self])
+
+    def _identity(self, row: Row) -> dict[str, Any]:
+        record, group = row.record, self.group
+        partial = {m: cell for m in self.metrics if (cell := row.cell(m)).partial}
+        return {
+            "dataset": group.dataset,
+            "dataset_digest": group.dataset_digest[:12],
+            "contents_digest": group.contents_digest[:12],
+            "protocol": group.protocol,
+            "protocol_version": group.protocol_version,
+            "mask_positive": group.mask_positive,
+            "rules": record.rules,
+            "metric_version": group.metric_version,
+            "method": record.method_id,
+            "variant": record.variant,
+            "method_version": str(record.observation["method"].get("version", "")),
+            "backbone": record.backbone,
+            "observation": row.digest,
+            "seeds": len(row.records),
+            "category": row.category,
+            "categories": len(record.categories) if row.category == MEAN else 1,
+            "incomplete": "; ".join(f"{m} {cell.used}/{cell.total}" for m, cell in partial.items()),
+            "marks": "; ".join(row.marks),
+        }
+
+    def _conditions(self) -> list[str]:
+        lines = []
+        counts = {len(record.categories) for record in self.records}
+        if self.by == "method" and max(counts) > 1:
+            numbers = " or ".join(map(str, sorted(counts)))
+            lines.append(
+                f"Percent; unweighted mean over {numbers} categories, (n/N) where only n have a value."
+            )
+        if len({record.rules for record in self.records}) > 1:
+            rules = dict.fromkeys(f"{row.record.method} {row.record.rules}" for row in self.rows)
+            lines.append("Rules of each method's authors: " + "; ".join(rules) + ".")
+        missing: dict[str, list[str]] = {}
+        for metric in self.metrics:
+            for reason in dict.fromkeys(r for record in self.records for r in record.reasons(metric)):
+                missing.setdefault(reason, []).append(metric)
+        return lines + [f"n/a in {', '.join(metrics)}: {reason}." for reason, metrics in missing.items()]
+
+    def _explanations(self) -> list[str]:
+        lines = {}
+        for mark in self.marks:
+            word = "failed" if mark.endswith(" failed") else mark
+            if word in MARKS:
+                symbol = f"{SYMBOLS[word]} " if word in SYMBOLS else ""
+                lines[word] = f"{symbol}{word}: {MARKS[word]}."
+        return list(lines.values())
+
+    def _sources(self) -> list[str]:
+        sources: dict[str, list[str]] = {}
+        for row in self.rows:
+            for metric, entry in row.published.items():
+                about = ", ".join(filter(None, [entry.backbone, entry.variant, entry.source]))
+                rule = ", rule not stated" if metric == "pixel_aupro" and entry.rule != LEGACY_RULE else ""
+                text = f"Published, {entry.kind}{rule}: {about}"
+                sources.setdefault(f"{row.record.method} {text}", []).append(metric)
+        return [
+            f"{key} ({', '.join(sorted(set(metrics), key=metric_order))})."
+            for key, metrics in sources.items()
+        ]
+
+    def _versions(self) -> str:
+        environments = [record.observation.get("environment") or {} for record in self.records]
+        versions = sorted({str(found["zsadbench"]) for found in environments if "zsadbench" in found})
+        program = f", zsadbench {' and '.join(versions)}" if versions else ""
+        data = f"samples {self.group.dataset_digest[:12]}, contents {self.group.contents_digest[:12]}"
+        return f"Metrics version {self.group.metric_version}{program}; {data}."
+
+
+def boards(
+    records: Sequence[Record],
+    *,
+    metrics: Sequence[str] | None = None,
+    by: str | None = None,
+    sort: str | None = None,
+    published: bool = True,
+    merge: bool = False,
+) -> list[Board]:
+    """Return one board per group of records, sorted by dataset and protocol.
+
+    ``metrics`` are ids, by default :data:`DEFAULT_METRICS`; ``by`` is ``"category"`` for one row per
+    method and category; ``sort`` is a metric, by default the first one that has a value; ``merge``
+    demands a single board.
+
+    Raises:
+        UsageError: for an unknown metric or ``by``.
+        RecordError: for a metric no record has, or when ``merge`` meets records of several groups.
+    """
+    chosen = _known_metrics(records, metrics or DEFAULT_METRICS, optional=metrics is None)
+    _known_metrics(records, [sort] if sort else [], optional=False)
+    if by is not None and by not in get_args(By):
+        raise UsageError(f"cannot make a board by '{by}'.{suggest(by, get_args(By))}")
+    grouping: By = "category" if by == "category" else "method"
+    groups: dict[Group, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.group, []).append(record)
+    if merge and len(groups) > 1:
+        raise RecordError(_odd_one(groups))
+    return [_board(group, groups[group], chosen, grouping, sort, published) for group in sorted(groups)]
+
+
+def compare(
+    paths: str | Path | Sequence[str | Path],
+    *,
+    metrics: Sequence[str] | None = None,
+    by: str | None = None,
+    sort: str | None = None,
+    published: bool = True,
+    merge: bool = False,
+) -> pd.DataFrame:
+    """Return the boards of the records at or below ``paths`` as one frame, full precision in [0, 1].
+
+    The columns ``dataset`` to ``metric_version`` name the group a row belongs to: only rows that
+    agree in them may be compared.
+
+    Raises:
+        RecordError: if there is no record, or as :func:`boards` says.
+    """
+    several = [paths] if isinstance(paths, str | Path) else paths
+    folders = [Path(path) for path in several]
+    records = load_records(folders)
+    if not records:
+        raise RecordError(nothing_there(folders))
+    return frame_of(boards(records, metrics=metrics, by=by, sort=sort, published=published, merge=merge))
+
+
+def show_boards(records: Sequence[Record]) -> None:
+    """Print the boards of ``records`` on the terminal."""
+    from .boardtext import print_boards
+
+    print_boards(boards(records))
+
+
+def frame_of(tables: Sequence[Board]) -> pd.DataFrame:
+    """Return several boards as one frame, one below the other."""
+    lines = [line for board in tables for line in board.lines()]
+    metrics = list(dict.fromkeys(metric for board in tables for metric in board.metrics))
+    frame = pd.DataFrame(lines, columns=_columns(lines, metrics))
+    return frame.astype(dict.fromkeys(metrics, float))
+
+
+def nothing_there(paths: Sequence[Path]) -> str:
+    """Return in words why there is nothing to compare and what to do."""
+    names = ", ".join(map(str, paths))
+    if any(True for path in paths if path.is_dir() for _ in path.rglob("observation.json")):
+        return f"{names}: evidence but no readable record; run `zsad score RUN_DIR` on it, it needs no CLIP."
+    return f"{names}: no readable record here; run `zsad run --method clip --dataset NAME` first."
+
+
+def _known_metrics(records: Sequence[Record], wanted: Sequence[str], optional: bool) -> tuple[str, ...]:
+    present = {metric for record in records for metric in record.metrics}
+    for metric in wanted:
+        if not is_metric(metric):
+            raise UsageError(f"unknown metric '{metric}'.{suggest(metric, METRICS)}")
+        if metric not in present and not optional:
+            limit = metric.partition("@")[2]
+            remedy = (
+                f"`zsad score RUN_DIR --aupro-limit {limit}` adds it" if limit else "score the runs again"
+            )
+            raise RecordError(f"no record has the metric '{metric}'; {remedy}.")
+    return tuple(dict.fromkeys(wanted))
+
+
+def _board(
+    group: Group,
+    records: Sequence[Record],
+    metrics: tuple[str, ...],
+    by: By,
+    sort: str | None,
+    published: bool,
+) -> Board:
+    rows = rows_of(records, metrics, by, published)
+    board = Board(group, by, metrics, tuple(rows))
+    key = sort or board.shown[0]
+    categories = {name: i for i, name in enumerate(dict.fromkeys(row.category for row in rows))}
+
+    def order(row: Row) -> tuple[int, float, str]:
+        value = row.cell(key).value
+        return (categories[row.category], -value if value is not None else 1.0, row.label)
+
+    return Board(group, by, metrics, tuple(sorted(rows, key=order)))
+
+
+def _odd_one(groups: dict[Group, list[Record]]) -> str:
+    """Say which group stands apart from the largest one, where its records lie and in what it differs."""
+    ranked = sorted(groups, key=lambda group: (-len(groups[group]), group))
+    usual, odd = ranked[0], ranked[-1]
+    lies = ", ".join(str(record.path.parent) for record in groups[odd])
+    return (
+        f"these records cannot stand in one column: {lies} ({odd}) has {', '.join(odd.differences(usual))}; "
+        "leave it out or score all runs under one protocol with `zsad score`."
+    )
+
+
+def _columns(lines: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[str]:
+    """Return identity, metrics, spreads, then published columns, each only where a row has it."""
+    present = list(dict.fromkeys(key for line in lines for key in line))
+    extra = [f"{m}_std" for m in metrics]
+    extra += [f"published_{m}{suffix}" for m in metrics for suffix in ("", "_kind")]
+    return [key for key in present if key not in extra] + [key for key in extra if key in present]
+
+
+def _counts(record: Record) -> str:
+    rows = record.categories.values()
+    normal, anomalous = (sum(row.get(label) or 0 for row in rows) for label in ("normal", "anomalous"))
+    plural = f"{len(rows)} categories" if len(rows) > 1 else "1 category"
+    return f"{normal + anomalous} images ({normal} normal, {anomalous} anomalous, {plural})"
