@@ -1,1 +1,77 @@
-"""The command line."""
+"""The command line: verbs over the library, each a thin function.
+
+Modules of this package import neither torch nor pandas until a verb that needs them runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from .. import __version__
+from ..errors import ZsadError
+from . import bench, compare, datasets, methods, run, weights
+
+app = typer.Typer(
+    name="zsad",
+    help="Benchmark CLIP-based zero-shot anomaly detection: many methods, exact metrics, one board.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+run.register(app)
+compare.register(app)
+app.add_typer(methods.app, name="methods")
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(weights.app, name="weights")
+bench.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"zsad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every verb."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake becomes one line and exit code 2."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    try:
+        code = app(arguments, standalone_mode=False)
+    except ZsadError as error:
+        if debug:
+            raise
+        _say(f"error: {error}")
+        code = error.exit_code
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted; what is observed is kept: repeat the command and it goes on there")
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    sys.exit(code or 0)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,65 @@
+"""What a record says of the machine and the code it was made with."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+
+
+def environment(device: Any, dtype: str) -> dict[str, Any]:
+    """Return versions, device, dtype and, in a checkout, the commit with a flag for local changes."""
+    commit, dirty = checkout_state()
+    return {
+        "zsadbench": __version__,
+        "python": platform.python_version(),
+        "torch": installed("torch"),
+        "open_clip": installed("open_clip_torch"),
+        "platform": platform.platform(terse=True),
+        "device": device_name(device),
+        "dtype": dtype,
+        "commit": commit,
+        "dirty": dirty,
+    }
+
+
+def installed(package: str) -> str:
+    """Return the installed version of ``package``, empty if there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def device_name(device: Any) -> str:
+    """Return the device with the name of its GPU or processor."""
+    if getattr(device, "type", "cpu") == "cuda":
+        import torch
+
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.processor() or platform.machine()})"
+
+
+@cache
+def checkout_state() -> tuple[str, bool]:
+    """Return the commit of the checkout (empty in a wheel) and whether tracked files were changed."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return "", False
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit, bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return "", False
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20
+    )
+    return done.stdout.strip()

@@ -1,0 +1,437 @@
+"""``run``: methods on a dataset, from the image folder to the records."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .engine import DTYPES, Encoder, Pass, Task, observe, peak_memory_mb, pick_device
+from .environment import environment
+from .errors import DatasetError, MethodError, UsageError, ZsadError, suggest
+from .files import contents_digest, digest_of, sha256_of
+from .images import scan
+from .progress import Progress
+from .records import Record, read_observation, write_observation
+from .registry import Resolved, method_cards, parse_spec, resolve, wordings
+from .samples import Dataset, load_dataset, problem_report, subset
+from .scores import frame, map_settings, rules_for, score_observation, without
+from .store import EvidenceStore
+from .weights import Weights, find_weights
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything a run was asked for, beside its methods and its dataset."""
+
+    data: Path | None = None
+    backbone: str | None = None
+    weights: str | None = None
+    activation: str | None = None
+    checkpoints: tuple[Path, ...] = ()
+    wording: str = "method"
+    words: Mapping[str, str] = field(default_factory=dict)
+    prompts: Path | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    limit: int | None = None
+    categories: tuple[str, ...] | None = None
+    seeds: int = 1
+    protocol: str = "reference"
+    size: int | None = None
+    mask_resize: str | None = None
+    aupro_limits: tuple[float, ...] = ()
+    exact_maps: bool = False
+    device: str = "auto"
+    dtype: str = "fp32"
+    batch_size: int | None = None
+    workers: int | None = None
+    out: Path = Path("results")
+    skip_bad: bool = False
+    allow_missing: bool = False
+    follow_outside: bool = False
+    quiet: bool = False
+
+
+@dataclass
+class Job:
+    """One method (and seed) of a run."""
+
+    resolved: Resolved
+    task: Task
+    run_dir: Path
+    observation: dict[str, Any]
+    map_settings: Mapping[str, Any]
+
+
+@dataclass
+class Outcome:
+    """Records of a run, methods that were skipped with the reason, and images that could not be read."""
+
+    records: list[Record]
+    skipped: dict[str, str]
+    failed: dict[str, str]
+    notes: list[str]
+
+
+def run(method: str | Sequence[str], dataset: str, **options: Any) -> pd.DataFrame:
+    """Run one or several methods on a dataset and return one row per method and category.
+
+    ``method`` ids as on the command line (``"anoclip@tiled"``, ``"mine.py:Mine"``, ``"all"``); ``dataset``
+    an id, a description or a folder; ``options`` the fields of :class:`Request`.
+
+    Raises:
+        ZsadError: with one line that says what is wrong and what to do.
+    """
+    methods = [method] if isinstance(method, str) else list(method)
+    known = {entry.name for entry in dataclasses.fields(Request)}
+    for name in options:
+        if name not in known:
+            raise UsageError(f"run has no option '{name}'.{suggest(name, known)}")
+    outcome = execute(methods, dataset, Request(**options))
+    return frame(outcome.records)
+
+
+def execute(
+    methods: Sequence[str], dataset: str, request: Request, stop: threading.Event | None = None
+) -> Outcome:
+    """Observe what is not observed yet, score every method, and return what came of it.
+
+    ``stop`` ends the pass after the slice in work; a later run goes on there.
+
+    Raises:
+        ZsadError: before anything is computed, wherever that is possible.
+        KeyboardInterrupt: after ``stop`` was set and the slices in work are stored.
+    """
+    device = pick_device(request.device)
+    if request.dtype not in DTYPES:
+        raise UsageError(f"unknown dtype '{request.dtype}'.{suggest(request.dtype, DTYPES)}")
+    data, skipped_samples = find_samples(dataset, request)
+    resolved, skipped = _methods(methods, data, request)
+    jobs = [_job(item, seed, dataset, data, skipped_samples, request) for item, seed in resolved]
+    jobs = list({job.run_dir: job for job in jobs}.values())
+    title = f"{data.id}: {', '.join(dict.fromkeys(job.task.name for job in jobs))}"
+    with Progress(title, quiet=request.quiet) as progress:
+        report = _observe(jobs, data, request, device, progress, stop)
+        records = []
+        for job in jobs:
+            progress.say(f"{data.id}: scoring {job.task.name}")
+            rules = rules_for(job.resolved, request.protocol, _protocol_options(request, job))
+            records.append(
+                score_observation(
+                    job.run_dir, job.observation, job.resolved, data, rules, workers=request.workers
+                )
+            )
+    failed = {item["key"]: item["reason"] for job in jobs for item in job.observation["failed"]}
+    notes = [*data.notes, *(f"{count} images: {note}" for note, count in report.notes.items())]
+    return Outcome(records, skipped, failed, notes)
+
+
+def _protocol_options(request: Request, job: Job) -> dict[str, Any]:
+    return {
+        "size": request.size,
+        "mask_resize": request.mask_resize,
+        "limits": request.aupro_limits,
+        "exact": request.exact_maps,
+        "map_parameters": job.map_settings,
+    }
+
+
+def find_samples(spec: str, request: Request) -> tuple[Dataset, list[str]]:
+    """Return the samples to run on and the keys of files left out with ``skip_bad``; reads headers only.
+
+    Raises:
+        DatasetError: listing every problem, unless ``skip_bad``.
+    """
+    dataset = load_dataset(
+        spec,
+        request.data,
+        skip_bad=request.skip_bad,
+        allow_missing=request.allow_missing,
+        follow_outside=request.follow_outside,
+    )
+    dataset = subset(dataset, limit=request.limit, categories=request.categories)
+    problems = scan(
+        dataset.samples,
+        orient=dataset.masks == "none",
+        positive=dataset.mask_positive,
+        mismatch="nearest" if dataset.mask_mismatch == "nearest" else "error",
+        workers=request.workers,
+    )
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if errors and not request.skip_bad:
+        raise DatasetError(
+            f"dataset '{dataset.id}' in {dataset.root}: {len(errors)} files cannot be used; correct them or "
+            f"leave them out with --skip-bad:\n{problem_report(errors)}"
+        )
+    bad = sorted({problem.key for problem in errors})
+    dataset = without(dataset, bad)
+    if not dataset.samples:
+        raise DatasetError(f"dataset '{dataset.id}' in {dataset.root}: no usable sample is left")
+    return dataset, bad
+
+
+def _methods(
+    specs: Sequence[str], dataset: Dataset, request: Request
+) -> tuple[list[tuple[Resolved, int | None]], dict[str, str]]:
+    """Return the methods with their seeds, and those that ``all`` had to skip with the reason."""
+    everything = "all" in specs
+    chosen = [*method_cards()] if everything else list(dict.fromkeys(specs))
+    if not chosen:
+        raise UsageError("no method given; name one or several with --method, see: zsad methods")
+    found: list[tuple[Resolved, int | None]] = []
+    skipped: dict[str, str] = {}
+    for spec in chosen:
+        try:
+            found += _with_seeds(spec, dataset, request, everything or len(chosen) > 1)
+        except ZsadError as error:
+            if not everything:
+                raise
+            skipped[spec] = str(error)
+    if not found:
+        raise MethodError("no method can run: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
+    _check_settings(request, [resolved for resolved, _ in found])
+    return found, skipped
+
+
+def _with_seeds(
+    spec: str, dataset: Dataset, request: Request, several: bool
+) -> list[tuple[Resolved, int | None]]:
+    from .settings import places
+
+    base = _resolve(spec, dataset, request, several, {})
+    has_seed = "seed" in places(base.method)
+    random = base.method.backbone.weights.partition(":")[0] == "random"
+    if request.seeds < 1:
+        raise UsageError(f"--seeds {request.seeds}: give 1 or more")
+    if request.seeds == 1 or not (has_seed or random):
+        return [(base, None)]
+    found: list[tuple[Resolved, int | None]] = []
+    for seed in range(request.seeds):
+        extra: dict[str, str] = {"seed": str(seed)} if has_seed else {}
+        extra |= {"weights": f"random:{seed}"} if random else {}
+        found.append((_resolve(spec, dataset, request, several, extra), seed))
+    return found
+
+
+def _resolve(
+    spec: str, dataset: Dataset, request: Request, several: bool, extra: Mapping[str, str]
+) -> Resolved:
+    from .settings import places
+
+    card, _ = parse_spec(spec)
+    plain = resolve(spec, dataset=dataset.id, domain=dataset.domain)
+    settings = {
+        name: value for name, value in request.settings.items() if not several or name in places(plain.method)
+    }
+    if card.trained and "checkpoint" not in settings:
+        settings |= _checkpoint(card.id, request.checkpoints)
+    return resolve(
+        spec,
+        dataset=dataset.id,
+        domain=dataset.domain,
+        backbone=request.backbone,
+        weights=request.weights,
+        activation=request.activation,
+        prompts=request.prompts,
+        settings=settings | dict(extra),
+    )
+
+
+def _checkpoint(method: str, files: Sequence[Path]) -> dict[str, str]:
+    from .checkpoints import load_checkpoint, read_provenance
+
+    fitting = [file for file in files if read_provenance(file).method == method]
+    if not fitting:
+        load_checkpoint("", method, {})  # says how to come by one
+    return {"checkpoint": str(fitting[-1])}
+
+
+def _check_settings(request: Request, found: Sequence[Resolved]) -> None:
+    """Refuse a setting that no method of the run has."""
+    from .settings import places
+
+    known = {name for resolved in found for name in places(resolved.method)}
+    for name in request.settings:
+        if name not in known:
+            raise UsageError(f"--set {name}: no method of this run has that parameter.{suggest(name, known)}")
+
+
+def _job(
+    resolved: Resolved, seed: int | None, spec: str, data: Dataset, skipped: Sequence[str], request: Request
+) -> Job:
+    card = resolved.card
+    held = {name: request.settings[name] for name in card.map_parameters if name in request.settings}
+    changes = map_settings(resolved, held) if held else {}
+    words = wordings(
+        resolved,
+        {category: data.words.get(category, "") for category in data.categories},
+        request.wording,
+        request.words,
+    )
+    weights = find_weights(resolved.method.backbone)
+    parameters = {key: value for key, value in resolved.parameters.items() if key not in card.map_parameters}
+    checkpoint = _describe_checkpoint(parameters)
+    parameters["backbone"] = parameters["backbone"] | {
+        "weights": weights.digest,
+        "activation": weights.activation,
+    }
+    identity = {
+        "method": resolved.id,
+        "version": card.version,
+        "parameters": parameters | ({"checkpoint": checkpoint["sha256"]} if checkpoint else {}),
+        "dataset": data.id,
+        "samples": data.digest,
+        "wordings": words,
+        "dtype": request.dtype,
+    }
+    digest = digest_of(identity)
+    run_dir = request.out / data.id / resolved.id.replace("/", "_") / digest[:12]
+    task = Task(resolved.id, resolved.method, words, EvidenceStore(run_dir), card.order_dependent)
+    observation: dict[str, Any] = {
+        "observation": digest,
+        "method": _describe_method(resolved),
+        "backbone": _describe_backbone(weights, resolved),
+        "checkpoint": checkpoint,
+        "dataset": describe_dataset(data, spec, skipped, request),
+        "wordings": words,
+        "failed": [],
+        "seed": seed,
+        "marks": [],
+        "complete": False,
+    }
+    return Job(resolved, task, run_dir, observation, changes)
+
+
+def _describe_method(resolved: Resolved) -> dict[str, Any]:
+    card = resolved.card
+    spec = resolved.id if card.path.suffix == ".toml" else card.entry
+    return {
+        "id": card.id,
+        "spec": spec,
+        "variant": resolved.variant,
+        "title": card.title,
+        "version": card.version,
+        "parameters": resolved.parameters,
+        "trained": card.trained,
+        "transductive": card.transductive,
+        "order_dependent": card.order_dependent,
+    }
+
+
+def _describe_backbone(weights: Weights, resolved: Resolved) -> dict[str, Any]:
+    source = weights.source if isinstance(weights.source, str) else Path(weights.tag).name
+    return {
+        "name": Path(weights.name).stem,
+        "weights": source,
+        "activation": weights.activation,
+        "position": resolved.method.backbone.position,
+        "sha256": weights.digest,
+    }
+
+
+def _describe_checkpoint(parameters: Mapping[str, Any]) -> dict[str, Any] | None:
+    path = parameters.get("checkpoint")
+    if not path:
+        return None
+    from .checkpoints import read_provenance
+
+    about = dataclasses.asdict(read_provenance(Path(path)))
+    about.pop("images", None)
+    return {"file": Path(path).name, "sha256": sha256_of(Path(path)), **about}
+
+
+def describe_dataset(data: Dataset, spec: str, skipped: Sequence[str], request: Request) -> dict[str, Any]:
+    """Return what an observation holds of its dataset."""
+    anomalous = sum(sample.anomalous for sample in data.samples)
+    chosen = {
+        "limit": request.limit,
+        "categories": list(request.categories) if request.categories is not None else None,
+    }
+    return {
+        "id": data.id,
+        "spec": spec,
+        "root": str(data.root.resolve()),
+        "title": data.title,
+        "domain": data.domain,
+        "digest": data.digest,
+        "contents": "",
+        "samples": len(data.samples),
+        "normal": len(data.samples) - anomalous,
+        "anomalous": anomalous,
+        "categories": list(data.categories),
+        "masks": data.masks,
+        "mask_positive": str(data.mask_positive),
+        "selection": chosen,
+        "skipped": list(skipped),
+    }
+
+
+def _observe(
+    jobs: Sequence[Job],
+    data: Dataset,
+    request: Request,
+    device: Any,
+    progress: Progress,
+    stop: threading.Event | None,
+) -> Pass:
+    for job in jobs:
+        job.task.plan(data.samples)
+    todo = [job for job in jobs if job.task.missing]
+    encoder = Encoder(
+        [job.task for job in todo], device=device, dtype=DTYPES[request.dtype], batch_size=request.batch_size
+    )
+    about = environment(device, request.dtype)
+    for job in todo:
+        job.observation |= {"environment": about, "created": _now()}
+        write_observation(job.run_dir, job.observation)
+        for category in [] if job.task.order_dependent else data.categories[:1]:
+            encoder.prepare(job.task, category)  # a method that cannot run says so before the first image
+    start = time.perf_counter()
+    observe(
+        [job.task for job in todo],
+        data.samples,
+        encoder,
+        progress,
+        workers=request.workers,
+        orient=data.masks == "none",
+        stop=stop,
+    )
+    encoder.report.seconds["total"] = time.perf_counter() - start
+    for job in jobs:
+        if job in todo:
+            _finish(job, data, encoder.report, device)
+        else:
+            job.observation = read_observation(job.run_dir)
+    return encoder.report
+
+
+def _finish(job: Job, data: Dataset, report: Pass, device: Any) -> None:
+    """Complete the observation with what the pass found and write it."""
+    hashes: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    for number in range(len(job.task.slices)):
+        part = job.task.store.read(number)
+        hashes |= dict(zip(part.keys, part.hashes, strict=True))
+        failed |= part.failed
+    job.observation["dataset"]["contents"] = contents_digest(hashes)
+    job.observation |= {
+        "failed": [{"key": key, "reason": reason} for key, reason in failed.items()],
+        "seconds": {name: round(seconds, 4) for name, seconds in report.seconds.items()},
+        "images_per_second": round(report.images / max(report.seconds["total"], 1e-9), 3),
+        "batch_size": report.batch_size,
+        "peak_memory_mb": round(peak_memory_mb(device), 1),
+        "complete": True,
+    }
+    write_observation(job.run_dir, job.observation)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,318 @@
+"""Evidence -> maps, image scores -> metric rows, under a protocol.
+
+Nothing here needs CLIP: a protocol may change the evaluation size, the mask rule, the smoothing or the
+image-score rule, and the same evidence is scored again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .decoding import default_workers
+from .errors import DatasetError, UsageError, suggest
+from .files import digest_of
+from .maps import exact_maps
+from .masks import MaskRule, mask_at
+from .method import Method
+from .metrics.image import image_metrics, image_reasons
+from .metrics.legacy import LegacyAupro
+from .metrics.pixel import PixelMetrics
+from .samples import Dataset, Sample
+from .store import Slice, select_rows
+
+MASK_RULES: dict[str, MaskRule] = {"bilinear50": "bilinear50", "nearest": "nearest", "native": "native"}
+Map = NDArray[np.float32]
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """How evidence becomes numbers.
+
+    ``size`` in pixels, ``"frame"`` for the network's input or ``"native"`` for the mask's own size;
+    ``inductive`` image scores look at one image alone; ``legacy`` takes AUPRO from 200 thresholds;
+    ``exact_maps`` renders step by step; ``map_parameters`` are fields of the method set at scoring.
+    """
+
+    id: str
+    version: int
+    size: int | Literal["frame", "native"]
+    mask_resize: str
+    inductive: bool = False
+    legacy: bool = False
+    limits: tuple[float, ...] = (0.3, 0.05)
+    connectivity: int = 8
+    exact_maps: bool = False
+    map_parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """Name of the record's folder; a custom protocol is told apart by a digest of its rules."""
+        custom = self.id == "custom" or self.exact_maps
+        return f"{self.id}-{digest_of(self.describe())[:8]}" if custom else self.id
+
+    def describe(self) -> dict[str, Any]:
+        """Return the protocol as a record holds it."""
+        return {
+            "id": self.id,
+            "version": self.version,
+            "size": self.size,
+            "mask_resize": self.mask_resize,
+            "image_score": "inductive" if self.inductive else "reference",
+            "aupro_limits": list(self.limits),
+            "connectivity": self.connectivity,
+            "legacy": self.legacy,
+            "exact_maps": self.exact_maps,
+            "map_parameters": dict(self.map_parameters),
+        }
+
+
+PROTOCOLS = ("reference", "common-1", "legacy200")
+
+
+def protocol(
+    name: str,
+    *,
+    reference_size: int | Literal["frame", "native"] = "frame",
+    reference_masks: str = "bilinear50",
+    size: int | None = None,
+    mask_resize: str | None = None,
+    limits: Sequence[float] | None = None,
+    exact: bool = False,
+    map_parameters: Mapping[str, Any] | None = None,
+) -> EvaluationProtocol:
+    """Return protocol ``name`` for a method with the given reference rules; any override makes it ``custom``.
+
+    Raises:
+        UsageError: for an unknown protocol, mask rule or a limit outside (0, 1].
+    """
+    if name == "common-1":
+        base = EvaluationProtocol("common-1", 1, 518, "bilinear50", inductive=True)
+    elif name in ("reference", "legacy200"):
+        base = EvaluationProtocol(name, 1, reference_size, reference_masks, legacy=name == "legacy200")
+    else:
+        raise UsageError(f"unknown protocol '{name}'.{suggest(name, PROTOCOLS)}")
+    if mask_resize is not None and mask_resize not in MASK_RULES:
+        raise UsageError(f"unknown mask rule '{mask_resize}'.{suggest(mask_resize, MASK_RULES)}")
+    changes: dict[str, Any] = {}
+    if size is not None:
+        if size < 1:
+            raise UsageError(f"an evaluation size of {size} pixels is not possible; give 1 or more")
+        changes["size"] = size
+    if mask_resize is not None:
+        changes["mask_resize"] = mask_resize
+    if limits:
+        if not all(0 < limit <= 1 for limit in limits):
+            raise UsageError(f"AUPRO limits lie in (0, 1]; got {', '.join(f'{v:g}' for v in limits)}")
+        changes["limits"] = tuple(dict.fromkeys((0.3, *limits)))
+    if exact:
+        changes["exact_maps"] = True
+    if map_parameters:
+        changes["map_parameters"] = dict(map_parameters)
+    if mask_resize == "native" and size is None:
+        changes["size"] = "native"  # maps are brought to the mask's own size
+    changed = {key: value for key, value in changes.items() if getattr(base, key) != value}
+    if changed:
+        changed |= {"id": "custom"} if changed.keys() != {"exact_maps"} else {}
+    return dataclasses.replace(base, **changed)
+
+
+class Maps(Protocol):
+    """The maps of one category, whatever they come from."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The images that have a map."""
+        ...
+
+    def render(self, row: int, size: tuple[int, int] | None) -> Map:
+        """Return one map at ``size`` (``None``: its own)."""
+        ...
+
+    def own_size(self, row: int) -> tuple[int, int] | None:
+        """Return the size of a map where the protocol leaves it to the method."""
+        ...
+
+    def image_scores(self, extrema: Tensor) -> Tensor:
+        """Return image scores (N,) from the minimum and maximum of every map (N, 2)."""
+        ...
+
+
+class EvidenceMaps:
+    """Maps rebuilt from the stored evidence of one category.
+
+    Every map is rendered by itself, so a second visit gives the same bits.
+    """
+
+    def __init__(self, method: Method, part: Slice, exact: bool = False) -> None:
+        self.method, self.evidence, self.exact = method, part.evidence, exact
+        self.keys: Sequence[str] = part.keys
+
+    def own_size(self, row: int) -> tuple[int, int]:
+        """Return the size of the network's input frame."""
+        height, width = self.evidence["frame"][row].int().tolist()
+        return height, width
+
+    def render(self, row: int, size: tuple[int, int] | None) -> Map:
+        """Return one map."""
+        with exact_maps(self.exact):
+            maps = self.method.maps(select_rows(self.evidence, [row]), size or self.own_size(row))
+        return maps[0].numpy()
+
+    def image_scores(self, extrema: Tensor) -> Tensor:
+        """Return the method's image scores of the category."""
+        return self.method.image_scores(self.evidence, extrema)
+
+
+@dataclass(frozen=True)
+class CategoryScores:
+    """Metric values of one category with the reasons of undefined ones, and its rows per image."""
+
+    row: dict[str, Any]
+    images: list[dict[str, Any]]
+    warnings: list[str]
+
+
+def score_category(
+    category: str,
+    samples: Sequence[Sample],
+    maps: Maps,
+    rules: EvaluationProtocol,
+    dataset: Dataset,
+    *,
+    workers: int | None = None,
+) -> CategoryScores:
+    """Return every metric of one category.
+
+    ``samples`` are those of the category in any order; those without a map (failed images) are left
+    out and counted.
+    """
+    known = {sample.key: sample for sample in samples}
+    labels = np.array([known[key].anomalous for key in maps.keys], dtype=bool)
+    extrema = torch.zeros(len(labels), 2)
+    reader = _Reader(rules, maps, known, dataset)
+    pixels = None
+    if dataset.masks != "none":
+        pixels = PixelMetrics(rules.limits, rules.connectivity, keep="source", source=reader.again)
+    # Anomalous images first: their scores are the thresholds normal pixels are counted against.
+    order = np.argsort(~labels, kind="stable").tolist()
+    for row, (one, mask) in zip(order, _ahead(reader.read, order, workers or default_workers()), strict=True):
+        extrema[row, 0], extrema[row, 1] = float(one.min()), float(one.max())
+        if pixels and mask is not None:
+            pixels.update(one, mask, maps.keys[row], label=bool(labels[row]))
+    scores = maps.image_scores(extrema).double().numpy()
+    _require_finite(scores, maps.keys)
+    values, reasons = _pixel_values(pixels, rules, reader, extrema) if pixels else _no_pixels(rules)
+    warnings = list(pixels.warnings) if pixels else []
+    image = image_metrics(scores, labels)
+    row_out = {
+        "category": category,
+        "normal": int((~labels).sum()),
+        "anomalous": int(labels.sum()),
+        "failed": len(samples) - len(labels),
+        **image,
+        **values,
+        "reasons": {**image_reasons(image), **reasons},
+    }
+    unmasked = sum(known[key].anomalous and known[key].mask is None for key in maps.keys)
+    if pixels and unmasked:
+        warnings.append(f"{unmasked} anomalous images without a mask are left out of the pixel metrics")
+    columns = ("key", "category", "anomalous", "image_score", "map_min", "map_max")
+    images = [
+        dict(zip(columns, (key, category, int(label), float(score), low, high), strict=True))
+        for key, label, score, (low, high) in zip(maps.keys, labels, scores, extrema.tolist(), strict=True)
+    ]
+    return CategoryScores(row_out, images, [f"{category}: {warning}" for warning in warnings])
+
+
+class _Reader:
+    """Brings the map and the mask of an image to the same size."""
+
+    def __init__(
+        self, rules: EvaluationProtocol, maps: Maps, known: Mapping[str, Sample], dataset: Dataset
+    ) -> None:
+        self.rules, self.maps, self.known, self.dataset = rules, maps, known, dataset
+        self.rows = {key: row for row, key in enumerate(maps.keys)}
+        self.sizes: dict[int, tuple[int, int]] = {}
+
+    def read(self, row: int) -> tuple[Map, NDArray[np.bool_] | None]:
+        """Return a map and its mask; no mask where the dataset or the sample has none."""
+        sample = self.known[self.maps.keys[row]]
+        size = self._size(row)
+        if self.dataset.masks == "none" or (sample.anomalous and sample.mask is None):
+            return self.maps.render(row, size), None
+        mask = mask_at(
+            sample,
+            size,
+            MASK_RULES[self.rules.mask_resize if size else "native"],
+            positive=self.dataset.mask_positive,
+            mismatch="nearest" if self.dataset.mask_mismatch == "nearest" else "error",
+        )
+        self.sizes[row] = (mask.shape[0], mask.shape[1])
+        return self.maps.render(row, self.sizes[row]), mask
+
+    def again(self, key: str) -> Map:
+        """Return the map of an earlier visit, bit for bit."""
+        row = self.rows[key]
+        return self.maps.render(row, self.sizes[row])
+
+    def _size(self, row: int) -> tuple[int, int] | None:
+        if isinstance(self.rules.size, int):
+            return self.rules.size, self.rules.size
+        return None if self.rules.size == "native" else self.maps.own_size(row)
+
+
+def _pixel_values(
+    exact: PixelMetrics, rules: EvaluationProtocol, reader: _Reader, extrema: Tensor
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Return pixel metrics and reasons; under a legacy protocol AUPRO comes from 200 thresholds."""
+    values, reasons = exact.compute(), dict(exact.reasons())
+    if rules.legacy:
+        legacy = LegacyAupro(
+            float(extrema[:, 0].min()), float(extrema[:, 1].max()), connectivity=rules.connectivity
+        )
+        for one, mask in map(reader.read, range(len(extrema))):
+            if mask is not None:
+                legacy.update(one, mask)
+        values = {name: value for name, value in values.items() if not name.startswith("pixel_aupro@")}
+        values["pixel_aupro"] = legacy.compute()
+        if values["pixel_aupro"] is None:
+            reasons["pixel_aupro"] = "200 thresholds give no area"
+    return values, {name: why for name, why in reasons.items() if name in values}
+
+
+def _no_pixels(rules: EvaluationProtocol) -> tuple[dict[str, float | None], dict[str, str]]:
+    names = [*PixelMetrics(rules.limits).compute()]
+    return dict.fromkeys(names), dict.fromkeys(names, "the dataset has no masks")
+
+
+def _require_finite(scores: NDArray[np.float64], keys: Sequence[str]) -> None:
+    for key, score in zip(keys, scores, strict=True):
+        if not math.isfinite(score):
+            raise DatasetError(f"{key}: its image score is {score}; the method gave no finite number")
+
+
+def _ahead(call: Callable[[S], T], items: Sequence[S], workers: int) -> Iterator[T]:
+    """Yield ``call(item)`` in order, computed by threads a little ahead."""
+    queue: deque[Future[T]] = deque()
+    rest = iter(items)
+    with ThreadPoolExecutor(workers, thread_name_prefix="zsad-score") as pool:
+        for item in islice(rest, 4 * workers):
+            queue.append(pool.submit(call, item))
+        while queue:
+            done = queue.popleft().result()
+            queue.extend(pool.submit(call, item) for item in islice(rest, 1))
+            yield done
