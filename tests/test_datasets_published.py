@@ -197,12 +197,14 @@ def build(name: str, root: Path) -> set[Triple]:
         write(root, {"labels.csv": f"id, hemorrhage\n{rows}"})
     if name == "visa":
         stream = io.StringIO()
-        rows = csv.writer(stream)
-        rows.writerow(["object", "split", "label", "image", "mask"])
+        writer = csv.writer(stream)
+        writer.writerow(["object", "split", "label", "image", "mask"])
         for image, mask, label in sorted(wanted):
             category = image.split("/")[0]
-            rows.writerow([category, "test", "anomaly" if label else "normal", image, mask])
-            rows.writerow([category, "train", "normal", f"{category}/Data/Images/Normal/{label}999.JPG", ""])
+            writer.writerow([category, "test", "anomaly" if label else "normal", image, mask])
+            writer.writerow(
+                [category, "train", "normal", f"{category}/Data/Images/Normal/{label}999.JPG", ""]
+            )
         write(root, {"split_csv/1cls.csv": "\ufeff" + stream.getvalue()})
     touch(root, (path for triple in wanted for path in triple[:2] if path))
     touch(root, EXTRA.get(name, []))

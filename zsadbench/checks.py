@@ -18,6 +18,7 @@ def settle(listing: Listing, allow_missing: bool = False) -> list[Candidate]:
     masks that decide a label, or that must not be empty, are opened.
     """
     found = [c for c in _unique(listing) if _labelled(c, listing) and _mask_fits(c, listing)]
+    found = _unlinked(listing, found)
     for candidate in found:
         if not candidate.anomalous or listing.description.masks == "none":
             candidate.mask = None
@@ -26,7 +27,6 @@ def settle(listing: Listing, allow_missing: bool = False) -> list[Candidate]:
     found.sort(key=lambda c: (order[c.category], c.key))
     _report_missing(listing, {c.category for c in found}, allow_missing)
     _report_ignored(listing)
-    _report_linked(listing, found)
     _report_pairs(listing, found)
     _report_counts(listing, found)
     return found
@@ -133,20 +133,21 @@ def _report_ignored(listing: Listing) -> None:
         )
 
 
-def _report_linked(listing: Listing, found: list[Candidate]) -> None:
-    """Report files that links show twice, under two labels."""
+def _unlinked(listing: Listing, found: list[Candidate]) -> list[Candidate]:
+    """Leave out files that links show under two labels."""
     if not listing.tree.has_links:
-        return
-    labels: dict[str, Candidate] = {}
-    for candidate in found:
-        first = labels.setdefault(os.path.realpath(listing.tree.root / candidate.path), candidate)
-        if first.anomalous != candidate.anomalous:
-            listing.report(
-                "error",
-                candidate.key,
-                f"is the same file as {first.key}, under two labels",
-                "keep the right one",
-            )
+        return found
+    shown: dict[str, list[Candidate]] = defaultdict(list)
+    for candidate in sorted(found, key=lambda c: c.key):
+        shown[os.path.realpath(listing.tree.root / candidate.path)].append(candidate)
+    bad: set[str] = set()
+    for first, *others in shown.values():
+        for other in others:
+            if other.anomalous != first.anomalous:
+                reason = f"is the same file as {first.key}, under two labels"
+                listing.report("error", other.key, reason, "keep the right one")
+                bad |= {first.key, other.key}
+    return [candidate for candidate in found if candidate.key not in bad]
 
 
 def _report_pairs(listing: Listing, found: list[Candidate]) -> None:
