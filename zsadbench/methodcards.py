@@ -23,7 +23,7 @@ MASK_RESIZES = ("bilinear50", "nearest", "native")
 WORDINGS = ("key", "spaced", "words")
 REFERENCE = "reference"
 
-_IDENTITY = ("format", "id", "title", "version", "entry", "paper", "code", "bibtex")
+_IDENTITY = ("format", "id", "title", "version", "entry", "paper", "code", "bibtex", "backbone", "size")
 _TABLES = ("reference", "scaling", "variants")
 _FLAGS = ("trained", "transductive", "order_dependent")
 _LISTS = ("map_parameters", "deviations")
@@ -65,7 +65,11 @@ class Scaling:
 
 @dataclass(frozen=True)
 class MethodCard:
-    """One method id.  ``entry`` is "module:Class", ``path`` the file the card was read from."""
+    """One method id.
+
+    ``entry`` is "module:Class" and ``path`` the file the card was read from.  ``backbone``
+    ("name/weights") and ``size`` (input pixels) repeat the class's own, to be listed without importing it.
+    """
 
     id: str
     title: str
@@ -75,6 +79,8 @@ class MethodCard:
     paper: str = ""
     code: str = ""
     bibtex: str = ""
+    backbone: str = ""
+    size: int = 0
     trained: bool = False
     transductive: bool = False
     order_dependent: bool = False
@@ -158,8 +164,9 @@ def read_method_card(path: Path) -> MethodCard:
 
 def _identity(card: Card, data: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {
-        name: card.take(data, name, str, "" if name in ("paper", "code", "bibtex") else None).strip()
-        for name in ("id", "title", "entry", "paper", "code", "bibtex")
+        **{name: card.take(data, name, str, None).strip() for name in ("id", "title", "entry")},
+        **{name: card.take(data, name, str, "").strip() for name in ("paper", "code", "bibtex", "backbone")},
+        "size": card.take(data, "size", int, 0),
     }
     values["version"] = card.take(data, "version", int, None)
     if values["id"] != card.path.stem or not _ID.fullmatch(values["id"]):

@@ -113,15 +113,13 @@ def resolve(
     backbone: str | None = None,
     weights: str | None = None,
     activation: str | None = None,
-    checkpoint: Path | None = None,
     prompts: Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Resolved:
     """Return the method that ``spec`` names as it runs on ``dataset`` (id) of ``domain``.
 
-    ``backbone``, ``weights`` and ``activation`` replace the card's CLIP; ``checkpoint`` is the file of
-    a trained method; ``prompts`` is a file of the user's own states and templates; ``settings``
-    maps field names to texts or values.
+    ``backbone``, ``weights`` and ``activation`` replace the card's CLIP; ``prompts`` is a file of the
+    user's own states and templates; ``settings`` maps field names to texts or values.
 
     Raises:
         UsageError: for an unknown name, or a value that does not fit its field.
@@ -138,8 +136,6 @@ def resolve(
         method = _on_backbone(method, card, variant, backbone, weights, settings)
     options = {"weights": weights, "activation": activation}
     method = override(method, {name: value for name, value in options.items() if value is not None})
-    if checkpoint is not None:
-        method = _with_checkpoint(method, checkpoint, spec)
     if prompts is not None:
         method = _with_prompts(method, prompts, spec)
     method = override(method, settings, where=f"{spec}: ")
@@ -183,11 +179,12 @@ def _on_backbone(
 
 
 def _scale(method: Any, field: str, ratio: float, *, blocks: bool) -> Any:
-    """Return a field times ``ratio``; whole numbers stay whole, at least 1; blocks sorted and unique."""
+    """Return a field times ``ratio``; whole numbers stay whole, blocks that fall together become one."""
     value = getattr(method, field, None)
     if isinstance(value, tuple):
         scaled = [_scale_number(number, ratio) for number in value]
-        return tuple(sorted(set(scaled))) if blocks else tuple(scaled)
+        merged = blocks and len(set(scaled)) < len(set(value))
+        return tuple(sorted(set(scaled))) if merged else tuple(scaled)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise MethodError(
             f"[scaling] names '{field}', which is no field of numbers of {type(method).__name__}"
@@ -196,8 +193,10 @@ def _scale(method: Any, field: str, ratio: float, *, blocks: bool) -> Any:
 
 
 def _scale_number(number: float, ratio: float) -> float:
+    if not isinstance(number, int):
+        return number * ratio
     # Halves go up: Python's round would send blocks 3 and 9 of 12 in different directions.
-    return max(1, math.floor(number * ratio + 0.5)) if isinstance(number, int) else number * ratio
+    return max(1, math.floor(number * ratio + 0.5)) if number > 0 else number
 
 
 def _without_weights(card: MethodCard, name: str, reference: str) -> str:
@@ -212,12 +211,6 @@ def _without_weights(card: MethodCard, name: str, reference: str) -> str:
         f"--backbone {name} also needs --weights (the card of {card.id} names those of {reference} only): "
         f"{choice}, or a file; see: zsad weights list"
     )
-
-
-def _with_checkpoint(method: Any, path: Path, spec: str) -> Any:
-    if "checkpoint" not in places(method):
-        raise UsageError(f"--checkpoint {path}: method '{spec}' has no learned parameters; leave it out")
-    return override(method, {"checkpoint": str(path)})
 
 
 def _with_prompts(method: Any, path: Path, spec: str) -> Any:

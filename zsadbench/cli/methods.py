@@ -1,0 +1,269 @@
+"""``zsad methods``: list, show and check methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..methodcards import REFERENCE, Layer, MethodCard, method_cards
+from .run import pairs
+
+if TYPE_CHECKING:
+    from ..contract import Check
+    from ..registry import Resolved
+
+app = typer.Typer(help="List, show and check methods.", no_args_is_help=False)
+
+WIDE = 120
+SHOWN = 4
+WORDING = {
+    "key": "the category's name as it is",
+    "spaced": "the category's name, underscores as spaces",
+    "words": "the dataset's words for the category",
+}
+MASKS = {
+    "bilinear50": "bilinear, above 0.5",
+    "nearest": "nearest neighbour",
+    "native": "masks at their own size",
+}
+
+Spec = Annotated[str, typer.Argument(metavar="METHOD", help="ID, ID@VARIANT, FILE.py:Class or module:Class.")]
+
+
+def _console(width: int = 100) -> Console:
+    """Return a console as wide as the terminal, or ``width`` where the output goes elsewhere."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=width)
+
+
+@app.callback(invoke_without_command=True)
+def list_methods(context: typer.Context) -> None:
+    """List the methods that come with the toolkit."""
+    if context.invoked_subcommand is not None:
+        return
+    console = _console(160)
+    cards = method_cards().values()
+    if console.width >= WIDE:
+        console.print(_wide(cards))
+    else:
+        _narrow(console, cards)
+    console.print(
+        "\nA variant runs as METHOD@VARIANT; a class of your own as FILE.py:Class. "
+        "More: zsad methods show METHOD"
+    )
+
+
+def _wide(cards: Iterable[MethodCard]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("id", "title", "kind", "backbone"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("variants")
+    table.add_column("remarks")
+    for card in cards:
+        table.add_row(
+            card.id,
+            card.title,
+            _kind(card),
+            card.backbone,
+            str(card.size or ""),
+            ", ".join(card.variants),
+            ", ".join(_marks(card)),
+        )
+    return table
+
+
+def _narrow(console: Console, cards: Iterable[MethodCard]) -> None:
+    for card in cards:
+        console.print(card.id, style="bold")
+        place = f"{card.backbone} at {card.size}" if card.backbone else ""
+        variants = f"variants {', '.join(card.variants)}" if card.variants else ""
+        for line in ("; ".join(filter(None, (card.title, _kind(card), *_marks(card)))), place, variants):
+            if line:
+                console.print(_indented(line))
+
+
+def _indented(text: str) -> Table:
+    grid = Table.grid(padding=(0, 0, 0, 2))
+    grid.add_row("", text)
+    return grid
+
+
+def _kind(card: MethodCard) -> str:
+    return "trained" if card.trained else "training-free"
+
+
+def _marks(card: MethodCard) -> list[str]:
+    marks = {"transductive": card.transductive, "order-dependent": card.order_dependent}
+    return [name for name, on in marks.items() if on]
+
+
+@app.command()
+def show(
+    method: Spec,
+    full: Annotated[bool, typer.Option("--full", help="Print every prompt of long lists.")] = False,
+) -> None:
+    """Show a method: source, backbone, parameters, variants, deviations and BibTeX."""
+    from ..registry import resolve
+
+    found = resolve(method)
+    card, console = found.card, _console()
+    console.print(f"{card.title} ({found.id}, version {card.version})\n", style="bold")
+    console.print(_facts(_about(found)))
+    _heading(console, "Parameters")
+    console.print(_facts(_parameters(found, full)))
+    tables = _tables(card)
+    for title, rows in tables.items():
+        _heading(console, title)
+        console.print(_facts(rows))
+    if card.deviations:
+        _heading(console, "Where paper, authors' code and this implementation differ")
+        console.print(_facts([("-", text) for text in card.deviations]))
+    if card.bibtex:
+        _heading(console, "BibTeX")
+        console.print(card.bibtex, soft_wrap=True)
+
+
+def _heading(console: Console, title: str) -> None:
+    console.print(f"\n{title}", style="bold")
+
+
+def _facts(rows: Iterable[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
+def _about(found: Resolved) -> list[tuple[str, str]]:
+    card, backbone, image = found.card, found.method.backbone, found.method.preprocess
+    repository, _, commit = card.code.partition("@")
+    tiles = "; two square tiles at the ends of the longer side" if image.tiles == "ends" else ""
+    scores = "one image alone"
+    if card.transductive:
+        rule = _assignments(card.inductive)
+        scores = f"transductive: all test images of a category (one image alone: {rule})"
+    rows = [
+        ("kind", _kind(card) + (", needs a checkpoint" if found.needs_checkpoint else "")),
+        ("paper", card.paper),
+        ("code", f"github.com/{repository} at {commit}" if commit else "none published by the authors"),
+        ("backbone", f"{backbone.name}, weights {backbone.weights}, activation {backbone.activation}"),
+        ("positions", f"resized {backbone.position}"),
+        ("resolution", f"{image.size} pixels, {image.resize}, {image.interpolation}{tiles}"),
+        ("evaluation", f"{_size(found.size)}, masks {MASKS[found.mask_resize]}"),
+        ("words", "; ".join([WORDING[card.wording], *(f"{k}: {v}" for k, v in card.words.items())])),
+        ("image score", scores),
+        ("order", "images of a category in order" if card.order_dependent else "does not matter"),
+        ("score --set", ", ".join(card.map_parameters) or "nothing but the protocol"),
+    ]
+    return [(name, text) for name, text in rows if text]
+
+
+def _size(size: int | str) -> str:
+    return "at the network's input size" if size == "frame" else f"at {size} x {size} pixels"
+
+
+def _parameters(found: Resolved, full: bool) -> list[tuple[str, str]]:
+    own = {k: v for k, v in found.parameters.items() if k not in ("backbone", "preprocess")}
+    return [(name, _value(value, full)) for name, value in own.items()] or [("", "none of its own")]
+
+
+def _value(value: Any, full: bool = False) -> str:
+    """Return a parameter as ``--set`` takes it; long lists of texts cut to their first entries."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, list):
+        return str(value) if value != "" else '""'
+    if not all(isinstance(item, str) for item in value):
+        return ",".join(map(str, value))
+    kept = value if full else value[:SHOWN]
+    more = f" ... ({len(value)} in all, --full prints them)" if len(kept) < len(value) else ""
+    return " | ".join(kept) + more
+
+
+def _assignments(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_short(value)}" for name, value in values.items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"({_assignments(value)})"
+    texts = isinstance(value, list) and any(isinstance(item, str) for item in value)
+    return f"({len(value)} texts)" if texts else _value(value)
+
+
+def _tables(card: MethodCard) -> dict[str, list[tuple[str, str]]]:
+    """Return the card's variants and special cases as headed rows."""
+    variants = [(f"@{name}", _variant(layer)) for name, layer in card.variants.items()]
+    special = [
+        (f"{kind} {name}", _changes(layer)) for (kind, name), layer in card.reference.occasions.items()
+    ]
+    scaling = {"depth": card.scaling.layers, "input size": card.scaling.lengths}
+    scaled = [(f"its {name}", ", ".join(fields)) for name, fields in scaling.items() if fields]
+    found = {
+        "Variants": variants,
+        "What the authors' code does differently": special,
+        "What follows another backbone": scaled,
+    }
+    return {title: rows for title, rows in found.items() if rows}
+
+
+def _variant(layer: Layer) -> str:
+    return "\n".join(filter(None, (layer.summary, _changes(layer))))
+
+
+def _changes(layer: Layer) -> str:
+    return _assignments({**layer.keys, **layer.fields})
+
+
+@app.command()
+def check(
+    method: Spec,
+    backbone: Annotated[
+        str | None, typer.Option(help="Another CLIP than the miniature stand-in; with --weights.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Weights of --backbone: a tag, file or random.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Set a parameter; repeatable.")
+    ] = None,
+    variants: Annotated[bool, typer.Option("--variants", help="Check every variant too.")] = False,
+) -> None:
+    """Check that a method keeps the contract: any batch size, any order, sound evidence, maps and scores.
+
+    Runs in seconds on a miniature CLIP with random weights.  Exit code 1 if a point does not hold.
+    """
+    from ..contract import check as run_contract
+    from ..contract import miniature
+    from ..registry import parse_spec, resolve
+
+    card, variant = parse_spec(method)
+    chosen = [method]
+    if variants and variant == REFERENCE:
+        chosen += [f"{card.id}@{name}" for name in card.variants]
+    given = pairs(settings, "--set NAME=VALUE")
+    console = _console()
+    failed = 0
+    for spec in chosen:
+        if backbone is None and weights is None:
+            found = miniature(spec, settings=given)
+        else:
+            found = resolve(spec, backbone=backbone, weights=weights, settings=given)
+        failed += _report(console, found, run_contract(found))
+    if failed:
+        raise typer.Exit(1)
+
+
+def _report(console: Console, found: Resolved, checks: list[Check]) -> int:
+    failed = sum(not point.passed for point in checks)
+    backbone, size = found.method.backbone, found.method.preprocess.size
+    console.print(f"{found.id} on {backbone.name} ({backbone.weights}) at {size}", style="bold")
+    console.print(_facts((f"{'ok    ' if p.passed else 'FAILED'} {p.name}", p.words) for p in checks))
+    held = f"{len(checks) - failed} of {len(checks)} points hold"
+    console.print(f"{held}\n" if failed else f"{held}: a method in good order\n")
+    return failed
