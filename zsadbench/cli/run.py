@@ -293,9 +293,10 @@ def pairs(texts: list[str] | None, form: str) -> dict[str, str]:
 
 def show(records: list[Record]) -> None:
     """Print the boards of ``records`` and where they lie."""
-    from ..board import show_boards
+    from ..board import boards
+    from ..boardtext import print_boards
 
-    show_boards(records)
+    print_boards(boards(records))
     for record in records:
         for warning in record.content.get("warnings", ()):
             print(f"warning: {record.method}: {warning}", file=sys.stderr)

@@ -1,0 +1,35 @@
+# Every target makes .venv by itself when there is none.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install test check wheel clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# The wheel is used outside the checkout with typer and rich alone: it is whole, and listing is light.
+wheel: .venv/installed
+	rm -rf build dist .wheelcheck
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv .wheelcheck
+	.wheelcheck/bin/python -m pip install --quiet typer rich
+	.wheelcheck/bin/python -m pip install --quiet --no-deps dist/zsadbench-*.whl
+	cd / && $(CURDIR)/.wheelcheck/bin/zsad methods
+	cd / && $(CURDIR)/.wheelcheck/bin/zsad datasets
+	rm -rf .wheelcheck build
+
+clean:
+	rm -rf .venv .wheelcheck build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

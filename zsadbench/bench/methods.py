@@ -1,0 +1,262 @@
+"""Speed of methods: the whole pipeline against the bare image tower, and shared walks against single runs.
+
+Everything is measured in one process, interleaved and repeated; ratios are medians over the repeats.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..decoding import decode, read
+from ..engine import DTYPES, Encoder, Pass, Task, observe, pick_device
+from ..errors import UsageError
+from ..images import Loaded, preprocess
+from ..progress import Progress
+from ..registry import Resolved, resolve
+from ..samples import Dataset, load_dataset
+from ..scores import rules_for
+from ..scoring import EvidenceMaps, score_category
+from ..settings import places
+from ..store import EvidenceStore, by_category
+
+LATENCY_RUNS = 15
+
+
+@dataclass
+class Timing:
+    """Seconds of one pipeline run: the pass, its phases, and the scoring."""
+
+    observe: float
+    phases: Mapping[str, float]
+    maps: float
+    score: float
+
+    @property
+    def total(self) -> float:
+        """Pass and scoring, without loading weights and without the text tower."""
+        return self.observe - self.phases.get("text", 0.0) - self.phases.get("load", 0.0) + self.score
+
+
+@dataclass
+class MethodBench:
+    """What :func:`bench_methods` measured."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    shared: dict[str, Any] | None = None
+    setup: dict[str, Any] = field(default_factory=dict)
+
+
+def bench_methods(
+    specs: Sequence[str],
+    *,
+    backbone: str | None = None,
+    weights: str | None = None,
+    settings: Mapping[str, str] | None = None,
+    images: int = 24,
+    pixels: int = 512,
+    repeats: int = 3,
+    batch_size: int | None = None,
+    device: str = "auto",
+    dtype: str = "fp32",
+) -> MethodBench:
+    """Measure methods on ``images`` generated pictures of ``pixels`` x ``pixels``.
+
+    Returns a row per method (images per second, ratio to the bare tower, share of each phase, latency) and,
+    for several methods, the joint run as a share of the sum of the single ones.
+
+    Raises:
+        UsageError: for fewer than two images.
+    """
+    if images < 2:
+        raise UsageError(f"--images {images}: a benchmark needs at least 2 images")
+    chosen = [_resolve(spec, backbone, weights, settings or {}) for spec in specs]
+    where = pick_device(device)
+    encoder = Encoder([], device=where, dtype=DTYPES[dtype], batch_size=batch_size)
+    with tempfile.TemporaryDirectory(prefix="zsad-bench-") as folder:
+        data = generated_dataset(Path(folder) / "data", images, pixels)
+        outputs = (Path(folder) / f"run{number}" for number in range(10**6))
+
+        def pipeline(methods: Sequence[Resolved]) -> Timing:
+            return _pipeline(methods, data, encoder, next(outputs))
+
+        singles: list[list[Timing]] = [[] for _ in chosen]
+        towers: list[list[float]] = [[] for _ in chosen]
+        joint: list[Timing] = []
+        for repeat in range(repeats + 1):  # the first round warms caches and is dropped
+            for number, resolved in enumerate(chosen):
+                tower, timing = _bare_tower(resolved, images, encoder), pipeline([resolved])
+                if repeat:
+                    towers[number].append(tower)
+                    singles[number].append(timing)
+            if len(chosen) > 1:
+                timing = pipeline(chosen)
+                joint += [timing] if repeat else []
+        latencies = [_latency(resolved, data, encoder) for resolved in chosen]
+    result = MethodBench(
+        setup={
+            "device": str(where),
+            "dtype": dtype,
+            "batch": encoder.batch_size,
+            "images": images,
+            "pixels": pixels,
+            "threads": torch.get_num_threads(),
+        }
+    )
+    for resolved, times, bare, latency in zip(chosen, singles, towers, latencies, strict=True):
+        result.rows.append(_row(resolved, images, times, bare, latency))
+    if joint:
+        ratios = [
+            both.total / sum(times[r].total for times in singles) for r, both in enumerate(joint)
+        ]
+        result.shared = {
+            "methods": [resolved.id for resolved in chosen],
+            "joint_s": statistics.median(timing.total for timing in joint),
+            "sum_s": statistics.median(sum(t[r].total for t in singles) for r in range(repeats)),
+            "ratio": statistics.median(ratios),
+        }
+    return result
+
+
+def _resolve(
+    spec: str, backbone: str | None, weights: str | None, settings: Mapping[str, str]
+) -> Resolved:
+    known = places(resolve(spec).method)
+    return resolve(
+        spec,
+        backbone=backbone,
+        weights=weights or "random",
+        settings={name: value for name, value in settings.items() if name in known},
+    )
+
+
+def generated_dataset(folder: Path, images: int, pixels: int) -> Dataset:
+    """Write ``images`` noisy JPEG pictures, half of them with a defect and its mask, in MVTec layout."""
+    rng = np.random.default_rng(0)
+    base = np.asarray(
+        Image.fromarray(rng.integers(60, 200, (16, 16, 3), np.uint8)).resize((pixels, pixels), 2), np.int16
+    )
+    for number in range(images):
+        picture = np.clip(base + rng.integers(-12, 12, base.shape), 0, 255).astype(np.uint8)
+        kind = "spot" if number % 2 else "good"
+        if number % 2:
+            mask = np.zeros((pixels, pixels), np.uint8)
+            row, column = rng.integers(0, pixels * 3 // 4, 2)
+            mask[row : row + pixels // 8, column : column + pixels // 8] = 255
+            picture[mask > 0] = 20
+            _save(folder / "part" / "ground_truth" / kind / f"{number:03d}_mask.png", mask)
+        _save(folder / "part" / "test" / kind / f"{number:03d}.jpg", picture)
+    return load_dataset(str(folder))
+
+
+def _save(path: Path, pixels: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **({"quality": 92} if path.suffix == ".jpg" else {}))
+
+
+def _pipeline(methods: Sequence[Resolved], data: Dataset, encoder: Encoder, out: Path) -> Timing:
+    words = dict.fromkeys(data.categories, "part")
+    tasks = [
+        Task(item.id, item.method, words, EvidenceStore(out / str(number)), item.card.order_dependent)
+        for number, item in enumerate(methods)
+    ]
+    for task in tasks:
+        task.plan(data.samples)
+    encoder.tasks, encoder.report = tasks, Pass()
+    start = time.perf_counter()
+    observe(tasks, data.samples, encoder, Progress("bench", quiet=True))
+    _synchronise(encoder)
+    seconds = time.perf_counter() - start
+    maps = score = 0.0
+    for item, task in zip(methods, tasks, strict=True):
+        rules = rules_for(item, "reference", {})
+        for category, numbers in by_category(data.samples, task.slices):
+            found = EvidenceMaps(item.method, task.store.category(numbers))
+            maps += _timed(lambda found=found: [found.render(r, None) for r in range(len(found.keys))])
+            score += _timed(
+                lambda c=category, f=found, r=rules: score_category(c, data.samples, f, r, data)
+            )
+    return Timing(seconds, dict(encoder.report.seconds), maps, score)
+
+
+def _bare_tower(resolved: Resolved, images: int, encoder: Encoder) -> float:
+    vision = encoder.clip(resolved.method.backbone).vision
+    size = resolved.method.preprocess.size
+    batch = torch.zeros(encoder.batch_size, 3, size, size, device=encoder.device, dtype=encoder.dtype)
+
+    def forward() -> None:
+        with torch.no_grad():
+            for count in _batches(images, encoder.batch_size):
+                x = vision.embed(batch[:count])
+                for block in vision.blocks:
+                    x = block(x)
+                vision.project(x)
+        _synchronise(encoder)
+
+    return _timed(forward)
+
+
+def _batches(images: int, size: int) -> Iterator[int]:
+    for start in range(0, images, size):
+        yield min(size, images - start)
+
+
+def _latency(resolved: Resolved, data: Dataset, encoder: Encoder) -> list[float]:
+    """Return milliseconds from an image file to its map and evidence, one image at a time."""
+    words = dict.fromkeys(data.categories, "part")
+    task = Task(resolved.id, resolved.method, words, EvidenceStore(Path()))
+    spec, found = resolved.method.preprocess, []
+    for number in range(LATENCY_RUNS + 2):
+        sample = data.samples[number % len(data.samples)]
+        start = time.perf_counter()
+        image = decode(read(sample.image), name=sample.key)
+        loaded = Loaded(0, sample, {spec: preprocess(image, spec)})
+        evidence = encoder.observe([loaded], [task])[0]
+        resolved.method.maps(evidence, (spec.size, spec.size))
+        _synchronise(encoder)
+        found.append(1000 * (time.perf_counter() - start))
+    return found[2:]
+
+
+def _row(
+    resolved: Resolved, images: int, times: Sequence[Timing], towers: Sequence[float], latency: Sequence[float]
+) -> dict[str, Any]:
+    def share(part: Callable[[Timing], float]) -> float:
+        return statistics.median(part(timing) / timing.total for timing in times)
+
+    return {
+        "method": resolved.id,
+        "images_per_s": images / statistics.median(timing.total for timing in times),
+        "tower_images_per_s": images / statistics.median(towers),
+        "ratio": statistics.median(t.total / bare for t, bare in zip(times, towers, strict=True)),
+        "text_s": statistics.median(timing.phases.get("text", 0.0) for timing in times),
+        "decode": share(lambda t: t.phases.get("decode wait", 0.0)),
+        "encode": share(lambda t: t.phases.get("encode", 0.0)),
+        "maps": share(lambda t: t.maps),
+        "metrics": share(lambda t: max(0.0, t.score - t.maps)),
+        "idle": statistics.median(
+            1 - t.phases.get("encode", 0.0) / max(t.total - t.score, 1e-9) for t in times
+        ),
+        "latency_ms": statistics.median(latency),
+        "latency_p95_ms": float(np.percentile(latency, 95)),
+    }
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _synchronise(encoder: Encoder) -> None:
+    if encoder.device.type == "cuda":
+        torch.cuda.synchronize(encoder.device)

@@ -1,0 +1,101 @@
+"""``zsad bench``: speed as ratios measured in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from .run import pairs
+
+if TYPE_CHECKING:
+    from ..bench.methods import MethodBench
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to ``app``."""
+    app.command("bench")(bench)
+
+
+def bench(
+    what: Annotated[
+        list[str] | None, typer.Argument(metavar="METHOD...|metrics|loader", help="What to measure.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="Another CLIP than the method's.")] = None,
+    weights: Annotated[str, typer.Option("--weights", help="A tag, a file or random.")] = "random",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Set a parameter of every method that has it."),
+    ] = None,
+    images: Annotated[int | None, typer.Option("--images", help="How many images are generated.")] = None,
+    pixels: Annotated[int | None, typer.Option("--pixels", help="Side of the generated images.")] = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="Interleaved repetitions.")] = 3,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Images per batch.")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda ...")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
+) -> None:
+    """Measure methods, the metrics engine or the image loader on generated data."""
+    chosen = what or []
+    if chosen == ["metrics"]:
+        from ..bench.metrics import bench_metrics
+
+        rows = bench_metrics(**_given(images=images, size=pixels, repeats=repeats))
+        _table("Metrics of one generated category", rows)
+    elif chosen == ["loader"]:
+        from ..bench.loader import bench_loader, bench_memory
+
+        _table("Loader against bare PIL", bench_loader(**_given(images=images, size=pixels, repeats=repeats)))
+        _table("Memory over a long list", [bench_memory()])
+    elif not chosen or {"metrics", "loader"} & set(chosen):
+        raise UsageError("name one or several methods, or 'metrics' or 'loader' alone")
+    else:
+        from ..bench.methods import bench_methods
+
+        found = bench_methods(
+            chosen,
+            backbone=backbone,
+            weights=weights,
+            settings=pairs(settings, "--set NAME=VALUE"),
+            repeats=repeats,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            **_given(images=images, pixels=pixels),
+        )
+        _show_methods(found)
+
+
+def _given(**options: int | None) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _show_methods(found: MethodBench) -> None:
+    about = ", ".join(f"{name} {value}" for name, value in found.setup.items())
+    _table(f"Pipeline against the bare tower ({about})", found.rows)
+    print("ratio = time of the whole pipeline without the text tower / time of the plain image tower")
+    if found.shared:
+        shared = found.shared
+        print(
+            f"together {shared['joint_s']:.2f} s, one after the other {shared['sum_s']:.2f} s: "
+            f"{shared['ratio']:.2f} of the sum"
+        )
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(rows[0]):
+        table.add_column(name.replace("_", " "), justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return "" if value is None else str(value)
