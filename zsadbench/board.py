@@ -17,8 +17,7 @@ from .boardrows import MEAN, By, Row, percent, rows_of
 from .errors import RecordError, UsageError, suggest
 from .groups import Group
 from .metrics import METRICS
-from .published import LEGACY_RULE
-from .recordfiles import is_metric, metric_order
+from .recordfiles import is_metric
 from .records import Record, load_records
 
 DEFAULT_METRICS = (
@@ -35,13 +34,15 @@ MARKS = {
     "order-dependent": "results depend on the order of the images",
     "subset": "only a part of the dataset was evaluated",
     "failed": "images that could not be read are left out of the numbers",
+    "skipped": "files with problems were left out on request",
+    "foreign maps": "maps of another code base, scored here",
     "seen data": "tested on images that were trained on",
     "legacy": "approximate metrics as other code bases print them",
     "custom": "rules changed by hand: neither the authors' nor the common protocol",
     "random weights": "an untrained network: a test of the machinery, no result of the method",
     "incomplete": "the observation had not ended when it was scored",
 }
-"""Mark -> what it means; ``3 failed`` is explained by ``failed``."""
+"""Mark -> what it means; a count before it, as in ``3 failed``, is left aside."""
 
 SYMBOLS = {"transductive": "†", "order-dependent": "‡"}
 
@@ -62,13 +63,17 @@ class Board:
 
     @property
     def title(self) -> str:
-        """Return dataset, number of images, protocol and, where it is one for all, the rules."""
-        dataset = self.records[0].observation["dataset"]
-        name = str(dataset.get("title") or "")
-        name = self.group.dataset if name in ("", self.group.dataset) else f"{name} ({self.group.dataset})"
+        """Return the dataset with its number of images."""
+        name = str(self.records[0].observation["dataset"].get("title") or self.group.dataset)
+        name += f" ({self.group.dataset})" if name != self.group.dataset else ""
+        return f"{name}: {_counts(self.records[0])}"
+
+    @property
+    def subtitle(self) -> str:
+        """Return the protocol and, where they are one for all, its rules."""
         rules = {record.rules for record in self.records}
-        rule = f": {rules.pop()}" if len(rules) == 1 else ""
-        return f"{name}, {_counts(self.records[0])}; {self.records[0].protocol_label}{rule}"
+        rule = rules.pop() if len(rules) == 1 else "rules of each method's authors, see below"
+        return f"Protocol {self.records[0].protocol_label}: {rule}"
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -88,8 +93,19 @@ class Board:
 
     @property
     def footer(self) -> list[str]:
-        """Return what a reader must know: means, rules, gaps, marks, sources and versions."""
-        return [*self._conditions(), *self._explanations(), *self._sources(), self._versions()]
+        """Return what a reader must know: means, rules, gaps, marks and versions."""
+        return [*self._conditions(), *self._explanations(), self._versions()]
+
+    @property
+    def sources(self) -> list[str]:
+        """Return where the published figures beside the rows come from."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows:
+            for metric, entry in row.published.items():
+                about = ", ".join(filter(None, [entry.variant, entry.backbone, entry.source]))
+                rule = ", rule not stated" if entry.rule_unknown else ""
+                found.setdefault(f"{entry.kind}{rule}: {about}", []).append(f"{row.record.method} {metric}")
+        return [f"{', '.join(dict.fromkeys(names))}: {text}." for text, names in found.items()]
 
     def best(self, metric: str, category: str) -> str:
         """Return the printed best value of a column, empty where there is no contest."""
@@ -143,13 +159,7 @@ class Board:
         }
 
     def _conditions(self) -> list[str]:
-        lines = []
-        counts = {len(record.categories) for record in self.records}
-        if self.by == "method" and max(counts) > 1:
-            numbers = " or ".join(map(str, sorted(counts)))
-            lines.append(
-                f"Percent; unweighted mean over {numbers} categories, (n/N) where only n have a value."
-            )
+        lines = [self._unit()]
         if len({record.rules for record in self.records}) > 1:
             rules = dict.fromkeys(f"{row.record.method} {row.record.rules}" for row in self.rows)
             lines.append("Rules of each method's authors: " + "; ".join(rules) + ".")
@@ -159,27 +169,19 @@ class Board:
                 missing.setdefault(reason, []).append(metric)
         return lines + [f"n/a in {', '.join(metrics)}: {reason}." for reason, metrics in missing.items()]
 
-    def _explanations(self) -> list[str]:
-        lines = {}
-        for mark in self.marks:
-            word = "failed" if mark.endswith(" failed") else mark
-            if word in MARKS:
-                symbol = f"{SYMBOLS[word]} " if word in SYMBOLS else ""
-                lines[word] = f"{symbol}{word}: {MARKS[word]}."
-        return list(lines.values())
+    def _unit(self) -> str:
+        counts = {len(record.categories) for record in self.records}
+        if self.by == "category" or max(counts) == 1:
+            return "In percent."
+        numbers = " or ".join(map(str, sorted(counts)))
+        partial = any(row.cell(metric).partial for row in self.rows for metric in self.metrics)
+        gaps = ", (n/N): over n of N only" if partial else ""
+        return f"In percent, unweighted mean over {numbers} categories{gaps}."
 
-    def _sources(self) -> list[str]:
-        sources: dict[str, list[str]] = {}
-        for row in self.rows:
-            for metric, entry in row.published.items():
-                about = ", ".join(filter(None, [entry.backbone, entry.variant, entry.source]))
-                rule = ", rule not stated" if metric == "pixel_aupro" and entry.rule != LEGACY_RULE else ""
-                text = f"Published, {entry.kind}{rule}: {about}"
-                sources.setdefault(f"{row.record.method} {text}", []).append(metric)
-        return [
-            f"{key} ({', '.join(sorted(set(metrics), key=metric_order))})."
-            for key, metrics in sources.items()
-        ]
+    def _explanations(self) -> list[str]:
+        words = dict.fromkeys(mark.lstrip("0123456789 ") for mark in self.marks)
+        symbols = {word: f"{SYMBOLS[word]} " if word in SYMBOLS else "" for word in words}
+        return [f"{symbols[word]}{word}: {MARKS[word]}." for word in words if word in MARKS]
 
     def _versions(self) -> str:
         environments = [record.observation.get("environment") or {} for record in self.records]

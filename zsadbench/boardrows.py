@@ -123,12 +123,22 @@ def _join_seeds(records: Iterable[Record]) -> list[tuple[Record, ...]]:
 def _kind(record: Record) -> str:
     """Return the digest of everything that makes the method what it is, except the seed."""
     observation = record.observation
-    method = dict(observation["method"])
-    parameters = dict(method.get("parameters") or {})
-    method["parameters"] = {key: value for key, value in parameters.items() if key != "seed"}
-    environment = observation.get("environment") or {}
-    rest = [observation["backbone"], observation.get("checkpoint"), observation.get("wordings")]
-    return digest_of([method, rest, environment.get("dtype"), _map_parameters(record)])
+    parts = [observation[key] for key in ("method", "backbone")]
+    parts += [observation.get(key) for key in ("checkpoint", "wordings")]
+    dtype = (observation.get("environment") or {}).get("dtype")
+    return digest_of([_unseeded(parts), dtype, _map_parameters(record)])
+
+
+def _unseeded(value: Any) -> Any:
+    """Return a value without seeds; random weights have one too, and a checksum that follows it."""
+    if isinstance(value, list):
+        return [_unseeded(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    plain = {key: _unseeded(item) for key, item in value.items() if key != "seed"}
+    if str(plain.get("weights")).partition(":")[0] == "random":
+        plain = {key: item for key, item in plain.items() if key not in ("weights", "sha256")}
+    return plain
 
 
 def _map_parameters(record: Record) -> Mapping[str, Any]:

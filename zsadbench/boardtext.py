@@ -18,11 +18,15 @@ from .boardrows import Row, percent
 from .errors import UsageError, suggest
 from .files import write_atomic
 from .metrics import METRICS
-from .published import KINDS
+from .published import KINDS, Published
 
 Line = tuple[list[str], list[str], bool]
 """Leading cells, number cells, and whether the line is measured (or published)."""
 
+_PUBLISHED_NOTE = (
+    f"Published: one figure per metric, the most trusted kind first ({', '.join(KINDS)}); "
+    "AUPRO from 200 thresholds only under legacy200, with ? where its rule is not stated."
+)
 _SPECIAL = re.compile(r"([\\|<*`\[\]])")
 
 
@@ -36,10 +40,12 @@ def to_json(tables: Sequence[Board]) -> str:
     content = [
         {
             "title": board.title,
+            "subtitle": board.subtitle,
             "group": dataclasses.asdict(board.group),
             "metrics": list(board.metrics),
             "rows": board.lines(),
             "footer": board.footer,
+            "sources": board.sources,
         }
         for board in tables
     ]
@@ -53,18 +59,24 @@ def to_markdown(tables: Sequence[Board]) -> str:
 
 def to_rich(board: Board) -> RenderableType:
     """Return a board for the terminal: title, table, footer; the best value of a column has a star."""
+    lines = list(_lines(board, "{}*".format, "{} ".format))
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name in _leading(board):
-        table.add_column(name, overflow="fold")
-    for metric in board.shown:
-        title = METRICS.get(metric, metric).replace(" ", "\n", 1)
-        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column(name, overflow="fold", min_width=16)
+    for column, metric in enumerate(board.shown):
+        heading = METRICS.get(metric, metric).replace(" ", "\n", 1)
+        cells = [part for _, numbers, _ in lines for part in _stacked(numbers[column]).split("\n")]
+        width = max(map(len, [*heading.split("\n"), *cells]))
+        table.add_column(heading, justify="right", no_wrap=True, min_width=width)
     table.add_column("marks")
-    for leading, numbers, measured in _lines(board, "{}*".format, "{} ".format):
-        table.add_row(*map(Text, [*leading[:-1], *numbers, leading[-1]]), style="" if measured else "dim")
-    return Group(
-        Text(board.title, style="bold"), table, *(Text(line, style="dim") for line in board.footer), Text()
-    )
+    for leading, numbers, measured in lines:
+        cells = [*leading[:-1], *map(_stacked, numbers), leading[-1]]
+        table.add_row(*map(Text, cells), style="" if measured else "dim")
+    notes = board.footer
+    if board.sources:
+        notes.append(f"{_PUBLISHED_NOTE} Sources: --format md.")
+    heads = Text(board.title, style="bold"), Text(board.subtitle)
+    return Group(*heads, table, *(Text(line, style="dim") for line in notes), Text())
 
 
 def print_boards(tables: Sequence[Board]) -> None:
@@ -127,12 +139,20 @@ def _lines(board: Board, best: Callable[[str], str], other: Callable[[str], str]
         ]
         category = [row.category] if board.by == "category" else []
         yield [row.label, *category, _marks(row)], numbers, True
-        for kind in (kind for kind in KINDS if any(p.kind == kind for p in row.published.values())):
-            numbers = [
-                other(percent(entry.value) if (entry := row.published.get(m)) and entry.kind == kind else "")
-                for m in board.shown
-            ]
-            yield [f"  {row.record.method} published: {kind}", *category, ""], numbers, False
+        for kind in KINDS:
+            beside = {metric: entry for metric, entry in row.published.items() if entry.kind == kind}
+            if beside:
+                numbers = [other(_printed(beside.get(metric))) for metric in board.shown]
+                yield [f"  published: {kind}", *category, ""], numbers, False
+
+
+def _printed(entry: Published | None) -> str:
+    return f"{percent(entry.value)}{'?' if entry.rule_unknown else ''}" if entry else ""
+
+
+def _stacked(number: str) -> str:
+    """Put spread and count below the number, so that a table fits a narrow terminal."""
+    return number.replace(" ±", "\n±").replace(" (", "\n(")
 
 
 def _marks(row: Row) -> str:
@@ -148,8 +168,9 @@ def _markdown(board: Board) -> str:
         names[0] = names[0] if measured else f"*{names[0].strip()}*"
         lines.append([*names[:-1], *numbers, names[-1]])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    notes = "\n".join(f"- {_escape(line)}" for line in board.footer)
-    return f"## {_escape(board.title)}\n\n{table}\n\n{notes}\n"
+    published = [_PUBLISHED_NOTE, *board.sources] if board.sources else []
+    notes = "\n".join(f"- {_escape(line)}" for line in [*board.footer, *published])
+    return f"## {_escape(board.title)}\n\n{_escape(board.subtitle)}\n\n{table}\n\n{notes}\n"
 
 
 def _escape(text: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+_SIZES = {"frame": "network input size", "native": "the masks' own size", "unknown": "unknown size"}
 METHOD_RULED = ("reference", "legacy200")
 """Protocols under which the evaluation size and the mask rule come from the method."""
 
@@ -46,8 +47,8 @@ def shared_rules(protocol_id: str, rules: str) -> str:
 
 def rules_of(protocol: Mapping[str, Any]) -> str:
     """Return the rules of a protocol that decide its numbers, as text of one fixed order."""
-    size = protocol.get("size", "")
-    parts = [f"size {size if isinstance(size, str | int) else 'x'.join(map(str, size))}"]
+    size = protocol.get("size", "unknown")
+    parts = [_SIZES.get(size, f"{size} px")]
     parts += [f"masks {protocol['mask_resize']}"] if protocol.get("mask_resize") else []
     parts += [f"image scores {protocol['image_score']}"] if protocol.get("image_score") else []
     if limits := protocol.get("aupro_limits"):

@@ -36,6 +36,11 @@ class Published:
     source: str
     rule: str
 
+    @property
+    def rule_unknown(self) -> bool:
+        """Whether the source does not say how its AUPRO was computed."""
+        return _is_aupro(self.metric) and self.rule != LEGACY_RULE
+
 
 @cache
 def published_numbers() -> tuple[Published, ...]:
@@ -75,12 +80,16 @@ def best_published(
             continue
         if not _same_method(entry, method, variant):
             continue
-        if entry.metric.startswith("pixel_aupro") and (entry.rule == LEGACY_RULE) != legacy:
+        if _is_aupro(entry.metric) and (entry.rule == LEGACY_RULE) != legacy:
             continue
         known = found.get(entry.metric)
         if known is None or KINDS.index(entry.kind) < KINDS.index(known.kind):
             found[entry.metric] = entry
     return found
+
+
+def _is_aupro(metric: str) -> bool:
+    return metric.partition("@")[0] == "pixel_aupro"
 
 
 def _same_method(entry: Published, method: str, variant: str) -> bool:

@@ -50,7 +50,7 @@ _RECORD_KEYS: _Shape = {
     "protocol": (dict,),
     "protocol.id": (str,),
     "protocol.version": (int,),
-    "?protocol.size": (int, str, list),
+    "?protocol.size": (int, str),
     "?protocol.mask_resize": (str,),
     "?protocol.legacy": (bool,),
     "?protocol.map_parameters": (dict,),

@@ -106,9 +106,16 @@ class Record:
 
     @property
     def backbone(self) -> str:
-        """``architecture/weights``; empty for foreign maps."""
+        """``architecture/weights``, without the seed of random ones; empty for foreign maps."""
         backbone = self.observation["backbone"] or {}
-        return "/".join(str(backbone[key]) for key in ("name", "weights") if backbone.get(key))
+        weights = "random" if self.untrained else str(backbone.get("weights") or "")
+        return "/".join(filter(None, [str(backbone.get("name") or ""), weights]))
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the backbone has random weights."""
+        weights = (self.observation["backbone"] or {}).get("weights")
+        return str(weights).partition(":")[0] == "random"
 
     @property
     def dataset(self) -> str:
@@ -172,8 +179,13 @@ class Record:
 
     @property
     def failed(self) -> int:
-        """Number of images left out because they could not be read."""
+        """Number of images left out because they could not be read in mid-run."""
         return len(self.observation.get("failed") or ())
+
+    @property
+    def skipped(self) -> int:
+        """Number of files left out beforehand because the user said so."""
+        return len(self.observation["dataset"].get("skipped") or ())
 
     @cached_property
     def categories(self) -> Mapping[str, Mapping[str, Any]]:
@@ -196,9 +208,10 @@ class Record:
             "order-dependent": bool(method.get("order_dependent")),
             "subset": bool(self.selection),
             f"{self.failed} failed": self.failed > 0,
+            f"{self.skipped} skipped": self.skipped > 0,
             "legacy": self.legacy,
             "custom": self.protocol["id"] == "custom",
-            "random weights": (self.observation["backbone"] or {}).get("weights") == "random",
+            "random weights": self.untrained,
             "incomplete": self.observation.get("complete") is False,
         }
         marks = [mark for mark, holds in found.items() if holds]
