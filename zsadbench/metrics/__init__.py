@@ -20,8 +20,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .curve import Curve
     from .evaluation import Evaluation, MetricWarning, evaluate
-    from .image import image_curve, image_metrics
-    from .legacy import LegacyAupro, legacy_aupro200, trapezoid_ap
+    from .image import image_curve, image_metrics, image_reasons
+    from .legacy import (
+        LegacyAupro,
+        grid_f1,
+        legacy_aupro200,
+        legacy_aupro200_stream,
+        rank_aupro,
+        trapezoid_ap,
+    )
     from .pixel import PixelMetrics
 
 METRIC_VERSION = 1
@@ -48,9 +55,13 @@ _HOMES = {
     "MetricWarning": "evaluation",
     "PixelMetrics": "pixel",
     "evaluate": "evaluation",
+    "grid_f1": "legacy",
     "image_curve": "image",
     "image_metrics": "image",
+    "image_reasons": "image",
     "legacy_aupro200": "legacy",
+    "legacy_aupro200_stream": "legacy",
+    "rank_aupro": "legacy",
     "trapezoid_ap": "legacy",
 }
 
@@ -63,9 +74,13 @@ __all__ = [
     "MetricWarning",
     "PixelMetrics",
     "evaluate",
+    "grid_f1",
     "image_curve",
     "image_metrics",
+    "image_reasons",
     "legacy_aupro200",
+    "legacy_aupro200_stream",
+    "rank_aupro",
     "trapezoid_ap",
 ]
 

@@ -34,11 +34,9 @@ def as_map(values: Any, where: str, on_device: bool = False) -> tuple[Any, float
     ``on_device`` keeps (or makes) a tensor, for the torch back end.  Raises :class:`MetricError`
     for another shape, for no pixel, and for NaN or infinity after the cast to float32.
     """
-    if on_device:
-        import torch
-
-        tensor = torch.as_tensor(values).detach().to(torch.float32)
-        values = tensor.reshape(_plane(tuple(tensor.shape), "map", where)).contiguous()
+    if on_device and is_tensor(values):
+        values = values.detach().float()
+        values = values.reshape(_plane(tuple(values.shape), "map", where)).contiguous()
         low, high = (float(bound) for bound in values.aminmax())
     else:
         array = to_numpy(values)
@@ -48,6 +46,10 @@ def as_map(values: Any, where: str, on_device: bool = False) -> tuple[Any, float
             array = np.require(array, np.float32, ["C", "ALIGNED"])
         values = array.reshape(_plane(array.shape, "map", where))
         low, high = float(values.min()), float(values.max())
+        if on_device:
+            import torch
+
+            values = torch.from_numpy(np.require(values, requirements="W"))
     if not np.isfinite(low) or not np.isfinite(high):
         raise MetricError(
             f"map of {where} holds NaN or infinity (as float32): "

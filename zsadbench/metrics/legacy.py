@@ -14,11 +14,17 @@ from numpy.typing import NDArray
 
 from ..errors import MetricError
 from .curve import Curve
-from .inputs import as_mask, to_numpy
+from .inputs import as_labels, as_mask, as_scores, to_numpy
 from .regions import find_regions
 
 Pairs = Callable[[], Iterable[tuple[Any, Any]]]
 """Called for a fresh pass over (map, mask) of every image."""
+
+
+WINCLIP_GRID = np.arange(0, 1, 0.01)
+"""Thresholds of the image F1 in a public WinCLIP implementation."""
+ADER_GRID = np.arange(0, 1 + 1e-3, 0.05)
+"""Thresholds of the pixel F1 and IoU in the ADer benchmark, on stretched maps."""
 
 
 class LegacyAupro:
@@ -118,6 +124,56 @@ def trapezoid_ap(curve: Curve) -> float | None:
     start = np.divide(before, called, out=np.ones(found.size), where=called > 0)
     end = found / (found + curve.above + curve.equal)
     return float(np.sum(curve.hits * (start + end)) / (2 * found[-1]))
+
+
+def rank_aupro(
+    maps: Any, masks: Any, *, thresholds: int = 100, limit: float = 0.3, connectivity: int = 8
+) -> float | None:
+    """Return AUPRO from ``thresholds`` equal steps of the rank among normal pixels.
+
+    The procedure of MVTec 3D-AD's evaluation code (100 steps) and of others after it (200); it is
+    blind to the scale of the scores, but ties stretch its steps.  None without region or normal pixel.
+    """
+    truths = [as_mask(mask, f"image {i}") for i, mask in enumerate(masks)]
+    values = [to_numpy(map).reshape(truth.shape) for map, truth in zip(maps, truths, strict=True)]
+    normal = np.sort(np.concatenate([image[~truth] for image, truth in zip(values, truths, strict=True)]))
+    if not normal.size or not any(truth.any() for truth in truths):
+        return None
+    ranks = np.linspace(0, normal.size - 1, thresholds, dtype=np.int64)
+    found, regions = np.zeros(thresholds), 0
+    for image, truth in zip(values, truths, strict=True):
+        if truth.any():
+            box, inside, area, count = find_regions(truth, connectivity)
+            place = np.searchsorted(normal[ranks], image[box][inside], side="left")
+            passed = np.bincount(place, weights=1.0 / area, minlength=thresholds + 1)
+            found += passed[::-1].cumsum()[::-1][1:]
+            regions += count
+    rate = np.append(1 - (ranks[::-1] + 1) / normal.size, 1.0)
+    overlap = np.append(found[::-1] / regions, 1.0)
+    kept = rate < limit
+    x = np.append(rate[kept], limit)
+    y = np.append(overlap[kept], np.interp(limit, rate, overlap))
+    return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2)) / limit
+
+
+def grid_f1(scores: Any, labels: Any, grid: Any = WINCLIP_GRID, *, stretch: bool = False) -> float | None:
+    """Return the highest F1 of "score > t" over the thresholds of a fixed ``grid``.
+
+    ``stretch`` first brings the scores to [0, 1] by their extrema, as is done with pixels on
+    :data:`ADER_GRID`; arrays of any shape.  None without an anomalous item, or where scores to be
+    stretched are all equal.
+    """
+    values, truth = as_scores(scores), as_labels(labels)
+    if not truth.any():
+        return None
+    if stretch:
+        low, high = values.min(), values.max()
+        if low == high:
+            return None
+        values = (values - low) / (high - low)
+    found = truth.sum() - np.searchsorted(np.sort(values[truth]), grid, side="right")
+    false = (~truth).sum() - np.searchsorted(np.sort(values[~truth]), grid, side="right")
+    return float(np.max(2 * found / (found + false + truth.sum())))
 
 
 def _steps(low: float, high: float, dtype: np.dtype[Any], steps: int) -> NDArray[Any]:

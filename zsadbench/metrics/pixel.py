@@ -92,6 +92,7 @@ class PixelMetrics:
         self._counter: Counter | None = None
         self._curve: Curve | None = None
         self._shares: dict[str, float | None] | None = None
+        self._values: dict[str, float | None] | None = None
 
     def update(
         self, map: Any, mask: Any, image_id: str, *, score: float | None = None, label: bool | None = None
@@ -111,11 +112,12 @@ class PixelMetrics:
         if truth.any():
             box, inside, area, regions = find_regions(truth, self._connectivity)
             pairs = _pack(_anomalous(values, box, inside), area)
+        self._store.put(image_id, values)
+        if regions:
             self._forget_counts()
         shape = truth.shape[0], truth.shape[1]
         self._images[image_id] = _Image(shape, low, high, regions, pairs, score, label)
-        self._curve = self._shares = None
-        self._store.put(image_id, values)
+        self._curve = self._shares = self._values = None
         if not regions and self._countable_at_once():
             self._count(image_id, values)
         else:
@@ -123,20 +125,9 @@ class PixelMetrics:
 
     def compute(self) -> dict[str, float | None]:
         """Return every pixel metric in [0, 1] by id; None where undefined, see :meth:`reasons`."""
-        curve = self.curve()
-        values = {
-            "pixel_auroc": curve.auroc,
-            "pixel_ap": curve.ap,
-            "pixel_f1max": curve.f1max,
-            "pixel_f1max_threshold": curve.f1max_threshold,
-            "pixel_iou": curve.iou,
-        }
-        for limit in self._limits:
-            values[aupro_id(limit)] = curve.aupro(limit)
-        if self._aupimo:
-            shares = [share for share in self._aupimo_by_image().values() if share is not None]
-            values["pixel_aupimo"] = math.fsum(shares) / len(shares) if shares else None
-        return values
+        if self._values is None:
+            self._values = self._make_values()
+        return dict(self._values)
 
     def reasons(self) -> dict[str, str]:
         """Return why values of :meth:`compute` are None."""
@@ -294,6 +285,22 @@ class PixelMetrics:
             normals=pixels - anomalous,
             regions=sum(image.regions for image in images),
         )
+
+    def _make_values(self) -> dict[str, float | None]:
+        curve = self.curve()
+        values = {
+            "pixel_auroc": curve.auroc,
+            "pixel_ap": curve.ap,
+            "pixel_f1max": curve.f1max,
+            "pixel_f1max_threshold": curve.f1max_threshold,
+            "pixel_iou": curve.iou,
+        }
+        for limit in self._limits:
+            values[aupro_id(limit)] = curve.aupro(limit)
+        if self._aupimo:
+            shares = [share for share in self._aupimo_by_image().values() if share is not None]
+            values["pixel_aupimo"] = math.fsum(shares) / len(shares) if shares else None
+        return values
 
     def _aupimo_by_image(self) -> dict[str, float | None]:
         if self._shares is None:
