@@ -27,8 +27,9 @@ class AnomalyClip:
     Each prompt is ``context`` learned vectors followed by fixed words; before text blocks 1 to
     ``deep_prompts`` (counted from 0) its first ``deep_length`` vectors are overwritten by learned ones,
     rounded to float16 unless ``half_prompts`` is off.  ``features`` are the image blocks (from 1) whose
-    local tokens give a map each; the value-value stream covers the last ``value_blocks`` blocks (0: the
-    ordinary stream).  ``class_norm`` applies the final layer norm to the class token too.
+    local tokens give a map each, or with ``legacy_taps`` the last block as many times.  The value-value
+    stream begins at block ``value_from``; without ``value_stream`` local tokens are the ordinary ones.
+    ``class_norm`` applies the final layer norm to the class token too.
     """
 
     backbone: Backbone = Backbone("ViT-L-14-336", "openai", activation="quick_gelu", position="bilinear")
@@ -41,7 +42,9 @@ class AnomalyClip:
     deep_length: int = 4
     half_prompts: bool = True
     features: tuple[int, ...] = (24,)
-    value_blocks: int = 19
+    legacy_taps: bool = False
+    value_stream: bool = True
+    value_from: int = 6
     class_norm: bool = False
     temperature: float = 0.07
     sigma: float = 4.0
@@ -54,16 +57,17 @@ class AnomalyClip:
             WeightsError: if the checkpoint cannot be read or does not fit.
         """
         _refuse_misfit(self, clip)
-        depth = len(clip.vision.blocks)
-        first = depth - self.value_blocks
         learned = load_checkpoint(self.checkpoint, "anomalyclip", checkpoint_shapes(self, clip))
-        clip.vision.tap(
-            stream=[block for block in (first, *self.features) if block <= first and block < depth],
-            values=range(first, max(self.features)),
-        )
         with torch.no_grad():
             texts = encode_prompts(self, clip, {key: value.to(clip.device) for key, value in learned.items()})
-        return AnomalyClipObserver(self, clip, Anchors(dict.fromkeys(wordings, F.normalize(texts, dim=-1))))
+        anchors = Anchors(dict.fromkeys(wordings, F.normalize(texts, dim=-1)))
+        depth = len(clip.vision.blocks)
+        layers = (depth,) * len(self.features) if self.legacy_taps else self.features
+        first = self.value_from - 1 if self.value_stream else depth
+        plain = {block for block in (first, *layers) if block <= first}
+        # What leaves the last block is kept in any case.
+        clip.vision.tap(stream=plain - {depth}, values=range(first, max(layers)))
+        return AnomalyClipObserver(self, clip, anchors, layers, first)
 
     def maps(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
         """Return the summed probability grid, bilinear at ``size``, then smoothed."""
@@ -76,11 +80,16 @@ class AnomalyClip:
 
 @dataclass(frozen=True)
 class AnomalyClipObserver:
-    """Evidence: ``map`` (B, g, g), probabilities summed over ``features``, and ``score`` (B,)."""
+    """Evidence: ``map`` (B, g, g), probabilities summed over ``layers``, and ``score`` (B,).
+
+    ``layers`` are blocks counted from 1; ``first`` is the first block (from 0) of the value-value stream.
+    """
 
     method: AnomalyClip
     clip: Clip
     anchors: Anchors
+    layers: tuple[int, ...]
+    first: int
 
     def observe(self, batch: Batch) -> Evidence:
         """Compare the class token and the local tokens of each layer with both texts."""
@@ -90,7 +99,7 @@ class AnomalyClipObserver:
             layer: anomaly_probability(tokens, anchors, scale)[:, 1:]
             for layer, tokens in self.local_tokens(trace).items()
         }
-        grid = torch.stack([local[layer] for layer in self.method.features]).sum(dim=0)
+        grid = torch.stack([local[layer] for layer in self.layers]).sum(dim=0)
         return {
             "score": anomaly_probability(self.class_feature(trace), anchors, scale),
             "map": as_grid(grid),
@@ -103,24 +112,22 @@ class AnomalyClipObserver:
         return vision.project(token) if self.method.class_norm else token @ vision.proj
 
     def local_tokens(self, trace: Trace) -> dict[int, Tensor]:
-        """Return for each layer of ``features`` its local tokens (B, 1+N, C), class token first, projected.
+        """Return for each of ``layers`` its local tokens (B, 1+N, C), class token first, projected.
 
         The value-value stream starts as the ordinary one and only gathers: it has no MLP, and its
         attention reads the ordinary stream.
         """
-        vision, layers = self.clip.vision, set(self.method.features)
-        depth = len(vision.blocks)
-        first = depth - self.method.value_blocks
+        vision = self.clip.vision
         ordinary = {
-            layer: trace.output if layer == depth else trace.stream(layer)
-            for layer in {first, *layers}
-            if layer <= first
+            block: trace.output if block == len(vision.blocks) else trace.stream(block)
+            for block in {self.first, *self.layers}
+            if block <= self.first
         }
-        local = ordinary[first]
-        found = {layer: ordinary[layer] for layer in layers & ordinary.keys()}
-        for block in range(first, max(layers)):
+        local = ordinary[self.first]
+        found = {layer: ordinary[layer] for layer in self.layers if layer <= self.first}
+        for block in range(self.first, max(self.layers)):
             local = local + trace.values(block)
-            if block + 1 in layers:
+            if block + 1 in self.layers:
                 found[block + 1] = local
         return {layer: vision.project(tokens) for layer, tokens in found.items()}
 
@@ -174,10 +181,10 @@ def overwrite(x: Tensor, vectors: Tensor) -> Tensor:
 def _refuse_misfit(method: AnomalyClip, clip: Clip) -> None:
     depth, text_depth = len(clip.vision.blocks), len(clip.text.blocks)
     layers = method.features
-    if not (layers and 1 <= min(layers) <= max(layers) <= depth and 0 <= method.value_blocks <= depth):
+    if not (layers and 1 <= min(layers) <= max(layers) <= depth and 1 <= method.value_from <= depth):
         raise MethodError(
-            f"features {layers} and value_blocks {method.value_blocks} do not fit an image tower of "
-            f"{depth} blocks; choose others with --set features=... and --set value_blocks=..."
+            f"features {layers} and value_from {method.value_from} are not all among {depth} image blocks; "
+            "choose others with --set features=... and --set value_from=..."
         )
     if not 0 <= method.deep_prompts < text_depth:
         raise MethodError(

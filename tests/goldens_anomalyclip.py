@@ -35,7 +35,7 @@ from zsadbench.metrics import evaluate, legacy_aupro200
 from zsadbench.samples import Sample
 
 TOLERANCE = 2e-5
-LAYERS = (6, 12, 18, 24)
+LAYERS, DEPTH = (6, 12, 18, 24), 24
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro")
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -99,7 +99,7 @@ def _infer(arrays: Arrays, meta: Mapping[str, Any]) -> None:
         deep_prompts=meta["depth"] - 1,
         deep_length=meta["t_n_ctx"],
         features=LAYERS,
-        value_blocks=meta["dpam_layer"] - 1,
+        value_from=DEPTH + 2 - meta["dpam_layer"],
         temperature=meta["temperature"],
     )
     observer = prepared(method, clip, tensors, "any")
@@ -124,15 +124,14 @@ def _infer(arrays: Arrays, meta: Mapping[str, Any]) -> None:
 
     size = (meta["size"], meta["size"])
     for layers, key in (((24,), "final_map_l24"), (LAYERS, "final_map_ms")):
-        chosen = dataclasses.replace(method, features=layers)
-        evidence = dataclasses.replace(observer, method=chosen).observe(batch)
-        score = chosen.image_scores(evidence, torch.zeros(len(batch.keys), 2))
+        evidence = dataclasses.replace(observer, layers=layers).observe(batch)
+        score = method.image_scores(evidence, torch.zeros(len(batch.keys), 2))
         close("image_score", score, arrays["image_score"])
-        _close_maps(key, chosen, evidence, arrays[key], size)
+        _close_maps(key, method, evidence, arrays[key], size)
     for number, layer in enumerate(LAYERS):
-        chosen = dataclasses.replace(method, features=(layer,), sigma=0.0)
-        evidence = dataclasses.replace(observer, method=chosen).observe(batch)
-        _close_maps("layer_map_ms", chosen, evidence, arrays["layer_map_ms"][:, number], size)
+        evidence = dataclasses.replace(observer, layers=(layer,)).observe(batch)
+        unsmoothed = dataclasses.replace(method, sigma=0.0)
+        _close_maps("layer_map_ms", unsmoothed, evidence, arrays["layer_map_ms"][:, number], size)
 
 
 def _close_maps(
