@@ -104,8 +104,8 @@ class Card:
         for name in table:
             if name not in allowed:
                 near = suggest(name, allowed)
-                known = "" if near.startswith(" Known") else f" Allowed: {', '.join(allowed)}."
-                self.fail(f"unknown key '{name}'.{near}{known}", *keys, name)
+                near = near if near.startswith(" Did") else ""
+                self.fail(f"unknown key '{name}'.{near} Allowed: {', '.join(allowed)}.", *keys, name)
 
     def take(self, table: Mapping[str, Any], name: str, kind: type[T], default: T | None, *keys: Key) -> T:
         """Return ``table[name]`` of the wanted type; without a default a missing key is refused."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from .descriptions import Description, Rule
 from .errors import DatasetError
 from .tables import read_rows, same_value
-from .templates import Template, TemplateError, nfc, unsafe
+from .templates import TemplateError, nfc, unsafe
 from .tree import Problem, Severity, Tree
 
-FULL_SPLITS = ("train", "test", "val", "valid", "validation")
+USUAL_SPLITS = ("train", "test", "val", "valid", "validation")
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ def list_root(description: Description, tree: Tree, split: str) -> Listing:
 
 def _from_folders(rule: Rule, listing: Listing) -> Iterator[Candidate]:
     description, tree = listing.description, listing.tree
-    classes = description.classes if rule.category.text == "{class}" else {}
+    classes = _classes(rule, listing)
     split = "" if rule.split else listing.split
     for template in rule.image:
         found = False
@@ -98,38 +98,50 @@ def _from_folders(rule: Rule, listing: Listing) -> Iterator[Candidate]:
 def _from_table(rule: Rule, listing: Listing) -> Iterator[Candidate]:
     assert rule.table
     tree, classes = listing.tree, listing.description.classes
-    unknown: dict[str, tuple[str, int]] = {}
-    other_splits: Counter[str] = Counter()
-    other_classes: Counter[str] = Counter()
+    unused = _Unused()
     for path, captured in tree.walk(rule.table, "", classes if "{class}" in rule.table.text else {}):
         for row in read_rows(tree.root / path, path, rule.columns, rule.records):
-            fields = captured | row.fields
-            split = _split_of(rule, fields)
-            category = _fill_one(rule.category, fields)
-            if classes and category not in classes:
-                other_classes[category] += 1
-            elif split != listing.split:
-                other_splits[split] += 1
-                if all(fields[name] for name in rule.image[0].names):
-                    listing.elsewhere[nfc(rule.image[0].fill(fields)[0])] = split
-            elif value := _unknown_label(rule, fields):
-                where, count = unknown.get(value, (row.where, 0))
-                unknown[value] = where, count + 1
-            elif image := _listed_image(rule, listing, fields, row.where):
-                yield from _candidate(rule, listing, image, fields, row.where)
-    _report_unknown(rule, listing, unknown)
-    for name, count in other_splits.items():
-        if name not in FULL_SPLITS:
-            listing.report(
-                "warning", rule.table.text, f"{count} rows of an unusual split '{name}' are not used"
-            )
-    if other_classes:
-        names = ", ".join(sorted(other_classes))
-        listing.report(
-            "note",
-            rule.table.text,
-            f"{other_classes.total()} rows of classes not in [classes] are not used: {names}",
-        )
+            try:
+                yield from _from_row(rule, listing, captured | row.fields, row.where, unused)
+            except TemplateError as exc:
+                listing.report("error", row.where, str(exc), "correct the record")
+    _report_unknown(rule, listing, unused.labels)
+    for name, count in unused.splits.items():
+        if name not in USUAL_SPLITS:
+            reason = f"{count} rows of an unusual split '{name}' are not used"
+            listing.report("warning", rule.table.text, reason, "correct the split where it is a slip")
+    if unused.classes:
+        names = ", ".join(sorted(unused.classes))
+        reason = f"{unused.classes.total()} rows of classes not in [classes] are not used: {names}"
+        listing.report("note", rule.table.text, reason)
+
+
+@dataclass
+class _Unused:
+    """Rows of a table that bring no candidate: labels with their first place, splits and classes."""
+
+    labels: dict[str, tuple[str, int]] = field(default_factory=dict)
+    splits: Counter[str] = field(default_factory=Counter)
+    classes: Counter[str] = field(default_factory=Counter)
+
+
+def _from_row(
+    rule: Rule, listing: Listing, fields: dict[str, str], where: str, unused: _Unused
+) -> Iterator[Candidate]:
+    classes = listing.description.classes
+    category = rule.category.fill(fields)
+    split = _split_of(rule, fields)
+    if classes and category not in classes:
+        unused.classes[category] += 1
+    elif split != listing.split:
+        unused.splits[split] += 1
+        if all(fields[name] for name in rule.image[0].names):
+            listing.elsewhere[nfc(rule.image[0].fill(fields))] = split
+    elif value := _unknown_label(rule, fields):
+        first, count = unused.labels.get(value, (where, 0))
+        unused.labels[value] = first, count + 1
+    elif image := _listed_image(rule, listing, fields, where):
+        yield from _candidate(rule, listing, image, fields, where)
 
 
 def _candidate(
@@ -147,11 +159,11 @@ def _candidate(
     mask, tried = _mask(rule, listing, fields, where) if rule.mask else (None, ())
     if rule.label == "mask-file":
         anomalous = mask is not None
-    category = _fill_one(rule.category, fields)
+    category = rule.category.fill(fields)
     if not category:
         listing.report("error", where, "the class is empty", "fill it in")
         return
-    specie = _fill_one(rule.specie, fields) if rule.specie else fields.get("specie", "")
+    specie = rule.specie.fill(fields) if rule.specie else fields.get("specie", "")
     tried = () if anomalous is False else tried
     yield Candidate(
         nfc(path), path, category, anomalous, mask, specie, where, tried, bool(rule.table and tried)
@@ -168,18 +180,13 @@ def _listed_image(rule: Rule, listing: Listing, fields: dict[str, str], where: s
                 "error", where, f"the field '{empty[0]}' is empty", "fill it in, or remove the record"
             )
             return None
-        try:
-            paths = template.fill(fields)
-        except TemplateError as exc:
-            listing.report("error", where, str(exc), "correct the record")
-            return None
-        for path in paths:
+        for path in template.fill_all(fields):
             if reason := unsafe(path):
                 listing.report("error", where, f"the image path '{path}' {reason}")
                 return None
             if found := listing.tree.find(path):
                 return found
-            tried.append(path)
+        tried.append(template.fill(fields))
     if not any(path in listing.tree.problems for path in tried):
         listing.report(
             "error",
@@ -198,14 +205,14 @@ def _mask(
     for template in rule.mask:
         if any(not fields[name] for name in template.names):
             continue
-        for path in template.fill(fields):
+        for path in template.fill_all(fields):
             if rule.table and (reason := unsafe(path)):
                 listing.report("error", where, f"the mask path '{path}' {reason}")
                 return None, (path,)
             if found := listing.tree.find(path):
                 listing.claimed.add(found)
                 return found, ()
-            tried.append(path)
+        tried.append(template.fill(fields))
     return None, tuple(tried)
 
 
@@ -214,7 +221,7 @@ def _orphans(rule: Rule, listing: Listing) -> None:
     split = "" if rule.split else listing.split
     images = {candidate.path for candidate in listing.candidates}
     for template in rule.mask:
-        for path, _ in listing.tree.walk(template, split, listing.description.classes):
+        for path, _ in listing.tree.walk(template, split, _classes(rule, listing)):
             if path not in listing.claimed and path not in images:
                 listing.claimed.add(path)
                 listing.report("warning", path, "a mask without its image", "check the names; it is not used")
@@ -240,13 +247,14 @@ def _report_unknown(rule: Rule, listing: Listing, unknown: dict[str, tuple[str, 
         )
 
 
+def _classes(rule: Rule, listing: Listing) -> Collection[str]:
+    """Return the classes that the capture ``class`` is limited to; empty for no limit."""
+    return listing.description.classes if rule.category.text == "{class}" else ()
+
+
 def _split_of(rule: Rule, fields: dict[str, str]) -> str:
-    split = _fill_one(rule.split, fields) if rule.split else fields.get("split", "test")
+    split = rule.split.fill(fields) if rule.split else fields.get("split", "test")
     return split.lower()
-
-
-def _fill_one(template: Template, fields: dict[str, str]) -> str:
-    return template.fill(fields)[0]
 
 
 def _excluded(path: str, description: Description) -> bool:

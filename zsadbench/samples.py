@@ -27,10 +27,10 @@ __all__ = [
     "Dataset",
     "Problem",
     "Sample",
+    "describe",
     "list_images",
     "load_dataset",
     "problem_report",
-    "resolve",
     "subset",
     "survey_dataset",
 ]
@@ -138,7 +138,8 @@ def survey_dataset(
 
     Raises ``DatasetError`` where nothing can be listed: a wrong description, or no folder that fits it.
     """
-    description, places = resolve(spec, data)
+    description = describe(spec)
+    places = _places(spec, data, description)
     listing = _first_root(description, places, split, follow_outside)
     return _resolved(listing, settle(listing, allow_missing))
 
@@ -160,7 +161,7 @@ def subset(dataset: Dataset, *, limit: int | None = None, categories: Sequence[s
     if limit is not None:
         if limit < 1:
             raise DatasetError(f"A limit of {limit} samples leaves none; give 1 or more.")
-        samples = _spread(samples, limit)
+        samples = _spread(samples, min(limit, len(samples)))
     present = {s.category for s in samples}
     if len(samples) == len(dataset.samples):
         return dataset
@@ -206,33 +207,38 @@ def problem_report(problems: Iterable[Problem]) -> str:
     return "\n".join(lines)
 
 
-def resolve(spec: str, data: Path | None = None) -> tuple[Description, list[Path]]:
-    """Return the description that ``spec`` means and the folders in which its files are looked for."""
+def describe(spec: str) -> Description:
+    """Return the description that an id, the path of a ``.toml`` or a folder means."""
     path = Path(spec)
-    shipped = spec in card_paths("datasets")
-    if not shipped and path.is_dir():
+    if spec in card_paths("datasets"):
+        return shipped_description(spec)
+    if path.is_dir():
+        return describe_folder(path)
+    if path.suffix == ".toml":
+        return read_description(path)
+    raise DatasetError(
+        f"'{spec}' is no known dataset, .toml file or folder.{suggest(spec, card_paths('datasets'))}"
+    )
+
+
+def _places(spec: str, data: Path | None, description: Description) -> list[Path]:
+    """Return the folders in which the files of a dataset are looked for, in order."""
+    variable = os.environ.get("ZSAD_DATA")
+    own = [] if spec == description.id else [Path(spec)]
+    if own and own[0].is_dir():
         if data is not None:
             raise DatasetError(f"'{spec}' is a folder already; leave out --data {data}.")
-        return describe_folder(path), [path]
-    near: list[Path] = []
-    if shipped:
-        description = shipped_description(spec)
-    elif path.suffix == ".toml":
-        description = read_description(path)
-        near = [path.parent]
+        return own
+    if data is not None:
+        bases = [data]
     else:
-        raise DatasetError(
-            f"'{spec}' is no known dataset, .toml file or folder.{suggest(spec, card_paths('datasets'))}"
-        )
-    if data is None and (variable := os.environ.get("ZSAD_DATA")):
-        data = Path(variable)
-    bases = near if data is None else [data]
+        bases = [path.parent for path in own] + ([Path(variable)] if variable else [])
     if not bases:
         raise DatasetError(
             f"Where is dataset '{description.id}'? Give its folder with --data, or set ZSAD_DATA to a folder "
             f"that holds '{description.id}'.\n{_expected(description)}"
         )
-    return description, [place for base in bases for place in (base / description.id, base)]
+    return [place for base in bases for place in (base / description.id, base)]
 
 
 def _first_root(description: Description, places: list[Path], split: str, follow_outside: bool) -> Listing:
@@ -303,12 +309,14 @@ def _spread(samples: tuple[Sample, ...], limit: int) -> tuple[Sample, ...]:
     for index, sample in enumerate(samples):
         groups.setdefault((sample.category, sample.anomalous), []).append(index)
     places = list(groups.values())[:limit]
-    free, total = min(limit, len(samples)) - len(places), sum(len(group) - 1 for group in places)
-    shares = [1 + (len(group) - 1) * free / total if total else 1 for group in places]
-    counts = [int(share) for share in shares]
-    by_remainder = sorted(range(len(places)), key=lambda i: (counts[i] - shares[i], i))
-    for i in by_remainder[: min(limit, sum(map(len, places))) - sum(counts)]:
-        counts[i] += 1
+    quotas = [limit * len(group) / len(samples) for group in places]
+    counts = [max(1, int(quota)) for quota in quotas]
+    while sum(counts) > limit:
+        counts[max(range(len(places)), key=lambda i: (counts[i] > 1, counts[i] - quotas[i]))] -= 1
+    while sum(counts) < limit:
+        counts[
+            max(range(len(places)), key=lambda i: (counts[i] < len(places[i]), quotas[i] - counts[i]))
+        ] += 1
     kept = sorted(
         group[k * len(group) // count]
         for group, count in zip(places, counts, strict=True)

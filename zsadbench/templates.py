@@ -135,13 +135,19 @@ class Template:
         """The names that are captured or filled, without ``ext``."""
         return frozenset(token.name for token in self.tokens) - {"ext"}
 
-    def fill(self, values: Mapping[str, str]) -> list[str]:
+    def fill(self, values: Mapping[str, str], suffix: str = "{ext}") -> str:
+        """Return the path made of ``values``, with ``suffix`` for ``{ext}``.
+
+        Raises ``TemplateError`` where a value that is to be padded is no whole number.
+        """
+        return "/".join(
+            ["".join([_filled(piece, values, suffix) for piece in s.pieces]) for s in self.segments]
+        )
+
+    def fill_all(self, values: Mapping[str, str]) -> list[str]:
         """Return the paths made of ``values``: one, or one per suffix where the template has ``{ext}``."""
-        parts = ["".join(_filled(piece, values) for piece in s.pieces) for s in self.segments]
-        path = "/".join(parts)
-        if not any(token.name == "ext" for token in self.tokens):
-            return [path]
-        return [path.replace("\0", suffix) for suffix in SUFFIXES]
+        suffixes = SUFFIXES if any(token.name == "ext" for token in self.tokens) else ("",)
+        return [self.fill(values, suffix) for suffix in suffixes]
 
     def outline(self) -> str:
         """Return the template as people read it: ``{a|b}`` instead of ``{name:a|b}``."""
@@ -183,11 +189,11 @@ def _segment(text: str, last: bool) -> Segment:
     return Segment(tuple(pieces), re.compile(pattern, re.DOTALL))
 
 
-def _filled(piece: Piece, values: Mapping[str, str]) -> str:
+def _filled(piece: Piece, values: Mapping[str, str], suffix: str) -> str:
     if isinstance(piece, str):
         return piece
     if piece.name == "ext":
-        return "\0"
+        return suffix
     value = values[piece.name]
     if piece.width:
         try:

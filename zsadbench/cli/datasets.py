@@ -14,7 +14,7 @@ from ..cards import card_paths
 from ..descriptions import Description, shipped_description
 from ..errors import DatasetError
 from ..folders import draft, identifier
-from ..samples import Dataset, Problem, load_dataset, resolve, survey_dataset
+from ..samples import Dataset, Problem, describe, load_dataset, survey_dataset
 
 app = typer.Typer(help="List, show, check, export and describe datasets.", no_args_is_help=False)
 
@@ -35,7 +35,7 @@ def list_datasets(context: typer.Context) -> None:
     """List the known datasets."""
     if context.invoked_subcommand is not None:
         return
-    console = Console() if Console().is_terminal else Console(width=160)
+    console = Console() if Console().is_terminal else Console(width=400)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("id", no_wrap=True)
     table.add_column("title")
@@ -51,9 +51,9 @@ def list_datasets(context: typer.Context) -> None:
 
 
 @app.command()
-def show(dataset: Spec, data: Data = None) -> None:
+def show(dataset: Spec) -> None:
     """Show what a dataset is and how its folder must look."""
-    description, _ = resolve(dataset, data or Path())
+    description = describe(dataset)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     total = description.expect.total if description.expect else None
     facts = {
