@@ -139,11 +139,33 @@ def test_keep_source_asks_again_for_anomalous_images_only(category: tuple[Any, A
 
 def test_a_source_that_changes_its_mind_is_found_out() -> None:
     maps, masks = small()
-    metrics = PixelMetrics(keep="source", source=lambda name: maps[int(name)] + 1)
+    for change, named in ((1, "for image '2'"), (0, "for an anomalous image")):
+        other = maps + change
+        if not change:
+            other[2, 3, :2] -= np.float32(0.01)
+        metrics = PixelMetrics(keep="source", source=dict(zip("012", other, strict=True)).__getitem__)
+        for i in range(3):
+            metrics.update(maps[i], masks[i], str(i))
+        with pytest.raises(MetricError, match=f"another map {named}"):
+            metrics.compute()
+
+
+def test_a_source_may_fail_and_be_asked_again() -> None:
+    maps, masks = small()
+    left = {"0": 0, "1": 1, "2": 0}
+
+    def source(name: str) -> Any:
+        left[name] -= 1
+        if left[name] >= 0:
+            raise OSError("drive is away")
+        return maps[int(name)]
+
+    metrics = PixelMetrics(keep="source", source=source)
     for i in range(3):
         metrics.update(maps[i], masks[i], str(i))
-    with pytest.raises(MetricError, match="another map for image '0'"):
+    with pytest.raises(OSError, match="drive is away"):
         metrics.compute()
+    assert metrics.compute() == stream(maps, masks).compute()
 
 
 def test_buffers_may_be_reused() -> None:
@@ -337,7 +359,7 @@ def test_a_map_with_nan_or_infinity_is_named(bad: float, backend: str) -> None:
         ({"masks": None}, "nothing says which images are anomalous"),
         ({"labels": [0, 1, 2]}, "labels must be 0"),
         ({"labels": [0, 1]}, "one of each per image"),
-        ({"scores": [0, np.nan, 1]}, "NaN or infinity .* at position 1"),
+        ({"scores": [0, np.nan, 1], "image_ids": ["a", "b", "c"]}, "image score at image 'b' is NaN"),
         ({"image_ids": ["a", "a", "b"]}, "image 'a' was added before"),
         ({"limits": (0.3, 0)}, "above 0 and at most 1"),
         ({"aupimo": (1e-4, 1e-5)}, "AUPIMO bounds"),
@@ -359,6 +381,8 @@ def test_senseless_storage_is_refused() -> None:
         PixelMetrics(source=lambda name: None)
     with pytest.raises(MetricError, match="use ram, disk or source"):
         PixelMetrics(keep="cloud")
+    with pytest.raises(MetricError, match="image score at position 1 is NaN"):
+        image_metrics([1, np.inf], [0, 1])
     with pytest.raises(MetricError, match="2 image scores but 3 labels"):
         image_metrics([1, 2], [0, 1, 1])
 

@@ -84,6 +84,10 @@ def test_200_steps_are_undefined(kind: str) -> None:
 
 def test_200_steps_refuse_what_has_no_extrema() -> None:
     masks = np.ones((1, 2, 2), np.uint8)
+    second = np.zeros((2, 2, 2), np.float32)
+    second[1, 0, 0] = np.nan
+    with pytest.raises(MetricError, match="finite floating-point"):
+        legacy_aupro200(second, np.ones((2, 2, 2), np.uint8))
     with pytest.raises(MetricError, match="finite floating-point"):
         legacy_aupro200(np.full((1, 2, 2), np.nan, np.float32), masks)
     with pytest.raises(MetricError, match="not int64"):

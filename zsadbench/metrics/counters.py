@@ -102,5 +102,5 @@ def make_counter(backend: str, keys: Keys) -> Counter:
     if backend == "torch":
         from . import torch_backend
 
-        return SortingCounter(keys, torch_backend.to_keys, torch_backend.tally, chunk=1 << 26)
+        return SortingCounter(keys, torch_backend.to_keys, torch_backend.tally, chunk=1 << 24)
     return SortingCounter(keys, lambda values: to_keys(values).ravel(), _tally, chunk=1 << 22)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,32 +70,31 @@ def evaluate(
     >>> result["image_auroc"], result["pixel_ap"]
     (1.0, 0.5)
     """
-    ids = [str(i) for i in range(len(maps))] if image_ids is None else [str(name) for name in image_ids]
-    lengths = {"maps": len(maps), "image_ids": len(ids)}
-    lengths |= {
-        name: len(given)
-        for name, given in (("masks", masks), ("labels", labels), ("scores", scores))
-        if given is not None
-    }
-    if len(set(lengths.values())) > 1:
-        raise MetricError(f"one of each per image is wanted, but there are {lengths}")
+    ids = [str(name) for name in (range(len(maps)) if image_ids is None else image_ids)]
+    _check_lengths(maps=maps, image_ids=ids, masks=masks, labels=labels, scores=scores)
     if masks is None and labels is None:
         raise MetricError("neither masks nor labels given: nothing says which images are anomalous")
-    truth = None if masks is None else _Truth(maps, masks, labels, ids)
-    marked = None if truth is None else np.array([truth[i].any() for i in range(len(ids))], np.bool_)
-    is_anomalous = marked if labels is None else as_labels(labels)
-    assert is_anomalous is not None
+    image_scores = None if scores is None else as_scores(scores, ids)
+    is_anomalous = None if labels is None else as_labels(labels)
 
-    place = {name: i for i, name in enumerate(ids)}
     pixel = PixelMetrics(
-        limits, connectivity, backend, "source", lambda name: maps[place[name]], aupimo=aupimo, resize=resize
+        limits,
+        connectivity,
+        backend,
+        "source",
+        dict(zip(ids, maps, strict=True)).__getitem__,
+        aupimo=aupimo,
+        resize=resize,
     )
-    image_scores = None if scores is None else as_scores(scores)
-    if truth is not None and marked is not None:
+    if masks is not None:
+        known = [None] * len(ids) if is_anomalous is None else is_anomalous.tolist()
+        truth = [partial(_truth, *given) for given in zip(masks, maps, known, ids, strict=True)]
+        has_region = np.array([mask().any() for mask in truth], np.bool_)
+        is_anomalous = has_region if is_anomalous is None else is_anomalous
         # Anomalous images first: then no map of a normal image is looked at twice.
-        for i in np.argsort(~marked, kind="stable"):
+        for i in np.argsort(~has_region, kind="stable"):
             score = None if image_scores is None else float(image_scores[i])
-            pixel.update(maps[i], truth[i], ids[i], score=score, label=bool(is_anomalous[i]))
+            pixel.update(maps[i], truth[i](), ids[i], score=score, label=known[i])
     image = image_metrics([], []) if image_scores is None else image_metrics(image_scores, is_anomalous)
 
     result = Evaluation(image | pixel.compute())
@@ -105,23 +105,24 @@ def evaluate(
         elif masks is None and name not in image:
             result.reasons[name] = "no masks given"
     result.warnings = pixel.warnings
-    result.images = sorted(pixel.per_image(), key=lambda row: place[row["image_id"]])
+    rows = {row["image_id"]: row for row in pixel.per_image()}
+    result.images = [rows[name] for name in ids if name in rows]
     result.curve = None if masks is None else pixel.curve()
     for message in result.warnings:
         warnings.warn(message, MetricWarning, stacklevel=2)
     return result
 
 
-class _Truth:
-    """Every mask as bool, made when asked for; a missing one is empty if its image is labelled normal."""
+def _check_lengths(**given: Any) -> None:
+    lengths = {name: len(values) for name, values in given.items() if values is not None}
+    if len(set(lengths.values())) > 1:
+        raise MetricError(f"one of each per image is wanted, but there are {lengths}")
 
-    def __init__(self, maps: Any, masks: Any, labels: Any, ids: Sequence[str]) -> None:
-        self._maps, self._masks, self._ids = maps, masks, ids
-        self._labels = None if labels is None else as_labels(labels)
 
-    def __getitem__(self, i: int) -> NDArray[np.bool_]:
-        if self._masks[i] is not None:
-            return as_mask(self._masks[i], f"image '{self._ids[i]}'")
-        if self._labels is not None and not self._labels[i]:
-            return np.zeros(self._maps[i].shape[-2:], np.bool_)
-        raise MetricError(f"image '{self._ids[i]}' has no mask and is not labelled normal: give its mask")
+def _truth(mask: Any, values: Any, label: bool | None, name: str) -> NDArray[np.bool_]:
+    """Return a mask as bool; a missing one is empty if its image is labelled normal."""
+    if mask is not None:
+        return as_mask(mask, f"image '{name}'")
+    if label is False:
+        return np.zeros(np.shape(values)[-2:], np.bool_)
+    raise MetricError(f"image '{name}' has no mask and is not labelled normal: give its mask")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,15 +78,17 @@ def as_mask(values: Any, where: str) -> NDArray[np.bool_]:
     return np.asarray(array > 0)
 
 
-def as_scores(values: Any, what: str = "image scores") -> Floats:
-    """Return finite float32 scores (n,); raises :class:`MetricError` naming the position of a bad one."""
+def as_scores(values: Any, names: Sequence[str] | None = None) -> Floats:
+    """Return finite float32 image scores, flat; :class:`MetricError` names the first bad one."""
     with np.errstate(over="ignore"):
         scores = to_numpy(values).astype(np.float32).reshape(-1)
     bad = np.flatnonzero(~np.isfinite(scores))
     if bad.size:
+        first = int(bad[0])
+        where = f"position {first}" if names is None else f"image '{names[first]}'"
         raise MetricError(
-            f"{what} hold NaN or infinity (as float32) at position {int(bad[0])} "
-            f"({bad.size} of {scores.size}): no metric can rank them"
+            f"image score at {where} is NaN or infinite (as float32), "
+            f"one of {bad.size} in {scores.size}: no metric can rank them"
         )
     return scores
 

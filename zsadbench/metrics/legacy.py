@@ -103,7 +103,7 @@ def legacy_aupro200_stream(
     bounds = [(values.min(), values.max()) for values in (to_numpy(map) for map, _ in pairs())]
     if not bounds:
         return None
-    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+    low, high = np.min(bounds), np.max(bounds)
     metric = LegacyAupro(low, high, low.dtype, limit=limit, steps=steps, connectivity=connectivity)
     for map, mask in pairs():
         metric.update(map, mask)

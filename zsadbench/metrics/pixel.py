@@ -19,6 +19,7 @@ from .regions import find_regions
 from .stores import make_store
 
 _SIGN = np.uint32(0x80000000)
+_SAME = ": it must be the same to the last bit, or be kept (keep='ram' or 'disk')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +215,9 @@ class PixelMetrics:
         self._uncounted = list(self._images)
 
     def _count_rest(self) -> None:
-        for image_id in self._uncounted:
-            self._count(image_id, None)
-        self._uncounted = []
+        while self._uncounted:
+            self._count(self._uncounted[-1], None)
+            self._uncounted.pop()
 
     def _count(self, image_id: str, values: Any) -> None:
         """Count one image's pixels against the anomalous ones of all; ask for its map where not given."""
@@ -236,10 +237,7 @@ class PixelMetrics:
             return values
         values, low, high = self._read(values, image_id, image.shape)
         if (low, high) != (image.low, image.peak):
-            raise MetricError(
-                f"the source returned another map for image '{image_id}' than was first given: "
-                "it must be the same to the last bit"
-            )
+            raise MetricError(f"the source returned another map for image '{image_id}' than before{_SAME}")
         return values
 
     def _group(self, image: _Image) -> int:
@@ -248,13 +246,14 @@ class PixelMetrics:
 
     def _gather(self) -> _Positives:
         if self._positives is None:
-            pairs = np.concatenate(
-                [np.empty(0, np.uint64), *(image.pairs for image in self._images.values())]
-            )
+            images = self._images.values()
+            pairs = np.concatenate([np.empty(0, np.uint64), *(image.pairs for image in images)])
             # Sorting by (key, area) makes the sums of weights independent of the order of updates.
             pairs.sort()
             keys = _unpack(pairs)
-            start = np.flatnonzero(np.diff(keys, prepend=keys[0] - 1 if keys.size else 0))
+            is_new = np.ones(keys.size, np.bool_)
+            is_new[1:] = keys[1:] != keys[:-1]
+            start = np.flatnonzero(is_new)
             weights = 1.0 / (pairs & np.uint64(0xFFFFFFFF))
             self._positives = _Positives(
                 keys[start],
@@ -274,6 +273,8 @@ class PixelMetrics:
                 at_most, at_key = self._counter.counts(group)
                 above -= at_most
                 equal += at_key
+        if (equal < 0).any():
+            raise MetricError(f"the source returned another map for an anomalous image than before{_SAME}")
         # All pixels were counted, so the anomalous ones are taken off again.
         above += pixels - anomalous + np.cumsum(positives.hits)
         return Curve(
