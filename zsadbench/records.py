@@ -294,7 +294,8 @@ def write_record(
     folder = run_dir / protocol_id
     path = folder / RECORD
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    content = plain(path, {"created": now, **record, "schema": SCHEMA, "record": ""})
+    first = {"schema": SCHEMA, "record": ""}
+    content = plain(path, first | {"created": now} | dict(record) | first)
     remedy = "correct what is written"
     check_record(path, content, remedy)
     content["record"] = record_digest(content)
