@@ -36,7 +36,7 @@ WORDINGS = {"metal_nut": "metal nut", "carpet": "carpet"}
 # image amplifies that.  A rule that is really different shows up at 1e-2 of the span and above.
 TOLERANCE = 2e-3
 NUMBERS_PER_PATCH = 16
-IMAGES = 4
+IMAGES = 3
 
 
 @dataclass(frozen=True)
@@ -250,20 +250,20 @@ def same_again(bench: Bench) -> str:
 
 
 def any_batch_size(bench: Bench) -> str:
-    """Check that images one by one and in threes give what they give together."""
+    """Check that images one by one and in pairs give what they give together."""
     worst = 0.0
-    for size in (1, 3):
+    for size in (1, 2):
         parts = bench.observe(range(IMAGES), size)
         hint = "compute every image for itself, without statistics over the batch"
         worst = max(worst, _same(bench.evidence, parts, TOLERANCE, f"a batch of {size}", hint))
-    return f"batches of 1, 3 and {IMAGES} agree to {worst:.0e} of the span"
+    return f"batches of 1, 2 and {IMAGES} agree to {worst:.0e} of the span"
 
 
 def any_order(bench: Bench) -> str:
     """Check that the order of the images does not matter, unless the card says that it does."""
     if bench.resolved.card.order_dependent:
         return "not asked: the card says order_dependent, so each category runs whole and in order"
-    order = [2, 0, 3, 1]
+    order = [2, 0, 1]
     shuffled = bench.observe(order, 2)
     back = {name: value[torch.tensor(order).argsort()] for name, value in shuffled.items()}
     hint = "keep no state from image to image, or set order_dependent"
@@ -301,13 +301,9 @@ def maps_at_any_size(bench: Bench) -> str:
             _fail(f"maps() at {size} must return finite float32 numbers")
         if float((maps.amax((1, 2)) - maps.amin((1, 2))).min()) == 0:
             _fail("a map has one value everywhere, for an image that differs from place to place")
-        alone = bench.method.maps(_rows(bench.evidence, 1), size)
+        alone = torch.cat([bench.method.maps(_rows(bench.evidence, i), size) for i in range(IMAGES)])
         _same(
-            {"map": maps[1:2]},
-            {"map": alone},
-            TOLERANCE,
-            "a map alone",
-            "treat every image for itself in maps()",
+            {"map": maps}, {"map": alone}, TOLERANCE, "a map alone", "treat every image for itself in maps()"
         )
     return "finite float32, right shape at two sizes, each image for itself"
 

@@ -23,7 +23,8 @@ MASK_RESIZES = ("bilinear50", "nearest", "native")
 WORDINGS = ("key", "spaced", "words")
 REFERENCE = "reference"
 
-_IDENTITY = ("format", "id", "title", "version", "entry", "paper", "code", "bibtex", "backbone", "size")
+_IDENTITY = ("format", "id", "title", "version", "entry", "paper", "code", "bibtex")
+_DISPLAYED = ("backbone", "size")  # at the top only to be listed; in every other table they are fields
 _TABLES = ("reference", "scaling", "variants")
 _FLAGS = ("trained", "transductive", "order_dependent")
 _LISTS = ("map_parameters", "deviations")
@@ -145,7 +146,7 @@ def read_method_card(path: Path) -> MethodCard:
     """
     card = Card.read(path, MethodError)
     data = card.data
-    card.known_keys(data, (*_IDENTITY, *_CHANGEABLE, *_TABLES))
+    card.known_keys(data, (*_IDENTITY, *_DISPLAYED, *_CHANGEABLE, *_TABLES))
     if card.take(data, "format", int, None) != 1:
         card.fail("this version reads format = 1.", "format")
     identity = _identity(card, data)

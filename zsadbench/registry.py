@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MethodCard",
     "Resolved",
+    "load_method",
     "method_cards",
     "method_class",
     "override",
@@ -144,6 +145,26 @@ def resolve(
     card = card.under(layers)
     inductive = override(method, card.inductive, error=MethodError, where=f"{card.path.name} [inductive]: ")
     return Resolved(card, variant, method, inductive, parameters(method))
+
+
+def load_method(
+    spec: str,
+    *,
+    dataset: str = "",
+    backbone: str | None = None,
+    weights: str | None = None,
+    activation: str | None = None,
+    **settings: Any,
+) -> Method:
+    """Return a method by name, with ``settings`` for its fields: ``load_method("winclip", scales=(2, 4))``.
+
+    Raises:
+        ZsadError: as ``resolve`` does.
+    """
+    found = resolve(
+        spec, dataset=dataset, backbone=backbone, weights=weights, activation=activation, settings=settings
+    )
+    return found.method
 
 
 def _plain_settings(settings: Mapping[str, Any], backbone: str | None) -> dict[str, Any]:

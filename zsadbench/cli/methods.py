@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,13 +85,7 @@ def _narrow(console: Console, cards: Iterable[MethodCard]) -> None:
         variants = f"variants {', '.join(card.variants)}" if card.variants else ""
         for line in ("; ".join(filter(None, (card.title, _kind(card), *_marks(card)))), place, variants):
             if line:
-                console.print(_indented(line))
-
-
-def _indented(text: str) -> Table:
-    grid = Table.grid(padding=(0, 0, 0, 2))
-    grid.add_row("", text)
-    return grid
+                _facts(console, [("", line)])
 
 
 def _kind(card: MethodCard) -> str:
@@ -113,16 +108,16 @@ def show(
     found = resolve(method)
     card, console = found.card, _console()
     console.print(f"{card.title} ({found.id}, version {card.version})\n", style="bold")
-    console.print(_facts(_about(found)))
+    _facts(console, _about(found))
     _heading(console, "Parameters")
-    console.print(_facts(_parameters(found, full)))
+    _facts(console, _parameters(found, full))
     tables = _tables(card)
     for title, rows in tables.items():
         _heading(console, title)
-        console.print(_facts(rows))
+        _facts(console, rows)
     if card.deviations:
         _heading(console, "Where paper, authors' code and this implementation differ")
-        console.print(_facts([("-", text) for text in card.deviations]))
+        _facts(console, [("-", text) for text in card.deviations])
     if card.bibtex:
         _heading(console, "BibTeX")
         console.print(card.bibtex, soft_wrap=True)
@@ -132,19 +127,24 @@ def _heading(console: Console, title: str) -> None:
     console.print(f"\n{title}", style="bold")
 
 
-def _facts(rows: Iterable[tuple[str, str]]) -> Table:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for row in rows:
-        grid.add_row(*row)
-    return grid
+def _facts(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+    """Print names with texts beside them, wrapped to the console's width."""
+    rows = list(rows)
+    indent = " " * (max(len(name) for name, _ in rows) + 2)
+    width = max(console.width, len(indent) + 30)
+    for name, text in rows:
+        head = name.ljust(len(indent))
+        for line in text.splitlines():
+            wrapped = textwrap.wrap(line, width, initial_indent=head, subsequent_indent=indent)
+            console.print("\n".join(wrapped), soft_wrap=True)
+            head = indent
 
 
 def _about(found: Resolved) -> list[tuple[str, str]]:
     card, backbone, image = found.card, found.method.backbone, found.method.preprocess
     repository, _, commit = card.code.partition("@")
     tiles = "; two square tiles at the ends of the longer side" if image.tiles == "ends" else ""
+    rgb = f"RGB {image.rgb} resizing"
     scores = "one image alone"
     if card.transductive:
         rule = _assignments(card.inductive)
@@ -155,7 +155,7 @@ def _about(found: Resolved) -> list[tuple[str, str]]:
         ("code", f"github.com/{repository} at {commit}" if commit else "none published by the authors"),
         ("backbone", f"{backbone.name}, weights {backbone.weights}, activation {backbone.activation}"),
         ("positions", f"resized {backbone.position}"),
-        ("resolution", f"{image.size} pixels, {image.resize}, {image.interpolation}{tiles}"),
+        ("resolution", f"{image.size} pixels, {image.resize}, {image.interpolation}, {rgb}{tiles}"),
         ("evaluation", f"{_size(found.size)}, masks {MASKS[found.mask_resize]}"),
         ("words", "; ".join([WORDING[card.wording], *(f"{k}: {v}" for k, v in card.words.items())])),
         ("image score", scores),
@@ -263,7 +263,8 @@ def _report(console: Console, found: Resolved, checks: list[Check]) -> int:
     failed = sum(not point.passed for point in checks)
     backbone, size = found.method.backbone, found.method.preprocess.size
     console.print(f"{found.id} on {backbone.name} ({backbone.weights}) at {size}", style="bold")
-    console.print(_facts((f"{'ok    ' if p.passed else 'FAILED'} {p.name}", p.words) for p in checks))
+    marks = {True: "ok    ", False: "FAILED"}
+    _facts(console, [(f"{marks[p.passed]} {p.name}", p.words) for p in checks])
     held = f"{len(checks) - failed} of {len(checks)} points hold"
     console.print(f"{held}\n" if failed else f"{held}: a method in good order\n")
     return failed
