@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cards import card_paths
 from .engine import DTYPES, Encoder, Pass, Task, observe, peak_memory_mb, pick_device
 from .environment import environment
 from .errors import DatasetError, MethodError, UsageError, ZsadError, suggest
@@ -357,7 +358,7 @@ def describe_dataset(data: Dataset, spec: str, skipped: Sequence[str], request: 
     }
     return {
         "id": data.id,
-        "spec": spec,
+        "spec": spec if spec in card_paths("datasets") else str(Path(spec).resolve()),
         "root": str(data.root.resolve()),
         "title": data.title,
         "domain": data.domain,

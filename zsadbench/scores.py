@@ -202,9 +202,11 @@ def observed_dataset(observation: Mapping[str, Any], data: Path | None) -> Datas
         DatasetError: if the dataset is not found.
     """
     said = observation["dataset"]
-    root = Path(said["root"])
+    spec, root = said["spec"], Path(said["root"])
     place = data or (root if root.is_dir() else None)
-    dataset = load_dataset(said["spec"], place, skip_bad=True, allow_missing=True)
+    if Path(spec).suffix != ".toml" and Path(spec).is_absolute():  # a bare folder is its own description
+        spec, place = str(data or spec), None
+    dataset = load_dataset(spec, place, skip_bad=True, allow_missing=True)
     chosen = said.get("selection") or {}
     dataset = subset(dataset, limit=chosen.get("limit"), categories=chosen.get("categories"))
     dataset = without(dataset, said.get("skipped", ()))

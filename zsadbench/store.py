@@ -64,11 +64,9 @@ class EvidenceStore:
         Raises:
             RecordError: if the folder cannot be written or the disk is full.
         """
-        header = {
-            "keys": json.dumps(part.keys, ensure_ascii=False),
-            "sha256": json.dumps(part.hashes),
-            "failed": json.dumps(part.failed, ensure_ascii=False),
-        }
+        # One entry, because safetensors writes several in no fixed order and files must be reproducible.
+        about = {"keys": part.keys, "sha256": part.hashes, "failed": part.failed}
+        header = {"samples": json.dumps(about, ensure_ascii=False)}
         tensors = {name: tensor.contiguous() for name, tensor in part.evidence.items()}
         write_atomic(self.path(number), save(tensors, metadata=header))
 
@@ -81,14 +79,9 @@ class EvidenceStore:
         path = self.path(number)
         try:
             with safe_open(path, framework="pt") as file:
-                header = file.metadata()
+                about = json.loads(file.metadata()["samples"])
                 evidence = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            part = Slice(
-                evidence,
-                json.loads(header["keys"]),
-                json.loads(header["sha256"]),
-                json.loads(header["failed"]),
-            )
+            part = Slice(evidence, about["keys"], about["sha256"], about["failed"])
         except FileNotFoundError:
             raise RecordError(
                 f"{path}: this slice of evidence is missing; repeat the zsad run command, it observes only "

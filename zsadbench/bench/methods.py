@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,7 @@ def bench_methods(
     for resolved, times, bare, latency in zip(chosen, singles, towers, latencies, strict=True):
         result.rows.append(_row(resolved, images, times, bare, latency))
     if joint:
-        ratios = [
-            both.total / sum(times[r].total for times in singles) for r, both in enumerate(joint)
-        ]
+        ratios = [both.total / sum(times[r].total for times in singles) for r, both in enumerate(joint)]
         result.shared = {
             "methods": [resolved.id for resolved in chosen],
             "joint_s": statistics.median(timing.total for timing in joint),
@@ -127,9 +126,7 @@ def bench_methods(
     return result
 
 
-def _resolve(
-    spec: str, backbone: str | None, weights: str | None, settings: Mapping[str, str]
-) -> Resolved:
+def _resolve(spec: str, backbone: str | None, weights: str | None, settings: Mapping[str, str]) -> Resolved:
     known = places(resolve(spec).method)
     return resolve(
         spec,
@@ -160,7 +157,7 @@ def generated_dataset(folder: Path, images: int, pixels: int) -> Dataset:
 
 def _save(path: Path, pixels: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, **({"quality": 92} if path.suffix == ".jpg" else {}))
+    Image.fromarray(pixels).save(path, quality=92)
 
 
 def _pipeline(methods: Sequence[Resolved], data: Dataset, encoder: Encoder, out: Path) -> Timing:
@@ -181,11 +178,14 @@ def _pipeline(methods: Sequence[Resolved], data: Dataset, encoder: Encoder, out:
         rules = rules_for(item, "reference", {})
         for category, numbers in by_category(data.samples, task.slices):
             found = EvidenceMaps(item.method, task.store.category(numbers))
-            maps += _timed(lambda found=found: [found.render(r, None) for r in range(len(found.keys))])
-            score += _timed(
-                lambda c=category, f=found, r=rules: score_category(c, data.samples, f, r, data)
-            )
+            maps += _timed(partial(_render, found))
+            score += _timed(partial(score_category, category, data.samples, found, rules, data))
     return Timing(seconds, dict(encoder.report.seconds), maps, score)
+
+
+def _render(maps: EvidenceMaps) -> None:
+    for row in range(len(maps.keys)):
+        maps.render(row, None)
 
 
 def _bare_tower(resolved: Resolved, images: int, encoder: Encoder) -> float:
@@ -228,7 +228,11 @@ def _latency(resolved: Resolved, data: Dataset, encoder: Encoder) -> list[float]
 
 
 def _row(
-    resolved: Resolved, images: int, times: Sequence[Timing], towers: Sequence[float], latency: Sequence[float]
+    resolved: Resolved,
+    images: int,
+    times: Sequence[Timing],
+    towers: Sequence[float],
+    latency: Sequence[float],
 ) -> dict[str, Any]:
     def share(part: Callable[[Timing], float]) -> float:
         return statistics.median(part(timing) / timing.total for timing in times)
