@@ -27,6 +27,11 @@ from .boardkit import observation, protocol, row, save
 SAMPLES = Path(__file__).parent / "records"
 
 
+def _content(**changes: Any) -> dict[str, Any]:
+    known = {"observation": observation(), "protocol": protocol(), "metric_version": 1}
+    return {**known, "categories": [row()], **changes}
+
+
 def test_a_record_of_schema_1_loads_for_ever() -> None:
     record = read_record(SAMPLES / "schema-1.json")
     assert (record.method, record.backbone) == ("anoclip@tiled", "ViT-B-16/openai")
@@ -67,7 +72,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
 
 
 def test_numpy_values_are_written_as_numbers(tmp_path: Path) -> None:
-    record = save(tmp_path, observation(), row("tile", np.float64(0.25), normal=np.int64(3)))  # type: ignore[arg-type]
+    record = save(tmp_path, observation(), row("tile", np.float64(0.25), normal=np.int64(3)))
     assert record.categories["tile"]["normal"] == 3
     assert json.loads(record.path.read_text())["categories"][0]["image_ap"] == 0.25
 
@@ -122,40 +127,20 @@ def test_a_threshold_may_have_any_size(tmp_path: Path) -> None:
     ],
 )
 def test_a_record_with_a_wrong_key_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    content = {
-        "observation": observation(),
-        "protocol": protocol(),
-        "metric_version": 1,
-        "categories": [row()],
-    }
     with pytest.raises(RecordError, match=message):
-        write_record(tmp_path, "reference", content | change, [])
+        write_record(tmp_path, "reference", _content(**change), [])
     assert not list(tmp_path.rglob("*.json"))
 
 
 def test_an_image_row_without_a_score_is_refused(tmp_path: Path) -> None:
-    content = {
-        "observation": observation(),
-        "protocol": protocol(),
-        "metric_version": 1,
-        "categories": [row()],
-    }
     with pytest.raises(RecordError, match="a row has no 'image_score'"):
-        write_record(tmp_path, "reference", content, [{"key": "a", "category": "tile", "anomalous": 0}])
+        write_record(tmp_path, "reference", _content(), [{"key": "a", "category": "tile", "anomalous": 0}])
 
 
 def test_image_keys_survive_commas_quotes_and_unicode(tmp_path: Path) -> None:
     key = 'tile/"ä, 1\n.png'
-    rows = [
-        {"key": key, "category": "tile", "anomalous": False, "image_score": 0.1, "map_min": 0, "map_max": 1}
-    ]
-    content = {
-        "observation": observation(),
-        "protocol": protocol(),
-        "metric_version": 1,
-        "categories": [row()],
-    }
-    (image,) = write_record(tmp_path, "reference", content, rows).images()
+    known = {"category": "tile", "anomalous": False, "image_score": 0.1, "map_min": 0, "map_max": 1}
+    (image,) = write_record(tmp_path, "reference", _content(), [{"key": key, **known}]).images()
     assert (image.key, image.anomalous, image.image_score) == (key, False, 0.1)
 
 
@@ -212,14 +197,7 @@ def test_paths_that_hold_no_record_are_named(tmp_path: Path) -> None:
 
 
 def _record(**changes: Any) -> Record:
-    content = {
-        "record": "",
-        "observation": observation(**changes),
-        "protocol": protocol(),
-        "metric_version": 1,
-        "categories": [row()],
-    }
-    return Record(Path("record.json"), content)
+    return Record(Path("record.json"), _content(observation=observation(**changes)))
 
 
 def test_marks_come_from_what_was_done() -> None:

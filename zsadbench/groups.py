@@ -20,13 +20,13 @@ class Group:
     """
 
     dataset: str
-    dataset_digest: str
-    contents_digest: str
     protocol: str
     protocol_version: int
-    mask_positive: str
     rules: str
+    mask_positive: str
     metric_version: int
+    dataset_digest: str
+    contents_digest: str
 
     def differences(self, other: Group) -> list[str]:
         """Return in words what ``self`` has and ``other`` has not."""
