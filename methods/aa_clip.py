@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsadbench.checkpoints import load_checkpoint
+from zsadbench.checkpoints import load_checkpoint, read_provenance
 from zsadbench.clip import Clip
-from zsadbench.errors import MethodError
+from zsadbench.errors import MethodError, WeightsError
 from zsadbench.maps import render
 from zsadbench.method import Backbone, Batch, Evidence, Preprocess
 from zsadbench.prompts import ensemble
@@ -62,10 +63,12 @@ class AaClip:
 
         Raises:
             MethodError: without a checkpoint, or if a parameter does not fit the backbone.
-            WeightsError: if the checkpoint cannot be read or does not fit.
+            WeightsError: if the checkpoint cannot be read, does not fit, or was trained with another
+                activation.
         """
         _refuse_misfit(self, clip)
         learned = load_checkpoint(self.checkpoint, "aa-clip", checkpoint_shapes(self, clip))
+        _refuse_other_activation(self.checkpoint, clip)
         learned = {key: value.to(clip.device) for key, value in learned.items()}
         with torch.no_grad():
             anchors = text_anchors(self, clip, learned, wordings)
@@ -249,4 +252,14 @@ def _refuse_misfit(method: AaClip, clip: Clip) -> None:
         raise MethodError(
             f"{method.image_adapters} image and {method.text_adapters} text adapters do not fit towers of "
             f"{depth} and {text_depth} blocks; choose fewer with --set image_adapters=..., text_adapters=..."
+        )
+
+
+def _refuse_other_activation(checkpoint: str, clip: Clip) -> None:
+    trained_on = read_provenance(Path(checkpoint)).parameters.get("backbone")
+    activation = trained_on.get("activation", "auto") if isinstance(trained_on, Mapping) else "auto"
+    if activation not in ("auto", clip.backbone.activation):
+        raise WeightsError(
+            f"{checkpoint}: trained with the activation {activation}, but this CLIP runs with "
+            f"{clip.backbone.activation}; choose --activation {activation}, or another checkpoint"
         )

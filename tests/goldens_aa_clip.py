@@ -35,13 +35,11 @@ from zsadbench.maps import exact_maps, upsample
 from zsadbench.method import Backbone, Preprocess
 from zsadbench.metrics import evaluate
 from zsadbench.prompts import ensemble
+from zsadbench.registry import resolve
 from zsadbench.samples import Sample
 
 TOLERANCE = 1e-4
-DOMAINS: dict[str, dict[str, Any]] = {
-    "industrial": {},
-    "medical": {"blur_taps": 9, "blur_sigma": 1.5, "map_share": 1.0},
-}
+DOMAINS = ("industrial", "medical")
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -82,6 +80,14 @@ def prepared(
         path = Path(folder) / "adapters.safetensors"
         save_checkpoint(path, tensors, Provenance("aa-clip"))
         return dataclasses.replace(method, checkpoint=str(path)).prepare(clip, wordings)
+
+
+def in_domain(method: AaClip, domain: str) -> AaClip:
+    """Return ``method`` with what the card sets for ``domain``."""
+    found: Any = resolve("aa-clip", domain=domain).method
+    return dataclasses.replace(
+        method, blur_taps=found.blur_taps, blur_sigma=found.blur_sigma, map_share=found.map_share
+    )
 
 
 def _setup(meta: Mapping[str, Any]) -> tuple[AaClip, Clip, dict[str, Tensor]]:
@@ -127,8 +133,8 @@ def _infer(arrays: Arrays, meta: Mapping[str, Any]) -> None:
     close("train_softmax_abnormal_l24", probability[: len(first)], first)
 
     evidence = observer.observe(batch)
-    for domain, fields in DOMAINS.items():
-        chosen = dataclasses.replace(method, **fields)
+    for domain in DOMAINS:
+        chosen = in_domain(method, domain)
         blurred = [blur(grid, chosen.blur_taps, chosen.blur_sigma) for grid in grids]
         close(f"blurred_{domain}", torch.stack(blurred, dim=1), arrays[f"blurred_{domain}"])
         for exact in (False, True):
@@ -168,20 +174,20 @@ def _maps_only(arrays: Arrays, meta: Mapping[str, Any]) -> None:
     features, anchors = (torch.from_numpy(arrays[key]) for key in ("features", "anchors"))
     first = anchors[:1].mT.expand(len(features), -1, -1)
     evidence = {"map": as_grid(difference(features, first))}
-    for domain, fields in DOMAINS.items():
+    for domain in DOMAINS:
         wanted = arrays[f"test_map_{domain}"][:, 0]
-        method = AaClip(levels=(24,), **fields)
+        method = in_domain(AaClip(levels=(24,)), domain)
         close(f"test_map_{domain}", method.maps(evidence, wanted.shape[1:]), wanted)
 
 
 def _eval(arrays: Arrays, meta: Mapping[str, Any]) -> None:
     assert meta["order"] == ["pixel AUC", "pixel AP", "image AUC", "image AP"]
     everything = np.ones(len(arrays["image_label"]), bool)
-    for domain, fields in DOMAINS.items():
-        scores, row = _evaluated(AaClip(**fields), arrays, everything)
+    for domain in DOMAINS:
+        scores, row = _evaluated(in_domain(AaClip(), domain), arrays, everything)
         close(f"final_image_score_{domain}", scores, arrays[f"final_image_score_{domain}"])
         close(f"result_{domain}", row, arrays[f"result_{domain}"])
-    _, row = _evaluated(AaClip(**DOMAINS["medical"]), arrays, arrays["image_label"] == 1)
+    _, row = _evaluated(in_domain(AaClip(), "medical"), arrays, arrays["image_label"] == 1)
     close("result_all_abnormal_medical", row, arrays["result_all_abnormal_medical"])
 
 

@@ -35,6 +35,7 @@ from zsadbench.metrics import evaluate, legacy_aupro200
 from zsadbench.samples import Sample
 
 TOLERANCE = 2e-5
+STD = 0.5
 LAYERS, DEPTH = (6, 12, 18, 24), 24
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro")
 Arrays = Mapping[str, NDArray[Any]]
@@ -60,10 +61,13 @@ def close(name: str, found: ArrayLike, wanted: ArrayLike, tolerance: float = TOL
     assert error <= tolerance, f"{name}: relative difference {error:.2e} above {tolerance:.0e}"
 
 
-def learned(method: AnomalyClip, clip: Clip, salt: str, std: float) -> dict[str, Tensor]:
-    """Return the learned parameters as deterministic noise."""
-    shapes = checkpoint_shapes(method, clip)
-    return {name: tiny.draw(name, shape, std, salt=salt) for name, shape in shapes.items()}
+def learned(method: AnomalyClip, clip: Clip, meta: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the learned parameters as the noise that ``meta`` describes."""
+    spread, shapes = meta.get("extras_std", {}), checkpoint_shapes(method, clip)
+    return {
+        name: tiny.draw(name, shape, spread.get(name.split(".")[0], STD), salt=meta["extras_salt"])
+        for name, shape in shapes.items()
+    }
 
 
 def prepared(
@@ -85,8 +89,7 @@ def _setup(meta: Mapping[str, Any], **fields: Any) -> tuple[AnomalyClip, Clip, d
         sigma=meta["sigma"],
         **fields,
     )
-    std = meta.get("extras_std", {"ctx_pos": 0.5})["ctx_pos"]
-    return method, clip, learned(method, clip, meta["extras_salt"], std)
+    return method, clip, learned(method, clip, meta)
 
 
 def _infer(arrays: Arrays, meta: Mapping[str, Any]) -> None:

@@ -192,6 +192,18 @@ def test_checkpoint_of_another_shape_is_refused(folder: Path) -> None:
         prepared(folder, image_adapters=5)
 
 
+def test_adapters_trained_with_another_activation_are_refused(tmp_path: Path) -> None:
+    path, clip = tmp_path / "adapters.safetensors", tiny.clip("tiny-l14", "gelu")
+    tensors = {key: torch.ones(shape) for key, shape in checkpoint_shapes(method(), clip).items()}
+    trained_on = {"backbone": {"name": "tiny-l14", "activation": "quick_gelu"}}
+    save_checkpoint(path, tensors, Provenance("aa-clip", trained_on))
+    with pytest.raises(
+        WeightsError, match=r"trained with the activation quick_gelu.*--activation quick_gelu"
+    ):
+        observer(method(path))
+    assert observer(method(path, "@quick-gelu")).method.backbone.activation == "quick_gelu"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
