@@ -17,25 +17,19 @@ Axis order is batch first everywhere.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .errors import MethodError, WeightsError
+from .errors import MethodError
+from .files import digest_of
 from .method import Backbone, Batch
 from .weights import Weights, find_weights
 
 PositionRule = Literal["bicubic-antialias", "bilinear"]
-
-
-class QuickGELU(nn.Module):
-    """OpenAI's activation, ``x * sigmoid(1.702 x)``."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the activation of ``x``."""
-        return x * torch.sigmoid(1.702 * x)
 
 
 class Block:
@@ -123,7 +117,8 @@ class Vision:
             MethodError: if a side is not a multiple of the patch.
         """
         grid = self.grid(images)
-        patches = self.module.conv1(images.to(self.proj.dtype))
+        with torch.backends.cudnn.flags(allow_tf32=False):  # float32 means float32 here, as in the matmuls
+            patches = self.module.conv1(images.to(self.proj.dtype))
         first = self.module.class_embedding.expand(len(images), 1, -1)
         x = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
         tokens: Tensor = self.module.ln_pre(x + self.positions(grid))
@@ -242,8 +237,8 @@ class Clip:
 
     @property
     def digest(self) -> str:
-        """Digest of the weights and the activation: what text features depend on."""
-        return f"{self.weights.digest}:{self.backbone.activation}"
+        """Digest of the weights, the architecture and the activation: what features depend on."""
+        return digest_of([self.weights.digest, self.weights.config, self.weights.activation])
 
     @property
     def device(self) -> torch.device:
@@ -273,37 +268,15 @@ def load_clip(
     Raises:
         WeightsError: if the architecture is not a ViT CLIP, or the weights cannot be had or do not fit.
     """
-    import dataclasses
-
     import open_clip
 
     weights = find_weights(backbone)
     # Built on the meta device: no initialisation is computed only to be overwritten.
     with torch.device("meta"):
         model = open_clip.model.CLIP(**weights.architecture())
-    _refuse_other_towers(model, backbone.name)
     weights.load_into(model)
     model.attn_mask = None  # the causal rule is applied by Block; a meta buffer cannot be moved
-    backbone = dataclasses.replace(backbone, activation=weights.activation)
-    for tower in (model.visual, model):
-        for block in tower.transformer.resblocks:
-            block.mlp.gelu = QuickGELU() if weights.activation == "quick_gelu" else nn.GELU()
+    backbone = replace(backbone, activation=weights.activation)
     model.requires_grad_(False).eval().to(device)
     model.visual.to(dtype)
     return Clip(model, weights.tokenizer(), backbone, weights)
-
-
-def _refuse_other_towers(model: Any, name: str) -> None:
-    visual = model.visual
-    plain = (
-        hasattr(visual, "transformer")
-        and hasattr(visual, "conv1")
-        and getattr(visual, "pool_type", "tok") == "tok"
-        and getattr(visual, "attn_pool", None) is None
-        and all(hasattr(block.attn, "in_proj_weight") for block in visual.transformer.resblocks)
-    )
-    if not plain or getattr(model, "text_pool_type", "argmax") != "argmax":
-        raise WeightsError(
-            f"backbone '{name}' is not a plain ViT CLIP (class token, ln_post, projection); choose one such "
-            "as ViT-B-16, ViT-B-16-plus-240, ViT-L-14 or ViT-L-14-336"
-        )

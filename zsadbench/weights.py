@@ -10,13 +10,11 @@ import copy
 import json
 import re
 import zipfile
-import zlib
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +22,7 @@ from . import torchscript
 from .errors import WeightsError, suggest
 from .files import sha256_of
 from .method import Backbone
+from .randomweights import random_state
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -49,19 +48,15 @@ class Weights:
             WeightsError: if the config asks for a tower of another kind.
         """
         config = copy.deepcopy(self.config)
-        vision, text = config["vision_cfg"], config["text_cfg"]
-        foreign = next(
-            (k for k in ("timm_model_name", "hf_model_name") if vision.get(k) or text.get(k)), None
-        )
-        if foreign or isinstance(vision.get("layers"), list):
+        if foreign := _foreign_option(config):
             raise WeightsError(
-                f"backbone '{self.name}' is not a plain ViT CLIP ({foreign or 'ResNet image tower'}); choose "
+                f"backbone '{self.name}' is not a plain ViT CLIP (its {foreign} is of another kind); choose "
                 "one such as ViT-B-16, ViT-B-16-plus-240, ViT-L-14 or ViT-L-14-336"
             )
         return {
             "embed_dim": config["embed_dim"],
-            "vision_cfg": vision,
-            "text_cfg": text,
+            "vision_cfg": config["vision_cfg"],
+            "text_cfg": config["text_cfg"],
             "quick_gelu": self.activation == "quick_gelu",
         }
 
@@ -88,20 +83,37 @@ class Weights:
         """Return CLIP's tokenizer: a call ``(texts, context_length=n)`` gives token ids."""
         import open_clip
 
-        if self.config["text_cfg"].get("hf_tokenizer_name"):
-            raise WeightsError(
-                f"backbone '{self.name}' needs a tokenizer that must be downloaded; choose another"
-            )
         return open_clip.tokenizer.SimpleTokenizer(
             context_length=self.config["text_cfg"].get("context_length", 77)
         )
 
 
 def architectures() -> list[str]:
-    """Return every backbone name: open_clip's and those shipped here."""
+    """Return the names of the backbones that can be loaded: open_clip's plain ViTs and those shipped here."""
     import open_clip
 
-    return sorted({*open_clip.list_models(), *(path.stem for path in _shipped().glob("*.json"))})
+    shipped = [path.stem for path in _shipped().glob("*.json")]
+    plain = [name for name in open_clip.list_models() if not _foreign_option(_config(name))]
+    return sorted({*plain, *shipped})
+
+
+# What the towers of the original CLIP may be given: sizes, and options that change no step of the walk.
+_PLAIN = {
+    *("image_size", "patch_size", "layers", "width", "heads", "head_width", "mlp_ratio", "ls_init_value"),
+    *("patch_dropout", "output_tokens", "act_kwargs", "norm_kwargs", "context_length", "vocab_size"),
+}
+
+
+def _foreign_option(config: dict[str, Any]) -> str:
+    """Return the first option by which a config leaves the plain ViT CLIP, or nothing."""
+    towers = {"vision_cfg": {"pool_type": "tok"}, "text_cfg": {"pool_type": "argmax"}}
+    for tower, usual in towers.items():
+        for key, value in config[tower].items():
+            if (key not in _PLAIN and usual.get(key) != value) or (
+                key == "layers" and isinstance(value, list)
+            ):
+                return f"{tower}.{key}"
+    return "multimodal_cfg" if "multimodal_cfg" in config else ""
 
 
 @cache
@@ -155,51 +167,76 @@ def find_weights(backbone: Backbone) -> Weights:
     """Resolve ``backbone.weights``: ``random[:SEED]``, a file, or one of open_clip's tags.
 
     Raises:
-        WeightsError: for an unknown backbone or tag, a missing file, or a tag that cannot be downloaded.
+        WeightsError: for an unknown backbone or tag, a missing file, a tag that cannot be downloaded, or a
+            file whose activation is not known.
     """
     name, tag = backbone.name, backbone.weights
     config = _config(name)
-    quick = bool(config.get("quick_gelu", False))
+    source: Path | str
     if tag == "random" or tag.startswith("random:"):
-        seed = tag.partition(":")[2] or "0"
-        if not seed.isdigit():
-            raise WeightsError(
-                f"--weights {tag}: the seed of random weights is a whole number, as in random:3"
-            )
-        source: Path | str = f"random:{seed}"
-        digest = f"random/{Path(name).stem}/{seed}"
-    elif Path(tag).suffix in (".safetensors", ".pt", ".pth", ".bin") or "/" in tag:
-        source = Path(tag)
-        if not source.is_file():
-            raise WeightsError(
-                f"{tag}: no such weight file; give a .safetensors or .pt file, a tag, or 'random'"
-            )
-        digest = sha256_of(source)
-        # OpenAI's own archives are TorchScript, and OpenAI trained with QuickGELU.
-        quick = quick or torchscript.is_archive(source)
+        source, digest = _random_source(name, tag)
     else:
-        source = fetch(name, tag)
+        source = _file(tag) if _is_file(tag) else fetch(name, tag)
         digest = sha256_of(source)
-        quick = quick or _is_quick(name, tag)
-    activation: Activation = "quick_gelu" if quick else "gelu"
-    if backbone.activation != "auto":
-        activation = backbone.activation
+    chosen = backbone.activation
+    activation: Activation = _activation(name, config, tag, source) if chosen == "auto" else chosen
     return Weights(name, config, source, tag, digest, activation)
+
+
+def _random_source(name: str, tag: str) -> tuple[str, str]:
+    seed = tag.partition(":")[2] or "0"
+    if not seed.isdigit():
+        raise WeightsError(f"weights '{tag}': the seed of random weights is a whole number, as in random:3")
+    return f"random:{int(seed)}", f"random/{Path(name).stem}/{int(seed)}"
+
+
+def _is_file(tag: str) -> bool:
+    return bool(Path(tag).suffix) or Path(tag).name != tag
+
+
+def _file(tag: str) -> Path:
+    path = Path(tag).expanduser()
+    if not path.is_file():
+        state = "is a folder" if path.is_dir() else "no such file"
+        raise WeightsError(f"{tag}: {state}; give a .safetensors or .pt file, a tag, or 'random'")
+    return path
+
+
+def _activation(name: str, config: dict[str, Any], tag: str, source: Path | str) -> Activation:
+    """Return the activation the weights were trained with; a wrong one gives no error, only bad numbers."""
+    if config.get("quick_gelu"):
+        return "quick_gelu"
+    if isinstance(source, str):
+        return "gelu"
+    if not _is_file(tag):
+        return "quick_gelu" if _entry(name, tag).get("quick_gelu") else "gelu"
+    # A file does not say: OpenAI's own archives are TorchScript, else the published weights must agree.
+    published = {bool(_entry(name, known).get("quick_gelu")) for known in tags(name)}
+    if torchscript.is_archive(source) or published == {True}:
+        return "quick_gelu"
+    if len(published) == 2:
+        raise WeightsError(
+            f"{tag}: backbone '{name}' is published with GELU and with QuickGELU and a file does not say "
+            "which; state it with --activation gelu or --activation quick_gelu (OpenAI's weights: quick_gelu)"
+        )
+    return "gelu"
+
+
+def tags(name: str) -> list[str]:
+    """Return the tags of the weights that open_clip publishes for backbone ``name``."""
+    from open_clip import pretrained
+
+    return list(pretrained.list_pretrained_tags_by_model(name))
 
 
 def _entry(name: str, tag: str) -> dict[str, Any]:
     from open_clip import pretrained
 
-    entry = pretrained.get_pretrained_cfg(name.removesuffix("-quickgelu"), tag)
+    entry = pretrained.get_pretrained_cfg(name, tag)
     if not entry:
-        tags = pretrained.list_pretrained_tags_by_model(name.removesuffix("-quickgelu"))
-        known = suggest(tag, [*tags, "random"])
+        known = suggest(tag, [*tags(name), "random"])
         raise WeightsError(f"no weights '{tag}' are published for backbone '{name}'.{known}")
     return dict(entry)
-
-
-def _is_quick(name: str, tag: str) -> bool:
-    return bool(_entry(name, tag).get("quick_gelu", False))
 
 
 def fetch(name: str, tag: str) -> Path:
@@ -224,19 +261,23 @@ def fetch(name: str, tag: str) -> Path:
         ) from error
 
 
-def verify(name: str, tag: str) -> dict[str, str]:
+def verify(name: str, tag: str, activation: str = "auto") -> dict[str, str]:
     """Check a weight file (tag or path) for ``name``: its SHA-256 where published, then every key and shape.
 
     Returns the file, its SHA-256, the published digest it was compared with, and the activation.
 
     Raises:
-        WeightsError: if the digest or the architecture differs.
+        WeightsError: if the digest or the architecture differs, or the activation is not one.
     """
     import open_clip
 
-    weights = find_weights(Backbone(name, tag))
+    choices: tuple[Literal["auto"] | Activation, ...] = ("auto", "gelu", "quick_gelu")
+    chosen = next((choice for choice in choices if choice == activation), None)
+    if chosen is None:
+        raise WeightsError(f"unknown activation '{activation}'.{suggest(activation, choices)}")
+    weights = find_weights(Backbone(name, tag, chosen))
     published = ""
-    if isinstance(weights.source, Path) and tag != str(weights.source):
+    if isinstance(weights.source, Path) and not _is_file(tag):
         published = _published_digest(_entry(name, tag).get("url", ""), weights.source)
         if published and not weights.digest.startswith(published):
             raise WeightsError(
@@ -306,7 +347,7 @@ _SURPLUS = {"input_resolution", "context_length", "vocab_size", "attn_mask", "lo
 
 def _compare(wanted: dict[str, tuple[int, ...]], tensors: dict[str, Tensor]) -> str:
     """Return what differs between the wanted shapes and the tensors, in words; empty if nothing does."""
-    held = {key: tuple(value.shape) for key, value in tensors.items() if key not in _SURPLUS}
+    held = {k: tuple(v.shape) for k, v in tensors.items() if k.rpartition(".")[2] not in _SURPLUS}
     if held.get("logit_scale") == (1,) and wanted.get("logit_scale") == ():
         tensors["logit_scale"], held["logit_scale"] = tensors["logit_scale"][0], ()
     if held == wanted:
@@ -344,46 +385,3 @@ def _fact(shapes: dict[str, tuple[int, ...]], key: str, axis: int | None) -> int
         return sum(1 for name in shapes if pattern.fullmatch(name))
     shape = shapes.get(key, ())
     return shape[axis] if len(shape) > axis else 0
-
-
-def random_state(name: str, shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tensor]:
-    """Return deterministic noise for ``shapes``, scaled so that activations and attention stay lively.
-
-    Each tensor has a generator of its own, seeded by its name (NumPy keeps the stream of RandomState
-    frozen), so the bits depend on nothing but (name, seed).
-    """
-    salt = Path(name).stem if seed == 0 else f"{Path(name).stem}/{seed}"
-    width = {"visual.": shapes["visual.class_embedding"][0], "": shapes["token_embedding.weight"][1]}
-    return {
-        key: _noise(f"{salt}/{key}", key, shape, width["visual." if key.startswith("visual.") else ""])
-        for key, shape in shapes.items()
-    }
-
-
-def _noise(salt: str, key: str, shape: tuple[int, ...], width: int) -> Tensor:
-    if key == "logit_scale":
-        return torch.tensor(np.log(100.0), dtype=torch.float32)
-    std, mean = _spread(key, shape, width)
-    rng = np.random.RandomState(zlib.crc32(salt.encode()))
-    return torch.from_numpy((mean + std * rng.standard_normal(shape)).astype(np.float32))
-
-
-def _spread(key: str, shape: tuple[int, ...], width: int) -> tuple[float, float]:
-    """Return standard deviation and mean of a parameter's noise."""
-    if re.search(r"\bln_\w+\.weight$", key):
-        return 0.1, 1.0
-    table = (
-        ("out_proj.weight", 0.5 * width**-0.5),
-        ("c_proj.weight", 0.5 * width**-0.5),
-        ("in_proj_weight", 1.5 * width**-0.5),
-        ("c_fc.weight", width**-0.5),
-        ("out_proj.bias", 0.05),
-        ("c_proj.bias", 0.05),
-        ("positional_embedding", 0.3),
-        ("class_embedding", 1.0),
-        ("token_embedding.weight", 1.0),
-        ("conv1.weight", 2.0 * float(np.prod(shape[1:])) ** -0.5),
-        ("proj", width**-0.5),
-        ("text_projection", width**-0.5),
-    )
-    return next((std for suffix, std in table if key.endswith(suffix)), 0.1), 0.0

@@ -1,0 +1,53 @@
+"""``zsad weights``: fetch, check and list CLIP weights."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Fetch, check and list CLIP weights.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A backbone, as `zsad weights list` prints it.")]
+
+
+@app.command()
+def prefetch(
+    name: Name, tag: Annotated[str, typer.Argument(metavar="TAG", help="Published weights of the backbone.")]
+) -> None:
+    """Download weights now, so that later runs need no network."""
+    from ..weights import fetch
+
+    typer.echo(f"{name}/{tag}: {fetch(name, tag)}")
+
+
+@app.command()
+def verify(
+    name: Name,
+    weights: Annotated[str, typer.Argument(metavar="TAG|FILE", help="Published weights, or a file.")],
+    activation: Annotated[str, typer.Option(help="auto, gelu or quick_gelu.")] = "auto",
+) -> None:
+    """Check weights: SHA-256 where one is published, then every tensor's name and shape."""
+    from ..weights import verify as check
+
+    for fact, value in check(name, weights, activation).items():
+        typer.echo(f"{fact:<12}{value}")
+    typer.echo(f"{'fits':<12}{name}")
+
+
+@app.command("list")
+def list_backbones(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only backbones whose name has this.")] = "",
+) -> None:
+    """List the backbones that can be loaded, with the tags of their published weights."""
+    from ..errors import UsageError, suggest
+    from ..weights import architectures, layers_and_patch, native_size, tags
+
+    known = architectures()
+    chosen = [one for one in known if name.lower() in one.lower()]
+    if not chosen:
+        raise UsageError(f"no backbone is called '{name}'.{suggest(name, known)}")
+    for one in chosen:
+        layers, patch = layers_and_patch(one)
+        typer.echo(f"{one:<22} {native_size(one)} px, patch {patch}, {layers} blocks")
+        typer.echo(f"{'':<22} {' '.join([*tags(one), 'random'])}")
