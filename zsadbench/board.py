@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -107,16 +108,19 @@ class Board:
                 found.setdefault(f"{entry.kind}{rule}: {about}", []).append(f"{row.record.method} {metric}")
         return [f"{', '.join(dict.fromkeys(names))}: {text}." for text, names in found.items()]
 
-    def best(self, metric: str, category: str) -> str:
-        """Return the printed best value of a column, empty where there is no contest."""
-        cells = [row.cell(metric) for row in self.rows if row.category == category]
-        values = [cell.value for cell in cells if cell.value is not None]
-        return percent(max(values)) if len(values) > 1 else ""
-
     def is_best(self, row: Row, metric: str) -> bool:
-        """Tell whether a row holds the best printed value among those of the same category."""
+        """Tell whether a row holds the best printed value of its category, where there is a contest."""
         value = row.cell(metric).value
-        return value is not None and percent(value) == self.best(metric, row.category)
+        return value is not None and percent(value) == self._best.get((metric, row.category))
+
+    @cached_property
+    def _best(self) -> dict[tuple[str, str], str]:
+        values: dict[tuple[str, str], list[float]] = {}
+        for row in self.rows:
+            for metric in self.metrics:
+                if (value := row.cell(metric).value) is not None:
+                    values.setdefault((metric, row.category), []).append(value)
+        return {place: percent(max(several)) for place, several in values.items() if len(several) > 1}
 
     def lines(self) -> list[dict[str, Any]]:
         """Return one mapping per row, as in :meth:`frame`; undefined is None."""
