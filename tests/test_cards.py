@@ -105,6 +105,8 @@ def test_values_are_taken_by_type() -> None:
         ("{stem}_mask.png", "a_MASK.png", None),
         ("{stem}.{ext}", "a.JPeG", {"stem": "a"}),
         ("{stem}.{ext}", "a.txt", None),
+        ("{stem}.{ext:png|bmp}", "a.BMP", {"stem": "a"}),
+        ("{stem}.{ext:png|bmp}", "a.jpg", None),
         ("{kind:a|ab}_{n}.png", "ab_1.png", {"kind": "ab", "n": "1"}),
         ("{kind:a|ab}_{n}.png", "c_1.png", None),
         ("{n}-{n}.png", "1-1.png", {"n": "1"}),
@@ -122,5 +124,6 @@ def test_templates_are_filled() -> None:
     assert template.fill({"class": "nut", "id": "7"}) == "nut/masks/007.{ext}"
     assert template.fill_all({"class": "nut", "id": "7"})[:2] == ["nut/masks/007.png", "nut/masks/007.jpg"]
     assert Template.parse("{id:03}.png").fill_all({"id": "1234"}) == ["1234.png"]
+    assert Template.parse("{id}.{ext:png|bmp}").fill_all({"id": "7"}) == ["7.png", "7.bmp"]
     with pytest.raises(TemplateError, match="'x' of 'id' is not a whole number"):
         template.fill({"class": "nut", "id": "x"})

@@ -252,6 +252,8 @@ def test_broken_csv_is_refused_with_file_and_line(text: str, words: str, tmp_pat
     ("name", "text", "words"),
     [
         ("meta.json", '{"test": {"nut": [}}', "meta.json:1: not valid JSON"),
+        ("meta.json", "[" * 100_000, "meta.json:1: not valid JSON (nested too deeply)"),
+        ("meta.json", "1" * 5000, "meta.json:1: not valid JSON (a number is too long)"),
         ("meta.json", '{"evaluate": {}}', "no key fits `records` of the description; the keys are evaluate"),
         ("meta.json", '{"test": {"nut": {}}}', "a list of records is expected, not dict"),
         (
@@ -261,7 +263,7 @@ def test_broken_csv_is_refused_with_file_and_line(text: str, words: str, tmp_pat
         ),
         ("full-shot.jsonl", '\n{"image_path": \n', "full-shot.jsonl:2: not valid JSON"),
     ],
-    ids=["json syntax", "other keys", "no list", "no object", "jsonl syntax"],
+    ids=["json syntax", "too deep", "too long", "other keys", "no list", "no object", "jsonl syntax"],
 )
 def test_broken_json_is_refused_with_its_place(name: str, text: str, words: str, tmp_path: Path) -> None:
     write(tmp_path, {name: text})
@@ -414,6 +416,15 @@ def test_folders_that_are_no_listed_class_are_noted(tmp_path: Path) -> None:
     found = load_dataset(tree(tmp_path, "bolt/test/good/0.png", toml=toml))
     assert found.categories == ("nut",)
     assert found.notes == ("note: folders that the description does not name are not used: bolt",)
+
+
+def test_images_of_a_class_made_of_several_captures_must_be_listed(tmp_path: Path) -> None:
+    toml = TREE.replace(
+        "[[samples]]", '[classes]\nnut_hole = "nut"\n\n[[samples]]\nclass = "{class}_{specie}"'
+    )
+    found = load_dataset(tree(tmp_path, toml=toml))
+    assert keys(found) == ["nut/test/hole/0.png"]
+    assert any("1 images of classes not in [classes] are not used: nut_good" in note for note in found.notes)
 
 
 def test_names_in_unicode_and_with_spaces(tmp_path: Path) -> None:

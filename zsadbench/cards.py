@@ -85,6 +85,8 @@ class Card:
             return cls(path, tomllib.loads(text), text, error)
         except tomllib.TOMLDecodeError as exc:
             raise error(f"{path}: not valid TOML: {exc}. Correct that line.") from None
+        except RecursionError:
+            raise error(f"{path}: not valid TOML: nested too deeply. Write it flatter.") from None
 
     def line(self, *keys: Key) -> int:
         """Return the line (from 1) on which a key stands, or that of its nearest enclosing table."""

@@ -226,9 +226,9 @@ class _Parser:
                     "categories",
                     name,
                 )
-            if classes and name not in classes:
+            if classes and nfc(name) not in classes:
                 card.fail(f"'{name}' is not in [classes]; correct the name.", "expect", "categories", name)
-            per_category[name] = (pair[0], pair[1])
+            per_category[nfc(name)] = (pair[0], pair[1])
         total = tuple(card.take(table, name, int, None, "expect") for name in ("normal", "anomaly"))
         if min(total) < 0:
             card.fail("counts cannot be negative.", "expect")

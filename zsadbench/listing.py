@@ -83,16 +83,21 @@ def _from_folders(rule: Rule, listing: Listing) -> Iterator[Candidate]:
     description, tree = listing.description, listing.tree
     classes = _classes(rule, listing)
     split = "" if rule.split else listing.split
+    others: Counter[str] = Counter()
     for template in rule.image:
         found = False
         for path, captured in tree.walk(template, split, classes):
             if _excluded(path, description):
                 continue
             found = True
-            if _split_of(rule, captured) == listing.split:
-                yield from _candidate(rule, listing, path, captured, f"{rule.where}")
+            category = rule.category.fill(captured)
+            if description.classes and category not in description.classes:
+                others[category] += 1
+            elif _split_of(rule, captured) == listing.split:
+                yield from _candidate(rule, listing, path, captured, rule.where)
         if found:
-            return
+            break
+    _report_classes(listing, rule.where, others)
 
 
 def _from_table(rule: Rule, listing: Listing) -> Iterator[Candidate]:
@@ -110,10 +115,7 @@ def _from_table(rule: Rule, listing: Listing) -> Iterator[Candidate]:
         if name not in USUAL_SPLITS:
             reason = f"{count} rows of an unusual split '{name}' are not used"
             listing.report("warning", rule.table.text, reason, "correct the split where it is a slip")
-    if unused.classes:
-        names = ", ".join(sorted(unused.classes))
-        reason = f"{unused.classes.total()} rows of classes not in [classes] are not used: {names}"
-        listing.report("note", rule.table.text, reason)
+    _report_classes(listing, rule.table.text, unused.classes)
 
 
 @dataclass
@@ -244,6 +246,14 @@ def _report_unknown(rule: Rule, listing: Listing, unknown: dict[str, tuple[str, 
         also = f" (and in {count - 1} more)" if count > 1 else ""
         listing.report(
             "error", where, f"unknown label {value}{also}", f"correct it; known are {', '.join(known)}"
+        )
+
+
+def _report_classes(listing: Listing, where: str, others: Counter[str]) -> None:
+    if others:
+        names = ", ".join(sorted(others))
+        listing.report(
+            "note", where, f"{others.total()} images of classes not in [classes] are not used: {names}"
         )
 
 

@@ -113,19 +113,24 @@ def _check_header(header: list[str], name: str, columns: Mapping[str, str]) -> N
 def _jsonl_records(text: str, name: str) -> Iterator[tuple[str, Fields, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            where = f"{name}:{number}"
-            try:
-                yield where, {}, json.loads(line)
-            except json.JSONDecodeError as exc:
-                raise DatasetError(f"{where}: not valid JSON ({exc.msg}); correct that line.") from None
+            yield f"{name}:{number}", {}, _parsed(line, name, number)
 
 
 def _json_records(text: str, name: str, path: tuple[Segment, ...]) -> Iterator[tuple[str, Fields, Any]]:
+    yield from _below(_parsed(text, name, 1), name, path, {})
+
+
+def _parsed(text: str, name: str, first_line: int) -> Any:
+    """Parse JSON that starts on a line of the file ``name``."""
     try:
-        document = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as exc:
-        raise DatasetError(f"{name}:{exc.lineno}: not valid JSON ({exc.msg}); correct that line.") from None
-    yield from _below(document, name, path, {})
+        line, reason = first_line + exc.lineno - 1, exc.msg
+    except RecursionError:
+        line, reason = first_line, "nested too deeply"
+    except ValueError:
+        line, reason = first_line, "a number is too long"
+    raise DatasetError(f"{name}:{line}: not valid JSON ({reason}); correct that line.")
 
 
 def _below(

@@ -1,7 +1,7 @@
 """Path templates of the dataset descriptions, ``{class}/test/{specie}/{stem}.png``.
 
 ``{name}`` captures a piece without ``/``, ``{name:a|b}`` one of the listed strings, ``{ext}`` stands
-for any image suffix, ``{name:03}`` pads a number when the template is filled.  Suffixes are compared
+for any image suffix (``{ext:png|jpg}`` for these), ``{name:03}`` pads a number when the template is filled.  Suffixes are compared
 without regard to case, everything else with regard to it.
 """
 
@@ -70,6 +70,11 @@ class Token:
         if "" in choices:
             raise TemplateError(f"'{{{text}}}' has an empty alternative")
         return cls(name, choices)
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What ``{ext}`` stands for."""
+        return self.choices or SUFFIXES
 
     def pattern(self) -> str:
         """Return the regular expression for the text that is captured."""
@@ -146,7 +151,7 @@ class Template:
 
     def fill_all(self, values: Mapping[str, str]) -> list[str]:
         """Return the paths made of ``values``: one, or one per suffix where the template has ``{ext}``."""
-        suffixes = SUFFIXES if any(token.name == "ext" for token in self.tokens) else ("",)
+        suffixes = next((token.suffixes for token in self.tokens if token.name == "ext"), ("",))
         return [self.fill(values, suffix) for suffix in suffixes]
 
     def outline(self) -> str:
@@ -180,7 +185,7 @@ def _segment(text: str, last: bool) -> Segment:
             cut = piece.rfind(".") + 1 if has_suffix and number == len(pieces) else len(piece)
             pattern += re.escape(piece[:cut]) + f"(?i:{re.escape(piece[cut:])})"
         elif piece.name == "ext":
-            pattern += f"(?i:{'|'.join(SUFFIXES)})"
+            pattern += f"(?i:{'|'.join(map(re.escape, piece.suffixes))})"
         elif piece.name in seen:
             pattern += f"(?P={piece.name})"
         else:
