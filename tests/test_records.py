@@ -222,6 +222,14 @@ def test_random_weights_are_one_backbone_whatever_their_seed() -> None:
     assert _record(weights="random:7").backbone == _record(weights="random").backbone == "ViT-B-16/random"
 
 
+def test_the_seed_is_found_where_it_was_given() -> None:
+    assert _record().seed is None
+    assert _record(seed=3, weights="random:7").seed == 3
+    assert _record(parameters={"seed": 5}).seed == 5
+    assert _record(weights="random:7").seed == 7
+    assert _record(weights="random").seed == 0
+
+
 def test_the_rules_of_a_group_are_those_all_methods_share(tmp_path: Path) -> None:
     small = save(tmp_path, observation("a"), rules=protocol(size=240))
     large = save(tmp_path, observation("b"), rules=protocol(size=518))

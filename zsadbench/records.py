@@ -162,9 +162,14 @@ class Record:
 
     @property
     def seed(self) -> int | None:
-        """Seed of a method with chance in it."""
-        seed: int | None = self.observation.get("seed")
-        return seed
+        """Seed of the run, else of the method's parameters, else of random weights."""
+        parameters = self.observation["method"].get("parameters") or {}
+        for seed in (self.observation.get("seed"), parameters.get("seed")):
+            if seed is not None:
+                return int(seed)
+        if not self.untrained:
+            return None
+        return int(str(self.observation["backbone"]["weights"]).partition(":")[2] or 0)
 
     @property
     def created(self) -> str:
