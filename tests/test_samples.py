@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import os
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -255,3 +258,64 @@ def test_a_survey_reports_instead_of_raising(tmp_path: Path) -> None:
 def test_a_problem_is_one_line() -> None:
     assert str(Problem("error", "a.png", "is broken", "mend it")) == "error: a.png: is broken; mend it"
     assert str(Problem("note", "", "is odd")) == "note: is odd"
+
+
+# Size
+
+
+class Entry:
+    """What os.scandir yields, without a file."""
+
+    def __init__(self, name: str, folder: bool) -> None:
+        self.name, self.folder = name, folder
+
+    def is_symlink(self) -> bool:
+        return False
+
+    def is_dir(self) -> bool:
+        return self.folder
+
+    def is_file(self) -> bool:
+        return not self.folder
+
+
+def test_large_folders_are_listed_once_each_in_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 2500
+    inside = {
+        "": ["nut", "bolt"],
+        "nut": ["train", "test", "ground_truth"],
+        "bolt": ["train", "test", "ground_truth"],
+        "test": ["good", "hole"],
+        "ground_truth": ["hole"],
+    }
+    seen: list[str] = []
+
+    def scandir(path: Path) -> contextlib.nullcontext[list[Entry]]:
+        place = path.relative_to(tmp_path).as_posix()
+        seen.append(place)
+        names = inside.get(path.name if place != "." else "")
+        if names is not None:
+            return contextlib.nullcontext([Entry(name, True) for name in names])
+        form = "{:06}_mask.png" if "ground_truth" in place else "{:06}.png"
+        return contextlib.nullcontext([Entry(form.format(i), False) for i in range(count)])
+
+    text = (
+        'format = 1\nid = "m"\ntitle = "M"\ndomain = "any"\nmasks = "required"\n[[samples]]\n'
+        'image = "{class}/{split:train|test}/{specie}/{stem}.png"\n'
+        'mask = "{class}/ground_truth/{specie}/{stem}_mask.png"\nnormal_when = { specie = ["good"] }\n'
+    )
+    write(tmp_path, {"m.toml": text})
+    monkeypatch.setattr(os, "scandir", scandir)
+    tracemalloc.start()
+    try:
+        found = load_dataset(str(tmp_path / "m.toml"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.counts() == {"bolt": (count, count), "nut": (count, count)}
+    assert found.notes == ()
+    assert len(seen) == len(set(seen))
+    assert not any("train" in place for place in seen)
+    assert peak < 4 * count * 1500

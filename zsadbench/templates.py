@@ -1,8 +1,8 @@
 """Path templates of the dataset descriptions, ``{class}/test/{specie}/{stem}.png``.
 
 ``{name}`` captures a piece without ``/``, ``{name:a|b}`` one of the listed strings, ``{ext}`` stands
-for any image suffix (``{ext:png|jpg}`` for these), ``{name:03}`` pads a number when the template is filled.  Suffixes are compared
-without regard to case, everything else with regard to it.
+for any image suffix (``{ext:png|jpg}`` for these), ``{name:03}`` pads a number when the template is
+filled.  Suffixes are compared without regard to case, everything else with regard to it.
 """
 
 from __future__ import annotations
