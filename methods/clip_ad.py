@@ -168,7 +168,7 @@ Linear = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class ClipAdObserver:
-    """Evidence: ``map`` (B, g, g), signed; ``score`` (B,); of linear layers ``layers`` (B, K, g, g), logits."""
+    """Evidence: ``map`` (B, g, g), signed; ``score`` (B,); with linear layers ``layers`` (B, K, g, g)."""
 
     method: ClipAd
     clip: Clip
