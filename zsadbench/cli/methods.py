@@ -21,6 +21,9 @@ app = typer.Typer(help="List, show and check methods.", no_args_is_help=False)
 
 WIDE = 120
 SHOWN = 4
+HINT = (
+    "A variant runs as METHOD@VARIANT; a class of your own as FILE.py:Class. More: zsad methods show METHOD"
+)
 WORDING = {
     "key": "the category's name as it is",
     "spaced": "the category's name, underscores as spaces",
@@ -52,10 +55,8 @@ def list_methods(context: typer.Context) -> None:
         console.print(_wide(cards))
     else:
         _narrow(console, cards)
-    console.print(
-        "\nA variant runs as METHOD@VARIANT; a class of your own as FILE.py:Class. "
-        "More: zsad methods show METHOD"
-    )
+    console.print()
+    console.print(textwrap.fill(HINT, console.width), soft_wrap=True)
 
 
 def _wide(cards: Iterable[MethodCard]) -> Table:
