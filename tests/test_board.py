@@ -102,6 +102,7 @@ def test_seeds_become_one_row_with_their_spread(tmp_path: Path) -> None:
     assert line.cell("image_ap").value == pytest.approx(2 / 3, abs=1e-15)
     assert line.cell("image_ap").spread == pytest.approx(0.2081665999466133, abs=1e-15)
     assert str(line.cell("image_ap")) == "66.7 ± 20.8"
+    assert one(records).footer[0] == "In percent. ±: sample standard deviation over seeds."
     frame = one(records).frame()
     assert (frame["seeds"][0], frame["image_ap_std"][0]) == (3, line.cell("image_ap").spread)
 

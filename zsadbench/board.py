@@ -174,6 +174,10 @@ class Board:
         return lines + [f"n/a in {', '.join(metrics)}: {reason}." for reason, metrics in missing.items()]
 
     def _unit(self) -> str:
+        seeds = any(len(row.records) > 1 for row in self.rows)
+        return self._averages() + (" ±: sample standard deviation over seeds." if seeds else "")
+
+    def _averages(self) -> str:
         counts = {len(record.categories) for record in self.records}
         if self.by == "category" or max(counts) == 1:
             return "In percent."

@@ -59,7 +59,7 @@ def to_markdown(tables: Sequence[Board]) -> str:
 
 def to_rich(board: Board) -> RenderableType:
     """Return a board for the terminal: title, table, footer; the best value of a column has a star."""
-    lines = list(_lines(board, "{}*".format, "{} ".format))
+    lines = list(_lines(board, _star, _no_star))
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name in _leading(board):
         table.add_column(name, overflow="fold", min_width=16)
@@ -72,7 +72,8 @@ def to_rich(board: Board) -> RenderableType:
     for leading, numbers, measured in lines:
         cells = [*leading[:-1], *map(_stacked, numbers), leading[-1]]
         table.add_row(*map(Text, cells), style="" if measured else "dim")
-    notes = board.footer
+    best = any(board.is_best(row, metric) for row in board.rows for metric in board.shown)
+    notes = (["* The best of its column."] if best else []) + board.footer
     if board.sources:
         notes.append(f"{_PUBLISHED_NOTE} Sources: --format md.")
     heads = Text(board.title, style="bold"), Text(board.subtitle)
@@ -148,6 +149,15 @@ def _lines(board: Board, best: Callable[[str], str], other: Callable[[str], str]
 
 def _printed(entry: Published | None) -> str:
     return f"{percent(entry.value)}{'?' if entry.rule_unknown else ''}" if entry else ""
+
+
+def _star(number: str) -> str:
+    mean, space, rest = number.partition(" ")
+    return f"{mean}*{space}{rest}{space}"
+
+
+def _no_star(number: str) -> str:
+    return _star(number).replace("*", " ", 1)
 
 
 def _stacked(number: str) -> str:
