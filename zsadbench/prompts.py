@@ -96,10 +96,12 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
         if key not in table:
             raise MethodError(f"{path}: the list '{key}' is missing")
     for key, value in table.items():
-        if (
-            not isinstance(value, list)
-            or not value
-            or not all(isinstance(v, str) and "{}" in v for v in value)
-        ):
-            raise MethodError(f"{path}: '{key}' must be a list of texts, each with {{}} where the words go")
+        if not (isinstance(value, list) and value and all(map(_has_one_slot, value))):
+            raise MethodError(
+                f"{path}: '{key}' must be a list of texts, each with {{}} once, where the words go"
+            )
     return {key: tuple(table[key]) for key in table}
+
+
+def _has_one_slot(text: object) -> bool:
+    return isinstance(text, str) and text.count("{}") == 1 and not {*"{}"} & {*text.replace("{}", "")}
