@@ -37,6 +37,16 @@ def test_200_steps_are_the_loop_of_the_field(seed: int) -> None:
     assert abs(got - classical_aupro(maps, masks)) < 1e-12
 
 
+@pytest.mark.parametrize("offset", [0, 0.1, 7.3, -1000])
+def test_scores_that_meet_thresholds(offset: float) -> None:
+    maps, masks = category()
+    maps -= maps.min()
+    maps = (np.round(maps / maps.max() * 200) / 200 + offset).astype(np.float32)
+    got = legacy_aupro200(maps, masks)
+    assert got is not None
+    assert abs(got - classical_aupro(maps, masks)) < 1e-12
+
+
 def test_200_steps_need_no_stack() -> None:
     maps, masks = category()
     wanted = legacy_aupro200(maps, masks)
