@@ -125,6 +125,12 @@ def test_other_differences_than_the_seed_keep_rows_apart(tmp_path: Path) -> None
     assert len(one(unseeded).rows) == 2
 
 
+def test_equal_methods_without_distinct_seeds_are_never_averaged(tmp_path: Path) -> None:
+    for seed in (None, 3):
+        pair = [save(tmp_path, observation(seed=seed, marks=[mark])) for mark in ("a", "b")]
+        assert len(one(pair).rows) == 2
+
+
 def test_the_newest_of_equal_observations_stands(tmp_path: Path) -> None:
     old = save(tmp_path / "old", observation(), row(value=0.5), created="2026-01-01T00:00:00+00:00")
     new = save(tmp_path / "new", observation(), row(value=0.75), created="2026-02-01T00:00:00+00:00")
@@ -247,6 +253,16 @@ def test_variants_have_their_own_figures() -> None:
     assert (entry := found("clip", "reference")) and entry.value == 0.664
     assert (entry := found("aa-clip", "reference")) and entry.variant == "full-shot"
     assert found("winclip", "code21") is None
+
+
+def test_few_shot_figures_stand_beside_their_own_variant_only() -> None:
+    few = [entry for entry in published_numbers() if entry.variant == "2-shot"]
+    assert few
+    for entry in few:
+        place = (entry.dataset, entry.category, [entry.metric], False)
+        found = best_published(entry.method, "reference", *place)
+        assert all(other.variant != "2-shot" for other in found.values())
+        assert best_published(entry.method, "2-shot", *place)[entry.metric].variant == "2-shot"
 
 
 def test_published_figures_stand_apart_and_never_win(tmp_path: Path) -> None:
