@@ -89,7 +89,7 @@ def test_check_warns_about_other_counts_with_exit_code_0(tiles: Path) -> None:
     assert result.exit_code == 0
     assert "warning: in all: 2 normal and 2 anomalous images, the full set has 952 and 392" in result.output
     assert result.output.splitlines()[-1] == (
-        f"mtd in {tiles}: 1 categories, 2 normal and 2 anomalous test images, 0 errors."
+        f"mtd in {tiles}: 1 category, 2 normal and 2 anomalous test images, 0 errors."
     )
 
 

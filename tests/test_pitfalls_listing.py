@@ -135,12 +135,42 @@ def test_anomalous_record_without_a_mask(record: dict[str, str | None], tmp_path
     write(tmp_path, {"meta.json": json.dumps({"test": {"nut": [base | record, good]}})})
     found = load_dataset("meta_json", tmp_path)
     assert triples(found) == {("a.png", "", 1), ("b.png", "", 0)}
-    assert found.notes == ("note: 1 anomalous images have no mask and no part in pixel metrics: a.png",)
+    assert found.notes == ("note: no part in pixel metrics, for want of a mask: 1 anomalous image, a.png",)
     toml = (Path(__file__).parents[1] / "datasets" / "meta_json.toml").read_text()
     write(tmp_path, {"strict.toml": toml.replace('"optional"', '"required"')})
     assert "error: a.png: has no mask (none is given in meta.json test nut[0])" in refused(
         str(tmp_path / "strict.toml")
     )
+
+
+def test_masks_taken_for_images_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    toml = TREE[: TREE.index("image =")] + (
+        'class = "nut"\nimage = "{specie}/{stem}.png"\nmask = "{specie}/{stem}_mask.png"\n'
+        'normal_when = { specie = ["good"] }\n'
+    )
+    write(tmp_path, {"mine.toml": toml})
+    touch(tmp_path, ["good/0.png", "hole/0.png", "hole/0_mask.png"])
+    spec = str(tmp_path / "mine.toml")
+    assert (
+        "error: masks are taken for images: hole/0_mask.png; name them in `exclude`, for example"
+        in refused(spec)
+    )
+    write(tmp_path, {"mine.toml": toml.replace("[[samples]]", 'exclude = ["*_MASK.png"]\n[[samples]]')})
+    assert triples(load_dataset(spec)) == {("good/0.png", "", 0), ("hole/0.png", "hole/0_mask.png", 1)}
+
+
+def test_a_label_file_behind_a_bad_link_makes_no_image_normal(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        ["Class1/Test/0.PNG", "Class1/Test/1.PNG", "Class1/Test/2.PNG", "Class1/Test/Label/2_label.PNG"],
+    )
+    (tmp_path / "Class1/Test/Label/1_label.PNG").symlink_to("gone")
+    with pytest.raises(DatasetError, match="a link that leads nowhere"):
+        load_dataset("dagm", tmp_path)
+    assert triples(load_dataset("dagm", tmp_path, skip_bad=True)) == {
+        ("Class1/Test/0.PNG", "", 0),
+        ("Class1/Test/2.PNG", "Class1/Test/Label/2_label.PNG", 1),
+    }
 
 
 def test_masks_of_normal_images_are_never_used(tmp_path: Path) -> None:
@@ -313,7 +343,7 @@ def test_one_image_twice_or_in_two_splits_is_a_warning(tmp_path: Path) -> None:
 
 def test_rows_of_an_unusual_split_are_counted(tmp_path: Path) -> None:
     found = load_dataset(table(tmp_path, f"{HEAD}{ROW}nut,b.png,,ok,tset\n"))
-    assert found.notes[0].startswith("warning: list.csv: 1 rows of an unusual split 'tset' are not used;")
+    assert found.notes[0].startswith("warning: list.csv: not used: 1 row of an unusual split 'tset';")
 
 
 # Links
@@ -424,7 +454,9 @@ def test_images_of_a_class_made_of_several_captures_must_be_listed(tmp_path: Pat
     )
     found = load_dataset(tree(tmp_path, toml=toml))
     assert keys(found) == ["nut/test/hole/0.png"]
-    assert any("1 images of classes not in [classes] are not used: nut_good" in note for note in found.notes)
+    assert any(
+        "not used: 1 image of classes that are not in [classes]: nut_good" in note for note in found.notes
+    )
 
 
 def test_names_in_unicode_and_with_spaces(tmp_path: Path) -> None:

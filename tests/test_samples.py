@@ -154,6 +154,16 @@ def test_a_folder_in_mvtec_layout_is_found_out(tmp_path: Path) -> None:
     assert found.notes == ()
 
 
+def test_a_folder_in_the_working_directory_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path / "cups", ["good/1.png", "bad/1.png"])
+    monkeypatch.chdir(tmp_path)
+    assert len(load_dataset("cups").samples) == 2
+    monkeypatch.chdir(tmp_path / "cups")
+    assert load_dataset(".").words == {"cups": "cups"}
+
+
 def test_a_folder_of_one_category_is_found_out(tmp_path: Path) -> None:
     found = load_dataset(str(touch(tmp_path / "blue_tube", ["test/ok/1.png", "test/ko/1.png"])))
     assert triples(found) == {("test/ok/1.png", "", 0), ("test/ko/1.png", "", 1)}
@@ -242,6 +252,7 @@ def test_categories_are_chosen(several: Dataset) -> None:
     assert subset(several, categories=["b"], limit=6).counts() == {"b": (3, 3)}
     with pytest.raises(DatasetError, match=r"has no category 'c'. Known: a, b"):
         subset(several, categories=["c"])
+    assert subset(several, categories=[]) is several
     with pytest.raises(DatasetError, match="A limit of 0 samples leaves none"):
         subset(several, limit=0)
 
@@ -251,7 +262,7 @@ def test_a_survey_reports_instead_of_raising(tmp_path: Path) -> None:
     found = survey_dataset("mtd", tmp_path)
     assert [p.severity for p in found.problems] == ["error", "warning"]
     assert "MT_Crack/Imgs/9.jpg" not in [s.key for s in found.samples]
-    with pytest.raises(DatasetError, match="has 1 problems"):
+    with pytest.raises(DatasetError, match="has 1 problem; correct"):
         load_dataset("mtd", tmp_path)
 
 

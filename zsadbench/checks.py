@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from .errors import DatasetError
 from .listing import Candidate, Listing
-from .tree import Severity
+from .tree import Severity, amount
 
 
 def settle(listing: Listing, allow_missing: bool = False) -> list[Candidate]:
@@ -32,10 +32,20 @@ def settle(listing: Listing, allow_missing: bool = False) -> list[Candidate]:
     return found
 
 
+def _without_masks(listing: Listing) -> list[Candidate]:
+    """Leave out masks that a template takes for images."""
+    taken = [c.key for c in listing.candidates if c.path in listing.claimed]
+    if not taken:
+        return listing.candidates
+    remedy = 'name them in `exclude`, for example "*_mask.png"'
+    listing.report("error", "", f"masks are taken for images: {_some(taken)}", remedy)
+    return [c for c in listing.candidates if c.path not in listing.claimed]
+
+
 def _unique(listing: Listing) -> list[Candidate]:
     """Keep one candidate per file; a file under two labels or classes is an error and left out."""
     by_key: dict[str, list[Candidate]] = defaultdict(list)
-    for candidate in listing.candidates:
+    for candidate in _without_masks(listing):
         by_key[candidate.key].append(candidate)
     found = []
     for key, group in by_key.items():
@@ -161,11 +171,8 @@ def _report_pairs(listing: Listing, found: list[Candidate]) -> None:
             )
     bare = [c.key for c in found if c.anomalous and c.mask is None]
     if bare and listing.description.masks == "optional":
-        listing.report(
-            "note",
-            "",
-            f"{len(bare)} anomalous images have no mask and no part in pixel metrics: {_some(bare)}",
-        )
+        bare_images = f"{amount(len(bare), 'anomalous image')}, {_some(bare)}"
+        listing.report("note", "", f"no part in pixel metrics, for want of a mask: {bare_images}")
 
 
 def _report_counts(listing: Listing, found: list[Candidate]) -> None:

@@ -19,23 +19,11 @@ from .templates import Segment, Template, TemplateError, Token, nfc, unsafe
 Masks = Literal["required", "optional", "none"]
 Values = Mapping[str, tuple[Any, ...]]
 
-_TOP = (
-    *("format", "id", "title", "domain", "license", "url", "citation", "subroot", "exclude"),
-    *(
-        "masks",
-        "mask_positive",
-        "mask_mismatch",
-        "empty_mask",
-        "expect",
-        "classes",
-        "classes_from",
-        "samples",
-    ),
-)
-_RULE = (
-    *("image", "mask", "table", "records", "columns", "normal_when", "anomaly_when", "label"),
-    *("class", "split", "specie"),
-)
+_ABOUT = ("format", "id", "title", "domain", "license", "url", "citation")
+_FILES = ("subroot", "exclude", "masks", "mask_positive", "mask_mismatch", "empty_mask")
+_TOP = (*_ABOUT, *_FILES, "expect", "classes", "classes_from", "samples")
+_LISTED = ("image", "mask", "table", "records", "columns")
+_RULE = (*_LISTED, "normal_when", "anomaly_when", "label", "class", "split", "specie")
 _LABELS = ("normal", "anomaly", "mask", "mask-file")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*")
 
@@ -263,7 +251,7 @@ class _Parser:
         )
         self.check_label(rule, masks, at)
         self.check_fields(rule, at)
-        if not rule.category.names and classes and rule.category.text not in classes:
+        if not rule.category.names and classes and nfc(rule.category.text) not in classes:
             card.fail(f"class '{rule.category.text}' is not in [classes]; add it there.", *at, "class")
         return rule
 

@@ -11,7 +11,7 @@ from .descriptions import Description, Rule
 from .errors import DatasetError
 from .tables import read_rows, same_value
 from .templates import TemplateError, nfc, unsafe
-from .tree import Problem, Severity, Tree
+from .tree import Problem, Severity, Tree, amount
 
 USUAL_SPLITS = ("train", "test", "val", "valid", "validation")
 
@@ -113,7 +113,7 @@ def _from_table(rule: Rule, listing: Listing) -> Iterator[Candidate]:
     _report_unknown(rule, listing, unused.labels)
     for name, count in unused.splits.items():
         if name not in USUAL_SPLITS:
-            reason = f"{count} rows of an unusual split '{name}' are not used"
+            reason = f"not used: {amount(count, 'row')} of an unusual split '{name}'"
             listing.report("warning", rule.table.text, reason, "correct the split where it is a slip")
     _report_classes(listing, rule.table.text, unused.classes)
 
@@ -160,6 +160,8 @@ def _candidate(
         anomalous = not any(same_value(fields[name], value) for value in values)
     mask, tried = _mask(rule, listing, fields, where) if rule.mask else (None, ())
     if rule.label == "mask-file":
+        if any(path in listing.tree.problems for path in tried):
+            return  # a mask behind a bad link, which is reported: the label is not known
         anomalous = mask is not None
     category = rule.category.fill(fields)
     if not category:
@@ -205,7 +207,7 @@ def _mask(
     """Return the first mask that exists and every path that was tried."""
     tried: list[str] = []
     for template in rule.mask:
-        if any(not fields[name] for name in template.names):
+        if rule.table and not all(fields[name] for name in template.names):
             continue
         for path in template.fill_all(fields):
             if rule.table and (reason := unsafe(path)):
@@ -252,9 +254,8 @@ def _report_unknown(rule: Rule, listing: Listing, unknown: dict[str, tuple[str, 
 def _report_classes(listing: Listing, where: str, others: Counter[str]) -> None:
     if others:
         names = ", ".join(sorted(others))
-        listing.report(
-            "note", where, f"{others.total()} images of classes not in [classes] are not used: {names}"
-        )
+        reason = f"not used: {amount(others.total(), 'image')} of classes that are not in [classes]: {names}"
+        listing.report("note", where, reason)
 
 
 def _classes(rule: Rule, listing: Listing) -> Collection[str]:

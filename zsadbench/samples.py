@@ -21,7 +21,7 @@ from .errors import DatasetError, suggest
 from .folders import describe_folder
 from .listing import Candidate, Listing, list_root
 from .templates import SUFFIXES, is_image, nfc
-from .tree import Problem, Severity, Tree
+from .tree import Problem, Severity, Tree, amount, is_folder
 
 __all__ = [
     "Dataset",
@@ -118,7 +118,7 @@ def load_dataset(
     errors = [p for p in dataset.problems if p.severity == "error" and not (skip_bad and p.key)]
     if errors or not dataset.samples:
         remedy = "correct them" if skip_bad else "correct them, or leave bad files out with --skip-bad"
-        found = f"{len(errors)} problems" if errors else "no usable sample"
+        found = amount(len(errors), "problem") if errors else "no usable sample"
         raise DatasetError(
             f"Dataset '{dataset.id}' in {dataset.root} has {found}; {remedy}:\n"
             + problem_report(dataset.problems)
@@ -151,7 +151,7 @@ def subset(dataset: Dataset, *, limit: int | None = None, categories: Sequence[s
     and the samples kept are spread evenly over the list; equal input gives equal output.
     """
     samples = dataset.samples
-    if categories is not None:
+    if categories:
         for name in categories:
             if name not in dataset.categories:
                 raise DatasetError(
@@ -181,7 +181,7 @@ def list_images(paths: Iterable[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
+        if is_folder(path):
             names = Tree(path).folder("").files
             images = [path / name for name in names if is_image(name)]
             if not images:
@@ -212,7 +212,7 @@ def describe(spec: str) -> Description:
     path = Path(spec)
     if spec in card_paths("datasets"):
         return shipped_description(spec)
-    if path.is_dir():
+    if is_folder(path):
         return describe_folder(path)
     if path.suffix == ".toml":
         return read_description(path)
@@ -223,16 +223,16 @@ def describe(spec: str) -> Description:
 
 def _places(spec: str, data: Path | None, description: Description) -> list[Path]:
     """Return the folders in which the files of a dataset are looked for, in order."""
-    variable = os.environ.get("ZSAD_DATA")
-    own = [] if spec == description.id else [Path(spec)]
-    if own and own[0].is_dir():
+    shipped = spec in card_paths("datasets")
+    if not shipped and is_folder(Path(spec)):
         if data is not None:
             raise DatasetError(f"'{spec}' is a folder already; leave out --data {data}.")
-        return own
+        return [Path(spec)]
+    variable = os.environ.get("ZSAD_DATA")
+    bases = [] if shipped else [Path(spec).parent]
+    bases += [Path(variable)] if variable else []
     if data is not None:
         bases = [data]
-    else:
-        bases = [path.parent for path in own] + ([Path(variable)] if variable else [])
     if not bases:
         raise DatasetError(
             f"Where is dataset '{description.id}'? Give its folder with --data, or set ZSAD_DATA to a folder "
@@ -248,7 +248,7 @@ def _first_root(description: Description, places: list[Path], split: str, follow
     for place in places:
         for sub in description.subroot:
             root = place / sub
-            if not root.is_dir() or root in tried:
+            if not is_folder(root) or root in tried:
                 tried += [] if root in tried else [root]
                 continue
             tried.append(root)

@@ -152,7 +152,8 @@ class Template:
     def fill_all(self, values: Mapping[str, str]) -> list[str]:
         """Return the paths made of ``values``: one, or one per suffix where the template has ``{ext}``."""
         suffixes = next((token.suffixes for token in self.tokens if token.name == "ext"), ("",))
-        return [self.fill(values, suffix) for suffix in suffixes]
+        path = self.fill(values, "\0")
+        return [path.replace("\0", suffix) for suffix in suffixes]
 
     def outline(self) -> str:
         """Return the template as people read it: ``{a|b}`` instead of ``{name:a|b}``."""

@@ -237,6 +237,19 @@ class _Walk:
         return True
 
 
+def amount(count: int, one: str, many: str = "") -> str:
+    """Return a number with its noun, ``1 image`` or ``2 images``."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether ``path`` is a folder; one that may not be looked at is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def lower_suffix(name: str) -> str:
     """Return a file name with its suffix in lower case."""
     cut = name.rfind(".")

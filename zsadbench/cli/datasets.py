@@ -15,6 +15,7 @@ from ..descriptions import Description, shipped_description
 from ..errors import DatasetError
 from ..folders import draft, identifier
 from ..samples import Dataset, Problem, describe, load_dataset, survey_dataset
+from ..tree import amount
 
 app = typer.Typer(help="List, show, check, export and describe datasets.", no_args_is_help=False)
 
@@ -98,9 +99,10 @@ def check(
                 console.print(str(problem))
     errors = sum(problem.severity == "error" for problem in problems)
     normal = sum(not sample.anomalous for sample in found.samples)
+    categories = amount(len(found.categories), "category", "categories")
     console.print(
-        f"{found.id} in {found.root}: {len(found.categories)} categories, {normal} normal and "
-        f"{len(found.samples) - normal} anomalous {split} images, {errors} errors."
+        f"{found.id} in {found.root}: {categories}, {normal} normal and "
+        f"{len(found.samples) - normal} anomalous {split} images, {amount(errors, 'error')}."
     )
     if errors:
         raise typer.Exit(2)
