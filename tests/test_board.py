@@ -492,11 +492,20 @@ def test_a_file_that_is_no_baseline_is_refused(tmp_path: Path, text: str, messag
 def test_a_damaged_baseline_is_refused(tmp_path: Path) -> None:
     records = [save(tmp_path, observation(), row(value=0.625))]
     (path,) = write_boards(boards(records), tmp_path, ["csv"])
-    path.write_text(path.read_text().replace("0.625", "high", 1))
-    with pytest.raises(RecordError, match="line 2 cannot be read"):
-        gate(records, path, 0.1)
+    whole = path.read_text()
+    for value in ("high", "nan", "62.5"):
+        path.write_text(whole.replace("0.625", value, 1))
+        with pytest.raises(RecordError, match="line 2 cannot be read"):
+            gate(records, path, 0.1)
     path.write_text(path.read_text().splitlines()[0] + "\n")
     with pytest.raises(RecordError, match="has no row"):
         gate(records, path, 0.1)
     with pytest.raises(RecordError, match="no such file"):
         gate(records, tmp_path / "nowhere.csv", 0.1)
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, float("nan"), float("inf")])
+def test_a_tolerance_that_would_let_anything_pass_is_refused(tmp_path: Path, tolerance: float) -> None:
+    records = [save(tmp_path, observation())]
+    with pytest.raises(UsageError, match="give 0 or more"):
+        judged(tmp_path, records, records, tolerance)

@@ -193,6 +193,14 @@ def test_a_folder_that_cannot_be_written_is_told(zsad: Compare, results: Path, t
     assert "winclip" in answer.out
 
 
+def test_a_board_that_cannot_be_written_beside_the_records_is_told(zsad: Compare, results: Path) -> None:
+    (results / "leaderboard.csv").mkdir()
+    answer = zsad(results)
+    assert answer.code == 0
+    assert "not written: " in answer.err
+    assert "winclip" in answer.out
+
+
 def test_comparing_loads_no_torch(results: Path) -> None:
     code = (
         "import sys; from zsadbench.cli import main; sys.argv = ['zsad', 'compare', sys.argv[1]]\n"

@@ -11,7 +11,7 @@ from typing import Any
 
 from .board import boards
 from .boardrows import MEAN
-from .errors import RecordError
+from .errors import RecordError, UsageError
 from .groups import Group, shared_rules
 from .recordfiles import is_metric, read_text
 from .records import Record
@@ -49,8 +49,11 @@ def gate(records: Sequence[Record], baseline: Path, tolerance_points: float) -> 
     over fewer categories or taken under other rules; a row without a counterpart fell as a whole.
 
     Raises:
+        UsageError: for a tolerance that is no finite number from 0 upwards.
         RecordError: if the baseline cannot be read, or is of other data or rules than the records.
     """
+    if not 0 <= tolerance_points < float("inf"):
+        raise UsageError(f"a tolerance of {tolerance_points} points is not possible; give 0 or more")
     old = _read(baseline)
     metrics = [name for name in old[0] if is_metric(name)]
     by = "method" if all(line["category"] == MEAN for line in old) else "category"
@@ -150,8 +153,15 @@ def _read(path: Path) -> list[Line]:
 
 def _value(name: str, text: str) -> Any:
     if is_metric(name):
-        return float(text) if text else None
+        return _rate(text) if text else None
     return int(text) if name in ("protocol_version", "metric_version", "categories") else text
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError(text)
+    return value
 
 
 def _used(line: Line, metric: str) -> int:
