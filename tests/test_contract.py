@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import tiny, toy
-from zsadbench.clip import Clip
+from zsadbench.clip import Clip, load_clip
 from zsadbench.contract import Check, check, miniature
 from zsadbench.method import Backbone
 from zsadbench.methodcards import method_cards
@@ -16,8 +18,11 @@ from zsadbench.registry import resolve
 SPECS = [spec for id, card in method_cards().items() for spec in (id, *(f"{id}@{v}" for v in card.variants))]
 
 
-def load(backbone: Backbone) -> Clip:
-    return tiny.clip(backbone.name, backbone.activation, backbone.position)
+@cache
+def load(backbone: Backbone, dtype: torch.dtype) -> Clip:
+    if dtype == torch.float32:
+        return tiny.clip(backbone.name, backbone.activation, backbone.position)
+    return load_clip(backbone, dtype=dtype)
 
 
 def failed(checks: list[Check]) -> dict[str, str]:
@@ -28,7 +33,7 @@ def failed(checks: list[Check]) -> dict[str, str]:
 def test_every_card_and_variant(spec: str) -> None:
     checks = check(miniature(spec), load)
     assert failed(checks) == {}
-    assert len(checks) == 12
+    assert len(checks) == 13
 
 
 def test_a_users_file(tmp_path: Path) -> None:
@@ -67,9 +72,15 @@ MISTAKES = {
     ),
     "pixels as evidence": (
         '"score": grid',
-        '"pixels": images[:, 0].mean(1), "score": grid',
+        '"pixels": images[:, 0].mean(1).float(), "score": grid',
         {"evidence is lean"},
         "leave up-sampling to maps()",
+    ),
+    "one number type only": (
+        "images = batch.images\n",
+        "images = batch.images @ __import__('torch').eye(84)\n",
+        {"half precision"},
+        "RuntimeError",
     ),
     "double precision": ('{"map": grid,', '{"map": grid.double(),', {"evidence"}, "return float32"),
     "not finite": ('{"map": grid,', '{"map": grid / 0,', {"evidence"}, "infinite or undefined"),

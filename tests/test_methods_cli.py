@@ -117,6 +117,7 @@ def test_show_a_users_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (("show", "winclp"), "unknown method 'winclp'. Did you mean 'winclip'?"),
         (("show", "winclip@code22"), "Did you mean 'code21'?"),
         (("check", "nothing.py:Mine"), "nothing.py: no such file"),
+        (("check", "clip", "--checkpoint", "x.safetensors"), "'checkpoint' is no parameter of this method"),
         (("check", "clip", "--set", "sigma"), "'sigma' is not of the form --set NAME=VALUE"),
         (("check", "clip", "--set", "sigma=1"), "'sigma' is no parameter of this method"),
     ],
@@ -133,8 +134,8 @@ def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = zsad(capsys, "methods", "check", toy.write(tmp_path))
     assert code == 0
     assert out.splitlines()[0] == "mine.Mine on tiny-l14 (random) at 84"
-    assert "12 of 12 points hold: a method in good order" in out
-    assert out.count("ok     ") == 12
+    assert "13 of 13 points hold: a method in good order" in out
+    assert out.count("ok     ") == 13
 
 
 def test_check_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +145,7 @@ def test_check_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     code, out, _ = zsad(capsys, "methods", "check", spec)
     assert code == 1
     assert "FAILED transductive or not" in out
-    assert "11 of 12 points hold" in out
+    assert "12 of 13 points hold" in out
 
 
 def test_check_with_variants(capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,6 +117,16 @@ class TestShippedCards:
                         resolve(f"{name}@{variant}", domain=domain, dataset=dataset)
 
     @pytest.mark.parametrize("name", method_cards())
+    def test_parameters_restore_the_method(self, name: str) -> None:
+        for variant in ("reference", *method_cards()[name].variants):
+            found = resolve(f"{name}@{variant}", backbone="tiny-l14", weights="random:2")
+            flat = json.loads(json.dumps(found.parameters))
+            flat |= flat.pop("preprocess")
+            backbone = flat.pop("backbone")
+            flat |= {"backbone": backbone.pop("name"), **backbone}
+            assert override(resolve(name).method, flat) == found.method
+
+    @pytest.mark.parametrize("name", method_cards())
     def test_every_method_runs_on_another_depth(self, name: str) -> None:
         small = resolve(name, backbone="tiny-b16p", weights="random").method
         assert (small.backbone.name, small.backbone.activation) == ("tiny-b16p", "auto")

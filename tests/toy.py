@@ -54,7 +54,7 @@ class Eyes:
             if category not in self.categories:
                 raise MethodError(f"category '{category}' was not prepared")
         images = batch.images
-        grid = self.method.gain * F.avg_pool2d(images[:, 0].mean(1, keepdim=True), 14)[:, 0]
+        grid = self.method.gain * F.avg_pool2d(images[:, 0].mean(1, keepdim=True), 14)[:, 0].float()
         return {"map": grid, "score": grid.flatten(1).amax(1)}
 '''
 

@@ -52,9 +52,17 @@ class Broken(Exception):
     """A point of the contract does not hold; the text says what was seen and what to do."""
 
 
-def check(resolved: Resolved, load: Callable[[Backbone], Clip] = load_clip) -> list[Check]:
+Load = Callable[[Backbone, torch.dtype], Clip]
+
+
+def _load(backbone: Backbone, dtype: torch.dtype) -> Clip:
+    return load_clip(backbone, dtype=dtype)
+
+
+def check(resolved: Resolved, load: Load = _load) -> list[Check]:
     """Check a method against the contract; after a point without which nothing runs, the rest is left out.
 
+    ``load`` gives the CLIP of a backbone with its image tower in a number type.
     A trained method without a checkpoint is given noise of the shapes that the function
     ``checkpoint_shapes(method, clip)`` of its module names.
     """
@@ -71,14 +79,15 @@ def check(resolved: Resolved, load: Callable[[Backbone], Clip] = load_clip) -> l
         ("map parameters", map_parameters_touch_maps_only, False),
         ("image scores", image_scores_are_sound, False),
         ("transductive or not", scores_stand_alone, False),
+        ("half precision", half_precision, False),
     )
     found: list[Check] = []
     try:
-        clip = load(resolved.method.backbone)
+        clip = load(resolved.method.backbone, torch.float32)
     except ZsadError as error:
         return [Check("backbone", False, str(error))]
     with _with_checkpoint(resolved, clip) as ready:
-        bench = Bench(ready, clip)
+        bench = Bench(ready, clip, load)
         for name, point, vital in points:
             found.append(_run(name, point, bench))
             if vital and not found[-1].passed:
@@ -138,8 +147,8 @@ def _noise(name: str, shape: tuple[int, ...]) -> Tensor:
 class Bench:
     """A method with its miniature CLIP, a few images, and its evidence of them."""
 
-    def __init__(self, resolved: Resolved, clip: Clip) -> None:
-        self.resolved, self.clip = resolved, clip
+    def __init__(self, resolved: Resolved, clip: Clip, load: Load) -> None:
+        self.resolved, self.clip, self.load = resolved, clip, load
         self.method: Method = resolved.method
         # One pass of an order-dependent method is one category.
         self.wordings = dict(list(WORDINGS.items())[: 1 if resolved.card.order_dependent else 2])
@@ -352,6 +361,19 @@ def scores_stand_alone(bench: Bench) -> str:
     if bench.resolved.card.transductive:
         return "transductive, as the card says; the inductive score uses one image alone"
     return "the score of an image uses that image alone"
+
+
+def half_precision(bench: Bench) -> str:
+    """Check that the method runs beside an image tower in bfloat16 and still returns float32."""
+    clip = bench.load(bench.method.backbone, torch.bfloat16)
+    batch = bench.batch(range(IMAGES))
+    observer = bench.method.prepare(clip, bench.wordings)
+    found = observer.observe(dataclasses.replace(batch, images=batch.images.bfloat16()))
+    clip.vision.forget()
+    for name, value in found.items():
+        if value.dtype != torch.float32 or not torch.isfinite(value).all():
+            _fail(f"with --dtype bf16 evidence '{name}' is not finite float32; return tensor.float()")
+    return "an image tower in bfloat16 gives finite float32"
 
 
 def _one_category(bench: Bench) -> tuple[Evidence, Tensor]:

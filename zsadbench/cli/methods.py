@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -233,6 +234,9 @@ def check(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Set a parameter; repeatable.")
     ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Checkpoint of a trained method; noise by default.")
+    ] = None,
     variants: Annotated[bool, typer.Option("--variants", help="Check every variant too.")] = False,
 ) -> None:
     """Check that a method keeps the contract: any batch size, any order, sound evidence, maps and scores.
@@ -247,7 +251,7 @@ def check(
     chosen = [method]
     if variants and variant == REFERENCE:
         chosen += [f"{card.id}@{name}" for name in card.variants]
-    given = pairs(settings, "--set NAME=VALUE")
+    given = pairs(settings, "--set NAME=VALUE") | ({"checkpoint": str(checkpoint)} if checkpoint else {})
     console = _console()
     failed = 0
     for spec in chosen:
