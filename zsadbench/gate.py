@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,7 +137,7 @@ def _row(line: Line) -> Key:
 
 
 def _read(path: Path) -> list[Line]:
-    reader = csv.DictReader(read_text(path, _REMEDY).splitlines())
+    reader = csv.DictReader(io.StringIO(read_text(path, _REMEDY), newline=""))
     columns = reader.fieldnames or ()
     missing = [name for name in (*_GROUP, *_ROW, "observation") if name not in columns]
     if missing or not any(map(is_metric, columns)):
