@@ -114,8 +114,9 @@ def execute(
     device = pick_device(request.device)
     if request.dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{request.dtype}'.{suggest(request.dtype, DTYPES)}")
+    chosen = _chosen(methods)
     data, skipped_samples = find_samples(dataset, request)
-    resolved, skipped = _methods(methods, data, request)
+    resolved, skipped = _methods(chosen, "all" in methods, data, request)
     jobs = [_job(item, seed, dataset, data, skipped_samples, request) for item, seed in resolved]
     jobs = list({job.run_dir: job for job in jobs}.values())
     title = f"{data.id}: {', '.join(dict.fromkeys(job.task.name for job in jobs))}"
@@ -179,14 +180,20 @@ def find_samples(spec: str, request: Request) -> tuple[Dataset, list[str]]:
     return dataset, bad
 
 
-def _methods(
-    specs: Sequence[str], dataset: Dataset, request: Request
-) -> tuple[list[tuple[Resolved, int | None]], dict[str, str]]:
-    """Return the methods with their seeds, and those that ``all`` had to skip with the reason."""
-    everything = "all" in specs
-    chosen = [*method_cards()] if everything else list(dict.fromkeys(specs))
+def _chosen(specs: Sequence[str]) -> list[str]:
+    """Return the methods of a run, each once; an unknown one is refused before anything is read."""
+    chosen = [*method_cards()] if "all" in specs else list(dict.fromkeys(specs))
     if not chosen:
         raise UsageError("no method given; name one or several with --method, see: zsad methods")
+    for spec in chosen:
+        parse_spec(spec)
+    return chosen
+
+
+def _methods(
+    chosen: Sequence[str], everything: bool, dataset: Dataset, request: Request
+) -> tuple[list[tuple[Resolved, int | None]], dict[str, str]]:
+    """Return the methods with their seeds, and those that ``all`` had to skip with the reason."""
     found: list[tuple[Resolved, int | None]] = []
     skipped: dict[str, str] = {}
     for spec in chosen:

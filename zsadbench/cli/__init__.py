@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from .. import __version__
@@ -51,27 +50,10 @@ def main() -> None:
     """Run the command line; a user's mistake becomes one line and exit code 2."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    arguments = [word for word in arguments if word != "--debug"]
     try:
-        code = app(arguments, standalone_mode=False)
+        app([word for word in arguments if word != "--debug"])
     except ZsadError as error:
         if debug:
             raise
-        _say(f"error: {error}")
-        code = error.exit_code
-    except click.exceptions.Abort:
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except KeyboardInterrupt:
-        _say("interrupted; what is observed is kept: repeat the command and it goes on there")
-        code = 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = 0
-    sys.exit(code or 0)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -195,9 +195,13 @@ def run(
         follow_outside=follow_outside,
         quiet=quiet,
     )
-    outcome = execute(method, dataset, request, _stop_on_interrupt())
+    try:
+        outcome = execute(method, dataset, request, _stop_on_interrupt())
+    except KeyboardInterrupt:
+        print("interrupted; what is observed is kept: repeat the command to go on there", file=sys.stderr)
+        raise typer.Exit(130) from None
     for note in outcome.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(note, file=sys.stderr)
     show(outcome.records)
     for name, reason in outcome.skipped.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)
@@ -297,11 +301,10 @@ def show(records: list[Record]) -> None:
     from ..boardtext import print_boards
 
     print_boards(boards(records))
+    for warning in dict.fromkeys(text for r in records for text in r.content.get("warnings", ())):
+        print(f"warning: {warning}", file=sys.stderr)
     for record in records:
-        for warning in record.content.get("warnings", ()):
-            print(f"warning: {record.method}: {warning}", file=sys.stderr)
-    for record in records:
-        print(f"{record.path.parent}", file=sys.stderr)
+        print(record.path.parent, file=sys.stderr)
 
 
 def _stop_on_interrupt() -> threading.Event:
