@@ -6,7 +6,7 @@ any order; maps carry a group so that AUPIMO can tell normal images of different
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -73,24 +73,33 @@ def _tally(waiting: list[Keys], keys: Keys) -> tuple[Counts, Counts]:
 
 
 def choose_backend(name: str, values: Any) -> str:
-    """Return the back end to use for maps like ``values``: torch on a GPU, else numba if it is there."""
+    """Return the back end to use for maps like ``values``: torch on a GPU, else numba if it loads."""
+    if name != "auto":
+        return name
     torch = sys.modules.get("torch")
-    if name == "auto" and torch is not None and isinstance(values, torch.Tensor) and values.is_cuda:
+    if torch is not None and isinstance(values, torch.Tensor) and values.is_cuda:
         return "torch"
-    if name == "auto":
-        return "numba" if importlib.util.find_spec("numba") else "numpy"
-    return name
+    return "numpy" if _why_not("numba") else "numba"
 
 
 def check_backend(name: str) -> None:
-    """Raise :class:`MetricError` for a back end that is unknown or not installed."""
+    """Raise :class:`MetricError` for a back end that is unknown or does not load."""
     if name not in BACKENDS:
         raise MetricError(f"unknown metrics back end '{name}'.{suggest(name, BACKENDS)}")
-    if name in ("numba", "torch") and not importlib.util.find_spec(name):
+    why_not = _why_not(name) if name in ("numba", "torch") else None
+    if why_not:
         raise MetricError(
-            f"metrics back end '{name}' needs the package {name}, which is not installed: "
-            "install it, or use the back end numpy (same numbers)"
+            f"metrics back end '{name}' does not load ({why_not}): "
+            f"install {name}, or use the back end numpy (same numbers)"
         )
+
+
+def _why_not(name: str) -> ImportError | None:
+    try:
+        importlib.import_module(f"{__package__}.{name}_backend")
+    except ImportError as error:
+        return error
+    return None
 
 
 def make_counter(backend: str, keys: Keys) -> Counter:

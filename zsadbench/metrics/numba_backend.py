@@ -19,6 +19,8 @@ from .keys import Counts, Floats, Keys
 
 _BLOCK_BITS = 20
 _BLOCKS = 1 << (32 - _BLOCK_BITS)
+_HALF = _BLOCKS // 2
+_WITHIN = (1 << _BLOCK_BITS) - 1
 _FULL = (1 << 32) - 1
 
 
@@ -26,8 +28,8 @@ def _count(bits, keys, slots, first, shift, at_gap, at_key):  # type: ignore[no-
     for i in range(bits.size):
         bit = bits[i]
         key = int32(bit) if bit >= 0 else int32(-(bit & 0x7FFFFFFF))
-        block = uint32((key >> 20) + 2048)
-        slot = uint32(first[block]) + (uint32(key & 0xFFFFF) >> uint32(shift[block]))
+        block = uint32((key >> _BLOCK_BITS) + _HALF)
+        slot = uint32(first[block]) + (uint32(key & _WITHIN) >> uint32(shift[block]))
         low, high = uint32(slots[slot]), uint32(slots[slot + uint32(1)])
         while high - low > uint32(8):
             middle = (low + high) >> uint32(1)
@@ -58,7 +60,10 @@ count = _compile(_count)
 
 
 class _Bins:
-    """Counters of one group: small and fast ones, emptied into large ones before they overflow."""
+    """Counters of one group: small and fast ones, emptied into large ones before they overflow.
+
+    ``at_gap`` counts pixels above the key before and not above this one, ``at_key`` those equal to it.
+    """
 
     def __init__(self, size: int) -> None:
         self.at_gap = np.zeros(size + 1, np.uint32)
@@ -107,12 +112,12 @@ class NumbaCounter:
 
 def _slots(keys: Keys) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
     """Return where among ``keys`` each slot starts, each block's first slot and its key shift."""
-    held = np.bincount((keys >> _BLOCK_BITS) + _BLOCKS // 2, minlength=_BLOCKS)
+    held = np.bincount((keys >> _BLOCK_BITS) + _HALF, minlength=_BLOCKS)
     bits = np.minimum(np.ceil(np.log2(np.maximum(held, 1))).astype(np.int64), _BLOCK_BITS)
     shift, size = _BLOCK_BITS - bits, 1 << bits
     first = np.cumsum(size) - size
     start = np.arange(size.sum()) - np.repeat(first, size)
     start <<= np.repeat(shift, size)
-    start += np.repeat((np.arange(_BLOCKS) - _BLOCKS // 2) << _BLOCK_BITS, size)
+    start += np.repeat((np.arange(_BLOCKS) - _HALF) << _BLOCK_BITS, size)
     slots = np.append(np.searchsorted(keys, start.astype(np.int32)), keys.size)
     return slots.astype(np.int32), first.astype(np.int32), shift.astype(np.int32)
