@@ -76,6 +76,11 @@ def test_read_toml(tmp_path: Path) -> None:
         read_toml(tmp_path / "bad.toml", MethodError)
     with pytest.raises(DatasetError, match=r"latin.toml: not UTF-8 text; save it"):
         read_toml(tmp_path / "latin.toml")
+    write(tmp_path, {"deep.toml": "a = " + "[" * 10_000})
+    with pytest.raises(DatasetError, match=r"deep.toml: not valid TOML: nested too deeply"):
+        read_toml(tmp_path / "deep.toml")
+    with pytest.raises(DatasetError, match=r"cannot be read \(Is a directory\)"):
+        read_toml(tmp_path)
     with pytest.raises(DatasetError, match=r"gone.toml: no such file; check"):
         read_toml(tmp_path / "gone.toml")
 

@@ -75,6 +75,7 @@ def test_show_has_tree_licence_and_citation() -> None:
     assert "pcb3        printed circuit board     101        100" in text
     assert "{class}/{train|test}/{specie}/{stem}.png" in zsad("show", "mvtec").output
     assert "No citation is known." in zsad("show", "br35h").output
+    assert "Categories are the folders found." in zsad("show", "real_iad").output
     assert "image metrics only" in zsad("show", "br35h").output
 
 

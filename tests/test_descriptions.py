@@ -72,6 +72,34 @@ MISTAKES = {
     ),
     "empty classes": ('nut = "hex nut"\n', "", 9, "[classes] is empty; list the classes"),
     "class without words": ('"hex nut"', '""', 10, "class 'nut' needs words"),
+    "mask rule of other values": (
+        'masks = "required"',
+        'masks = "required"\nmask_positive = [1, "2"]',
+        8,
+        "a list of values such as [1, 2]",
+    ),
+    "empty template": (IMAGE, "image = []", 12, "the key 'image' is missing"),
+    "template of slashes": (IMAGE, 'image = "./."', 13, "'./.' names no file"),
+    "template with NUL": (IMAGE, 'image = "a\\u0000.png"', 13, "has a NUL character"),
+    "several classes for a rule": (
+        NORMAL,
+        NORMAL + '\nclass = ["a", "b"]',
+        16,
+        "takes one template, not a list",
+    ),
+    "label from a mask that is not given": (
+        MASK + "\n" + NORMAL,
+        'label = "mask"',
+        14,
+        "needs a 'mask' template",
+    ),
+    "negative counts": ("\n[classes]", "expect = { normal = -3, anomaly = 1 }\n[classes]", 8, "be negative"),
+    "expect with one count": (
+        "\n[classes]",
+        "expect = { normal = 3, anomaly = 1, categories = { nut = [4] } }\n[classes]",
+        8,
+        "'nut' must be [normal, anomalous] counts, not [4]",
+    ),
     "class with a number": ('"hex nut"', "7", 10, "class 'nut' needs words"),
     "classes twice": ("[classes]", 'classes_from = "visa"\n[classes]', 9, "either [classes] or classes_from"),
     "subroot outside": ('url = "-"', 'url = "-"\nsubroot = ["../x"]', 7, "has a '..' part"),
@@ -182,6 +210,29 @@ def test_a_table_of_another_kind_is_refused() -> None:
         DatasetError, match=r"mine.toml:13: table 'list.xlsx' must be a .csv, .jsonl or .json"
     ):
         parse_description(TABLE.replace("list.csv", "list.xlsx"), Path("mine.toml"))
+
+
+def test_at_least_one_block_is_needed() -> None:
+    text = GOOD[: GOOD.index("\n[[samples]]")].replace("\n[classes]", "samples = []\n[classes]")
+    with pytest.raises(
+        DatasetError, match=r"mine.toml:8: 'samples' must be written as \[\[samples\]\] blocks"
+    ):
+        parse_description(text, Path("mine.toml"))
+
+
+def test_a_column_must_have_a_name() -> None:
+    with pytest.raises(
+        DatasetError, match=r"mine.toml:14: column 'label' must name a column of the table, not 4"
+    ):
+        parse_description(TABLE.replace('label = "label"', "label = 4"), Path("mine.toml"))
+
+
+def test_mask_values_are_a_rule_or_a_list() -> None:
+    for text, value in (('">127"', ">127"), ('"alpha>0"', "alpha>0"), ("[1, 3]", (1, 3))):
+        found = parse_description(
+            GOOD.replace("\n[classes]", f"mask_positive = {text}\n[classes]"), Path("x")
+        )
+        assert found.mask_positive == value
 
 
 def test_bad_syntax_names_the_line(tmp_path: Path) -> None:

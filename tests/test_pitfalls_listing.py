@@ -269,10 +269,11 @@ def test_harmless_forms_of_csv_are_read(text: str, tmp_path: Path) -> None:
         (HEAD + ROW + "nut,b.png\n", "list.csv:3: 2 cells, but the header has 5"),
         (HEAD + ROW + "nut,b.png,,ok,test,more\n", "list.csv:3: 6 cells, but the header has 5"),
         (HEAD.replace("label", "labels") + ROW, "list.csv:1: no column 'label'"),
+        (HEAD + 'nut,"a.png,,ok,test\n' + "x" * 200_000, "not valid csv (field larger than"),
         (HEAD + "nut,,,ok,test\n", "error: list.csv:2: the field 'image' is empty"),
         (HEAD + ",a.png,,ok,test\n", "error: list.csv:2: the class is empty"),
     ],
-    ids=["short row", "long row", "missing column", "empty image", "empty class"],
+    ids=["short row", "long row", "missing column", "endless cell", "empty image", "empty class"],
 )
 def test_broken_csv_is_refused_with_file_and_line(text: str, words: str, tmp_path: Path) -> None:
     assert words in refused(table(tmp_path, text))
@@ -285,6 +286,7 @@ def test_broken_csv_is_refused_with_file_and_line(text: str, words: str, tmp_pat
         ("meta.json", "[" * 100_000, "meta.json:1: not valid JSON (nested too deeply)"),
         ("meta.json", "1" * 5000, "meta.json:1: not valid JSON (a number is too long)"),
         ("meta.json", '{"evaluate": {}}', "no key fits `records` of the description; the keys are evaluate"),
+        ("meta.json", '{"test": []}', "meta.json test: an object with keys is expected, not list"),
         ("meta.json", '{"test": {"nut": {}}}', "a list of records is expected, not dict"),
         (
             "meta.json",
@@ -293,7 +295,16 @@ def test_broken_csv_is_refused_with_file_and_line(text: str, words: str, tmp_pat
         ),
         ("full-shot.jsonl", '\n{"image_path": \n', "full-shot.jsonl:2: not valid JSON"),
     ],
-    ids=["json syntax", "too deep", "too long", "other keys", "no list", "no object", "jsonl syntax"],
+    ids=[
+        "json syntax",
+        "too deep",
+        "too long",
+        "other keys",
+        "no classes",
+        "no list",
+        "no object",
+        "jsonl syntax",
+    ],
 )
 def test_broken_json_is_refused_with_its_place(name: str, text: str, words: str, tmp_path: Path) -> None:
     write(tmp_path, {name: text})
@@ -321,6 +332,55 @@ def test_unknown_labels_are_listed(label: str, tmp_path: Path) -> None:
 def test_labels_are_compared_as_numbers(label: str, tmp_path: Path) -> None:
     found = load_dataset(table(tmp_path, f"{HEAD}nut,a.png,,{label},test\n"))
     assert found.samples[0].anomalous is (label in ("1", "1.0", "bad"))
+
+
+def test_truth_values_of_json_are_labels(tmp_path: Path) -> None:
+    touch(tmp_path, ["a.png", "b.png"])
+    records = [{"img_path": path, "anomaly": path == "b.png"} for path in ("a.png", "b.png")]
+    write(tmp_path, {"meta.json": json.dumps({"test": {"nut": records}})})
+    assert triples(load_dataset("meta_json", tmp_path)) == {("a.png", "", 0), ("b.png", "", 1)}
+
+
+def test_numbers_that_cannot_be_padded_are_named(tmp_path: Path) -> None:
+    write(tmp_path, {"labels.csv": "id, hemorrhage\n0, 1\nx1, 0\n"})
+    touch(tmp_path, ["head_ct/000.png"])
+    with pytest.raises(
+        DatasetError, match=r"error: labels.csv:3: 'x1' of 'id' is not a whole number; correct"
+    ):
+        load_dataset("headct", tmp_path)
+
+
+def test_rows_of_classes_that_are_not_listed_are_noted(tmp_path: Path) -> None:
+    spec = table(tmp_path, f"{HEAD}{ROW}bolt,b.png,,ok,test\n")
+    write(tmp_path, {"mine.toml": TABLE.replace("[[samples]]", '[classes]\nnut = "nut"\n\n[[samples]]')})
+    found = load_dataset(spec)
+    assert keys(found) == ["a.png"]
+    assert found.notes[0] == "note: list.csv: not used: 1 image of classes that are not in [classes]: bolt"
+
+
+def test_unknown_folders_of_a_closed_list_of_anomalies_are_refused(tmp_path: Path) -> None:
+    toml = TREE + 'anomaly_when = { specie = ["dent"] }\n'
+    message = refused(tree(tmp_path, toml=toml))
+    assert "error: nut/test/hole/0.png: unknown label 'hole'; correct it; known are good, dent" in message
+
+
+def test_rules_of_another_split_are_not_used(tmp_path: Path) -> None:
+    toml = (
+        TREE + '\n[[samples]]\nsplit = "train"\nclass = "nut"\nimage = "more/{stem}.png"\nlabel = "normal"\n'
+    )
+    spec = tree(tmp_path, "more/1.png", toml=toml)
+    assert keys(load_dataset(spec)) == FILES[:2]
+    assert "more/1.png" in keys(load_dataset(spec, split="train", allow_missing=True))
+
+
+def test_masks_that_decide_labels_must_be_there_and_readable(tmp_path: Path) -> None:
+    touch(tmp_path, ["test/1.png", "test/2.png", "test/3.png", "test/3_GT.png"])
+    Image.new("L", (2, 2), 1).save(tmp_path / "test/1_GT.png")
+    with pytest.raises(DatasetError) as caught:
+        load_dataset("ksdd2", tmp_path)
+    assert "error: test/2.png: has no mask (tried test/2_GT.png)" in str(caught.value)
+    assert "error: test/3_GT.png: " in str(caught.value)
+    assert keys(load_dataset("ksdd2", tmp_path, skip_bad=True)) == ["test/1.png"]
 
 
 def test_one_image_under_two_labels_is_an_error(tmp_path: Path) -> None:

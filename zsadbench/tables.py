@@ -27,7 +27,7 @@ class Row:
 def read_rows(
     path: Path, name: str, columns: Mapping[str, str], records: tuple[Segment, ...] | None
 ) -> Iterator[Row]:
-    """Yield the records of a table; ``columns`` maps our field names to the table's.
+    """Yield the records of a .csv, .jsonl or .json; ``columns`` maps our field names to the table's.
 
     ``name`` is the path shown in messages; ``records`` is the key path to the lists inside a json.
     A missing or null field is the empty string, except that a csv must have every column.
@@ -38,9 +38,7 @@ def read_rows(
         return _csv_rows(text, name, columns)
     if suffix == ".jsonl":
         return _picked(_jsonl_records(text, name), columns)
-    if suffix == ".json":
-        return _picked(_json_records(text, name, records or ()), columns)
-    raise DatasetError(f"{name}: a table must be .csv, .jsonl or .json; convert it to one of these.")
+    return _picked(_json_records(text, name, records or ()), columns)
 
 
 def as_text(value: object) -> str:
