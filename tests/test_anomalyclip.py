@@ -103,6 +103,15 @@ def test_layers_before_the_value_stream_are_ordinary(checkpoint: Path) -> None:
     assert torch.allclose(local[6], found.clip.vision.project(before + first_values), atol=1e-5)
 
 
+def test_value_stream_may_begin_at_the_first_block(checkpoint: Path) -> None:
+    found = observer(dataclasses.replace(method(checkpoint), features=(1,), value_from=1))
+    x = found.clip.vision.embed(batch().images[:, 0])
+    _, _, v = found.clip.vision.blocks[0].qkv(x)
+    wanted = found.clip.vision.project(x + found.clip.vision.blocks[0].attend(v, v, v))
+    local = found.local_tokens(found.clip.vision.trace(batch()))
+    assert torch.allclose(local[1], wanted, atol=1e-5)
+
+
 def test_deep_prompts_are_rounded_once_per_sentence() -> None:
     prompt = torch.tensor([[1.0006]], requires_grad=True)
     rounded = deep_vectors(prompt, 2, half=True)
