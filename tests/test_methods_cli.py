@@ -109,6 +109,8 @@ def test_show_a_users_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert code == 0
     assert out.startswith("Brightness as anomaly (mine.Mine, version ")
     assert "layers     6,12,18,24" in out
+    assert "limit      none" in out
+    assert str(tmp_path) in "".join(out.split())
 
 
 @pytest.mark.parametrize(

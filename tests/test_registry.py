@@ -241,12 +241,11 @@ class TestSpecs:
         assert resolve(spec, settings={"gain": "2"}).method.gain == 2.0  # type: ignore[attr-defined]
 
     def test_an_edited_file_is_another_version(self, tmp_path: Path) -> None:
-        (tmp_path / "a").mkdir()
-        (tmp_path / "b").mkdir()
-        first = parse_spec(toy.write(tmp_path / "a"))[0]
-        other = parse_spec(toy.write(tmp_path / "b", "images[:, 0]", "images[:, -1]"))[0]
+        first = resolve(toy.write(tmp_path))
+        other = resolve(toy.write(tmp_path, "gain: float = 1.0", "gain: float = 7.0"))
         assert first.id == other.id
-        assert first.version != other.version
+        assert first.card.version != other.card.version
+        assert (first.parameters["gain"], other.parameters["gain"]) == (1.0, 7.0)
 
     def test_a_class_of_a_package(self) -> None:
         card, _ = parse_spec("zsadbench.methods.winclip:WinClip")

@@ -113,12 +113,17 @@ def _class_value(cls: type, key: str, kind: type, spec: str) -> Any:
     return value
 
 
-@cache
 def _file_module(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    # A name of its own, so that two files of one name, or a file named like a library, do not collide.
-    name = f"zsad_user_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    return _imported(path, zlib.crc32(str(path.resolve()).encode() + path.read_bytes()))
+
+
+@cache
+def _imported(path: Path, stamp: int) -> ModuleType:
+    # A name of its own, so that files of one name, a file named like a library, or two states of one
+    # file do not collide.
+    name = f"zsad_user_{path.stem}_{stamp:08x}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path}: not a Python file")

@@ -145,6 +145,7 @@ def _facts(console: Console, rows: Iterable[tuple[str, str]]) -> None:
 def _about(found: Resolved) -> list[tuple[str, str]]:
     card, backbone, image = found.card, found.method.backbone, found.method.preprocess
     repository, _, commit = card.code.partition("@")
+    code = f"github.com/{repository} at {commit}" if commit else "none published by the authors"
     tiles = "; two square tiles at the ends of the longer side" if image.tiles == "ends" else ""
     rgb = f"RGB {image.rgb} resizing"
     scores = "one image alone"
@@ -154,7 +155,7 @@ def _about(found: Resolved) -> list[tuple[str, str]]:
     rows = [
         ("kind", _kind(card) + (", needs a checkpoint" if found.needs_checkpoint else "")),
         ("paper", card.paper),
-        ("code", f"github.com/{repository} at {commit}" if commit else "none published by the authors"),
+        ("code", code if card.path.suffix == ".toml" else str(card.path)),
         ("backbone", f"{backbone.name}, weights {backbone.weights}, activation {backbone.activation}"),
         ("positions", f"resized {backbone.position}"),
         ("resolution", f"{image.size} pixels, {image.resize}, {image.interpolation}, {rgb}{tiles}"),
@@ -181,7 +182,7 @@ def _value(value: Any, full: bool = False) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, list):
-        return str(value) if value != "" else '""'
+        return "none" if value is None else str(value) or '""'
     if not all(isinstance(item, str) for item in value):
         return ",".join(map(str, value))
     kept = value if full else value[:SHOWN]
