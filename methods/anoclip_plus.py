@@ -118,7 +118,7 @@ class AnoClipPlusObserver(AnoClipObserver):
         with torch.inference_mode(False), torch.enable_grad():
             tiled = tokens.float().clone().view(len(batch.keys), -1, *tokens.shape[1:])
             grid = self.adapted(tiled, batch)
-        return {"map": as_grid(grid), "views": views}
+        return {"map": as_grid(grid, self.clip.vision.grid(batch.images)), "views": views}
 
     def adapted(self, tokens: Tensor, batch: Batch) -> Tensor:
         """Return anomaly probabilities (B, T, N) of patch ``tokens`` (B, T, N, C) after the adaptation."""

@@ -12,7 +12,7 @@ from zsadbench.clip import Clip, Trace
 from zsadbench.errors import MethodError
 from zsadbench.method import Backbone, Batch, Evidence, Preprocess
 
-from ._shared import NORMAL_STATES, Anchors, anomaly_probability, ensemble_anchors
+from ._shared import NORMAL_STATES, Anchors, anomaly_probability, as_grid, ensemble_anchors
 from .clip_ad import SCALE, Linear, checkpoint_shapes, layer_logits, layer_maps, linear_layers
 
 
@@ -116,8 +116,9 @@ class AprilGanObserver:
         trace = self.clip.vision.trace(batch)
         tokens = [self.after(trace, layer)[:, 1:] for layer in self.method.features]
         image = self.clip.vision.project(trace.output[:, 0])
+        logits = layer_logits(tokens, self.linear, anchors)
         return {
-            "layers": layer_logits(tokens, self.linear, anchors),
+            "layers": as_grid(logits, self.clip.vision.grid(batch.images)),
             "score": anomaly_probability(image, anchors, SCALE),
         }
 

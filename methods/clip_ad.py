@@ -178,17 +178,17 @@ class ClipAdObserver:
     def observe(self, batch: Batch) -> Evidence:
         """Compare the tokens of each stage with the texts, weighted by what the class token says."""
         anchors = self.anchors.of(batch.categories)
-        trace = self.clip.vision.trace(batch)
+        trace, grid = self.clip.vision.trace(batch), self.clip.vision.grid(batch.images)
         maps, similarity = [], torch.empty(0)
         for layer in self.method.features:
             features = F.normalize(self.surgery_tokens(trace, layer), dim=-1)
             similarity = features @ anchors.mT  # (B, 1+N, 2)
             maps.append(surgery(similarity)[:, 1:])
         score = torch.sigmoid(SCALE * (similarity[:, 0, 1] - similarity[:, 0, 0]))
-        evidence = {"map": as_grid(torch.stack(maps).sum(dim=0)), "score": score}
+        evidence = {"map": as_grid(torch.stack(maps).sum(dim=0), grid), "score": score}
         if self.linear:
             tokens = [self.tapped(trace, layer)[:, 1:] for layer in self.method.features]
-            evidence["layers"] = layer_logits(tokens, self.linear, anchors)
+            evidence["layers"] = as_grid(layer_logits(tokens, self.linear, anchors), grid)
         return evidence
 
     def tapped(self, trace: Trace, layer: int) -> Tensor:
@@ -264,10 +264,10 @@ def linear_features(tokens: Tensor, layer: Linear) -> Tensor:
 
 
 def layer_logits(tokens: Sequence[Tensor], layers: Sequence[Linear], anchors: Tensor) -> Tensor:
-    """Return anomalous minus normal logits (B, K, g, g) of each layer's tokens (B, N, W)."""
+    """Return anomalous minus normal logits (B, K, N) of each layer's tokens (B, N, W)."""
     direction = SCALE * (anchors[:, 1] - anchors[:, 0])[..., None]
     found = [linear_features(own, layer) @ direction for own, layer in zip(tokens, layers, strict=True)]
-    return as_grid(torch.stack([one[..., 0] for one in found], dim=1))
+    return torch.stack([one[..., 0] for one in found], dim=1)
 
 
 def layer_maps(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -104,6 +104,33 @@ def test_optimiser_is_adamw() -> None:
             torch.testing.assert_close(mine, wanted.detach(), rtol=1e-6, atol=1e-7)
 
 
+def test_tiles_of_frames_of_any_shape_are_adapted_together() -> None:
+    method = {"adapter": "linear", "reset": True}
+    frames = torch.tensor([[84, 112], [84, 100], [126, 84], [84, 84]])
+    tiles = IMAGES.view(4, 2, 3, 84, 84)
+
+    def observed(numbers: list[int]) -> Tensor:
+        made = tiny.batch(tiles[numbers], [NAMES[number] for number in numbers])
+        keys = [f"{number}.png" for number in numbers]
+        with torch.inference_mode():
+            evidence = observer(**method).observe(dataclasses.replace(made, keys=keys, frame=frames[numbers]))
+        return evidence["map"]
+
+    whole = observed([0, 1, 2, 3])
+    assert whole.shape == (4, 2, 6, 6)
+    for numbers in ([3], [2, 0], [1, 2]):
+        assert apart(observed(numbers), whole[numbers]) < TOLERANCE
+
+
+def test_inputs_need_not_be_square() -> None:
+    wide = tiny.batch(torch.cat([IMAGES[:2], IMAGES[:2, ..., :42]], dim=-1), NAMES[:2])
+    one = observer(reset=True)
+    with torch.inference_mode():
+        evidence = one.observe(wide)
+    assert evidence["map"].shape == (2, 1, 6, 9)
+    assert one.method.maps(evidence, (84, 126)).shape == (2, 84, 126)
+
+
 def test_losses_are_those_of_the_two_way_softmax() -> None:
     cosines = torch.randn(3, 2, 25, 2, generator=torch.Generator().manual_seed(1))
     p = cosines.softmax(dim=-1)

@@ -67,8 +67,8 @@ def load_checkpoint(path: str | Path, method: str, shapes: Shapes) -> dict[str, 
     if not str(path):
         raise MethodError(
             f"'{method}' is a trained method and needs a checkpoint: pass one with --checkpoint FILE; train "
-            f"it with zsad train --method {method} --dataset DATASET --out FILE, or convert the authors' "
-            f"with zsad checkpoints import FILE --method {method} --trained-on DATASET"
+            f"it with zsad train --method {method} --dataset DATASET --out FILE, or convert the file of its "
+            f"authors with zsad checkpoints import FILE --method {method} --trained-on DATASET"
         )
     path = Path(path)
     provenance = read_provenance(path)
