@@ -64,7 +64,7 @@ def go(folder: Path, tmp_path: Path) -> Run:
             "quiet": True,
             "workers": 1,
         }
-        return execute(methods or ("clip",), str(where), Request(**base | options), stop)
+        return execute(methods or ("clip",), [str(where)], Request(**base | options), stop)
 
     return run
 
@@ -93,6 +93,26 @@ def test_a_run_leaves_a_whole_record(go: Run) -> None:
     assert observation["wordings"] == {"bolt": "bolt", "cloth": "cloth"}
     rows = (record.path.parent / "images.csv").read_text().splitlines()
     assert len(rows) == 13 and rows[0] == "key,category,anomalous,image_score,map_min,map_max"
+
+
+def test_several_datasets_share_the_towers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    real = engine.load_clip
+
+    def count(backbone: Backbone, device: Any, dtype: torch.dtype) -> Clip:
+        loaded.append(backbone.name)
+        return real(backbone, device, dtype)
+
+    monkeypatch.setattr(engine, "load_clip", count)
+    second = make_folder(tmp_path / "others", categories=("gear",))
+    request = Request(
+        backbone="tiny-l14", weights="random", settings=SMALL, out=tmp_path / "results", quiet=True
+    )
+    outcome = execute(["clip"], [str(folder), str(second)], request)
+    assert [record.dataset for record in outcome.records] == ["parts", "others"]
+    assert loaded == ["tiny-l14"]
 
 
 def test_the_second_run_observes_nothing(go: Run, monkeypatch: pytest.MonkeyPatch) -> None:

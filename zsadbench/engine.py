@@ -100,10 +100,11 @@ class Encoder:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         batch_size: int | None = None,
+        clips: dict[Backbone, Clip] | None = None,
     ) -> None:
         self.tasks, self.device, self.dtype = tasks, device, dtype
         self.batch_size = batch_size or (32 if device.type == "cuda" else 8)
-        self.clips: dict[Backbone, Clip] = {}
+        self.clips = {} if clips is None else clips
         self.report = Pass()
 
     def clip(self, backbone: Backbone) -> Clip:
@@ -245,7 +246,7 @@ def observe(
     specs = [task.method.preprocess for task in tasks if task.missing]
     options: dict[str, Any] = {} if max_pixels is None else {"max_pixels": max_pixels}
     buffers: dict[tuple[int, int], list[tuple[list[Loaded], dict[str, Tensor]]]] = {}
-    progress.start(len(wanted))
+    progress.start()
     with closing(stream(wanted, specs, workers=workers, orient=orient, **options)) as loader:
         for indices, owners in groups:
             active = [tasks[t] for t, _ in owners]

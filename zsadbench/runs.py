@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cards import card_paths
-from .engine import DTYPES, Encoder, Pass, Task, observe, peak_memory_mb, pick_device
+from .clip import Clip
+from .engine import DTYPES, Encoder, Task, observe, peak_memory_mb, pick_device
 from .environment import environment
 from .errors import DatasetError, MethodError, UsageError, ZsadError, suggest
 from .files import contents_digest, digest_of, sha256_of
 from .images import scan
+from .method import Backbone
 from .progress import Progress
 from .records import Record, read_observation, write_observation
 from .registry import Resolved, method_cards, parse_spec, resolve, wordings
@@ -82,30 +84,31 @@ class Outcome:
     notes: list[str]
 
 
-def run(method: str | Sequence[str], dataset: str, **options: Any) -> pd.DataFrame:
-    """Run one or several methods on a dataset and return one row per method and category.
+def run(method: str | Sequence[str], dataset: str | Sequence[str], **options: Any) -> pd.DataFrame:
+    """Run one or several methods on one or several datasets; returns a row per method and category.
 
     ``method`` ids as on the command line (``"anoclip@tiled"``, ``"mine.py:Mine"``, ``"all"``); ``dataset``
-    an id, a description or a folder; ``options`` the fields of :class:`Request`.
+    ids, descriptions or folders; ``options`` the fields of :class:`Request`.
 
     Raises:
         ZsadError: with one line that says what is wrong and what to do.
     """
     methods = [method] if isinstance(method, str) else list(method)
+    datasets = [dataset] if isinstance(dataset, str) else list(dataset)
     known = {entry.name for entry in dataclasses.fields(Request)}
     for name in options:
         if name not in known:
             raise UsageError(f"run has no option '{name}'.{suggest(name, known)}")
-    outcome = execute(methods, dataset, Request(**options))
-    return frame(outcome.records)
+    return frame(execute(methods, datasets, Request(**options)).records)
 
 
 def execute(
-    methods: Sequence[str], dataset: str, request: Request, stop: threading.Event | None = None
+    methods: Sequence[str], datasets: Sequence[str], request: Request, stop: threading.Event | None = None
 ) -> Outcome:
     """Observe what is not observed yet, score every method, and return what came of it.
 
-    ``stop`` ends the pass after the slice in work; a later run goes on there.
+    Every dataset is listed and scanned before the first image is encoded.  ``stop`` ends the pass after
+    the slice in work; a later run goes on there.
 
     Raises:
         ZsadError: before anything is computed, wherever that is possible.
@@ -115,25 +118,53 @@ def execute(
     if request.dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{request.dtype}'.{suggest(request.dtype, DTYPES)}")
     chosen = _chosen(methods)
-    data, skipped_samples = find_samples(dataset, request)
-    resolved, skipped = _methods(chosen, "all" in methods, data, request)
-    jobs = [_job(item, seed, dataset, data, skipped_samples, request) for item, seed in resolved]
-    jobs = list({job.run_dir: job for job in jobs}.values())
-    title = f"{data.id}: {', '.join(dict.fromkeys(job.task.name for job in jobs))}"
-    with Progress(title, quiet=request.quiet) as progress:
-        report = _observe(jobs, data, request, device, progress, stop)
-        records = []
-        for job in jobs:
-            progress.say(f"{data.id}: scoring {job.task.name}")
-            rules = rules_for(job.resolved, request.protocol, _protocol_options(request, job))
-            records.append(
-                score_observation(
-                    job.run_dir, job.observation, job.resolved, data, rules, workers=request.workers
-                )
+    outcome = Outcome([], {}, {}, [])
+    plans = [_plan(chosen, "all" in methods, spec, request, outcome) for spec in dict.fromkeys(datasets)]
+    clips: dict[Backbone, Clip] = {}
+    with Progress([_images_to_do(data, jobs) for data, jobs in plans], quiet=request.quiet) as progress:
+        for data, jobs in plans:
+            encoder = Encoder(
+                [job.task for job in jobs if job.task.missing],
+                device=device,
+                dtype=DTYPES[request.dtype],
+                batch_size=request.batch_size,
+                clips=clips,
             )
-    failed = {item["key"]: item["reason"] for job in jobs for item in job.observation["failed"]}
-    notes = [*data.notes, *(f"{count} images: {note}" for note, count in report.notes.items())]
-    return Outcome(records, skipped, failed, notes)
+            _observe(jobs, data, request, encoder, progress, stop)
+            for job in jobs:
+                progress.say(f"{data.id}: scoring {job.task.name}")
+                outcome.records.append(_score(job, data, request))
+                outcome.failed |= {item["key"]: item["reason"] for item in job.observation["failed"]}
+            outcome.notes += [
+                f"{data.id}: {count} images: {note}" for note, count in encoder.report.notes.items()
+            ]
+    return outcome
+
+
+def _plan(
+    chosen: Sequence[str], everything: bool, spec: str, request: Request, outcome: Outcome
+) -> tuple[Dataset, list[Job]]:
+    """Return a dataset and its jobs; what is left out and what was noticed goes to ``outcome``."""
+    data, skipped_samples = find_samples(spec, request)
+    outcome.notes += [f"{data.id}: {note}" for note in data.notes]
+    resolved, skipped = _methods(chosen, everything, data, request)
+    outcome.skipped |= skipped
+    jobs = [_job(item, seed, spec, data, skipped_samples, request) for item, seed in resolved]
+    jobs = list({job.run_dir: job for job in jobs}.values())
+    for job in jobs:
+        job.task.plan(data.samples)
+    return data, jobs
+
+
+def _images_to_do(data: Dataset, jobs: Sequence[Job]) -> tuple[str, int]:
+    """Return what the progress calls this dataset, and how many of its images must be encoded."""
+    wanted = {i for job in jobs for number in job.task.missing for i in job.task.slices[number]}
+    return f"{data.id}: {', '.join(dict.fromkeys(job.task.name for job in jobs))}", len(wanted)
+
+
+def _score(job: Job, data: Dataset, request: Request) -> Record:
+    rules = rules_for(job.resolved, request.protocol, _protocol_options(request, job))
+    return score_observation(job.run_dir, job.observation, job.resolved, data, rules, workers=request.workers)
 
 
 def _protocol_options(request: Request, job: Job) -> dict[str, Any]:
@@ -386,43 +417,30 @@ def _observe(
     jobs: Sequence[Job],
     data: Dataset,
     request: Request,
-    device: Any,
+    encoder: Encoder,
     progress: Progress,
     stop: threading.Event | None,
-) -> Pass:
-    for job in jobs:
-        job.task.plan(data.samples)
+) -> None:
+    about = environment(encoder.device, request.dtype)
     todo = [job for job in jobs if job.task.missing]
-    encoder = Encoder(
-        [job.task for job in todo], device=device, dtype=DTYPES[request.dtype], batch_size=request.batch_size
-    )
-    about = environment(device, request.dtype)
     for job in todo:
         job.observation |= {"environment": about, "created": _now()}
         write_observation(job.run_dir, job.observation)
-        for category in [] if job.task.order_dependent else data.categories[:1]:
-            encoder.prepare(job.task, category)  # a method that cannot run says so before the first image
+        encoder.prepare(job.task, data.categories[0])  # what cannot run says so before the first image
     start = time.perf_counter()
-    observe(
-        [job.task for job in todo],
-        data.samples,
-        encoder,
-        progress,
-        workers=request.workers,
-        orient=data.masks == "none",
-        stop=stop,
-    )
+    orient = data.masks == "none"
+    observe(encoder.tasks, data.samples, encoder, progress, workers=request.workers, orient=orient, stop=stop)
     encoder.report.seconds["total"] = time.perf_counter() - start
     for job in jobs:
         if job in todo:
-            _finish(job, data, encoder.report, device)
+            _finish(job, encoder)
         else:
             job.observation = read_observation(job.run_dir)
-    return encoder.report
 
 
-def _finish(job: Job, data: Dataset, report: Pass, device: Any) -> None:
+def _finish(job: Job, encoder: Encoder) -> None:
     """Complete the observation with what the pass found and write it."""
+    report = encoder.report
     hashes: dict[str, str] = {}
     failed: dict[str, str] = {}
     for number in range(len(job.task.slices)):
@@ -435,7 +453,7 @@ def _finish(job: Job, data: Dataset, report: Pass, device: Any) -> None:
         "seconds": {name: round(seconds, 4) for name, seconds in report.seconds.items()},
         "images_per_second": round(report.images / max(report.seconds["total"], 1e-9), 3),
         "batch_size": report.batch_size,
-        "peak_memory_mb": round(peak_memory_mb(device), 1),
+        "peak_memory_mb": round(peak_memory_mb(encoder.device), 1),
         "complete": True,
     }
     write_observation(job.run_dir, job.observation)

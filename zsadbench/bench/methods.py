@@ -170,7 +170,7 @@ def _pipeline(methods: Sequence[Resolved], data: Dataset, encoder: Encoder, out:
         task.plan(data.samples)
     encoder.tasks, encoder.report = tasks, Pass()
     start = time.perf_counter()
-    observe(tasks, data.samples, encoder, Progress("bench", quiet=True))
+    observe(tasks, data.samples, encoder, Progress([("bench", len(data.samples))], quiet=True))
     _synchronise(encoder)
     seconds = time.perf_counter() - start
     maps = score = 0.0

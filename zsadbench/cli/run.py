@@ -85,7 +85,8 @@ def run(
         typer.Option("--method", "-m", help="A method id, id@variant, FILE.py:Class or 'all'; repeatable."),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option("--dataset", "-d", help="A dataset id, a description (.toml) or a folder.")
+        list[str] | None,
+        typer.Option("--dataset", "-d", help="A dataset id, a description (.toml) or a folder; repeatable."),
     ] = None,
     data: Data = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where records go.")] = Path("results"),
@@ -163,7 +164,7 @@ def run(
     """Run one or several methods on a dataset in one pass over its images."""
     if not method:
         raise UsageError("name a method with --method (repeatable, or 'all'); see: zsad methods")
-    if dataset is None:
+    if not dataset:
         raise UsageError("name a dataset with --dataset: an id, a .toml or a folder; see: zsad datasets")
     from ..runs import Request, execute
 
