@@ -60,7 +60,8 @@ class PixelMetrics:
     order of updates, on ``keep`` or on the back end.
 
     An image is anomalous here when its mask is not empty; regions are ``connectivity``-connected.
-    ``aupimo`` is the interval of false-positive rates of AUPIMO (arXiv 2401.01984), or None.
+    ``aupimo`` is the interval of false-positive rates of AUPIMO (arXiv 2401.01984), or None; it costs
+    8 bytes per distinct anomalous score for each size that normal images come in.
     ``resize="bilinear"`` brings maps to the size of their mask; without it, sizes must agree.
     """
 
