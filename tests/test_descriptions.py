@@ -310,3 +310,30 @@ def test_class_words_of_another_description_can_be_used() -> None:
         parse_description(
             GOOD.replace('\n[classes]\nnut = "hex nut"', 'classes_from = "vista"'), Path("mine.toml")
         )
+
+
+def described(root: Path, rule: str) -> list[str]:
+    text = 'format = 1\nid = "m"\ntitle = "M"\ndomain = "any"\nmasks = "none"\n\n[[samples]]\nclass = "x"\n'
+    write(root, {"m.toml": text + rule})
+    return [sample.key for sample in load_dataset(str(root / "m.toml")).samples]
+
+
+def test_the_first_alternative_with_a_match_is_used_alone(tmp_path: Path) -> None:
+    rule = 'image = ["none/{stem}.png", "new/{stem}.png", "old/{stem}.png"]\nlabel = "normal"\n'
+    touch(tmp_path, ["old/1.png", "old/2.png"])
+    assert described(tmp_path, rule) == ["old/1.png", "old/2.png"]
+    touch(tmp_path, ["new/1.png"])
+    assert described(tmp_path, rule) == ["new/1.png"]
+
+
+def test_alternatives_of_a_table_are_tried_row_by_row(tmp_path: Path) -> None:
+    rule = 'table = "list.csv"\ncolumns = { id = "id" }\nimage = ["new/{id}.png", "old/{id}.png"]\nlabel = "normal"\n'
+    write(tmp_path, {"list.csv": "id\n1\n2\n"})
+    touch(tmp_path, ["old/1.png", "old/2.png", "new/2.png"])
+    assert described(tmp_path, rule) == ["new/2.png", "old/1.png"]
+
+
+def test_a_name_used_twice_must_match_the_same_text(tmp_path: Path) -> None:
+    touch(tmp_path, ["a/a_1.png", "a/b_1.png", "b/b_2.png"])
+    rule = 'image = "{item}/{item}_{stem}.png"\nlabel = "normal"\n'
+    assert described(tmp_path, rule) == ["a/a_1.png", "b/b_2.png"]
