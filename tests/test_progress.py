@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from zsadbench import progress
 from zsadbench.progress import Progress
 
 
@@ -12,7 +11,7 @@ def test_plain_lines_tell_dataset_rate_and_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 0.0, 20.0, 21.0, 40.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("zsadbench.progress.time.monotonic", lambda: next(clock))
     with Progress([("mvtec: clip", 100), ("visa: clip", 100)]) as shown:
         shown.start()
         shown.advance(40)
