@@ -327,7 +327,8 @@ def test_the_first_alternative_with_a_match_is_used_alone(tmp_path: Path) -> Non
 
 
 def test_alternatives_of_a_table_are_tried_row_by_row(tmp_path: Path) -> None:
-    rule = 'table = "list.csv"\ncolumns = { id = "id" }\nimage = ["new/{id}.png", "old/{id}.png"]\nlabel = "normal"\n'
+    table = 'table = "list.csv"\ncolumns = { id = "id" }\n'
+    rule = table + 'image = ["new/{id}.png", "old/{id}.png"]\nlabel = "normal"\n'
     write(tmp_path, {"list.csv": "id\n1\n2\n"})
     touch(tmp_path, ["old/1.png", "old/2.png", "new/2.png"])
     assert described(tmp_path, rule) == ["new/2.png", "old/1.png"]
