@@ -103,7 +103,7 @@ def anomaly_probability(features: Tensor, anchors: Tensor, scale: float = 1.0) -
     return torch.sigmoid(scale * logits[..., 0]).view(unit.shape[:-1])
 
 
-def as_grid(values: Tensor) -> Tensor:
-    """Return patch values (B, N) as square grids (B, g, g)."""
+def as_grid(values: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    """Return patch values (B, N) as grids (B, gh, gw), square unless ``grid`` says otherwise."""
     side = round(values.shape[-1] ** 0.5)
-    return torch.unflatten(values, -1, (side, side))
+    return torch.unflatten(values, -1, grid or (side, side))

@@ -132,11 +132,12 @@ class AnoClipObserver:
         tiles = batch.images.shape[1]
         anchors = self.anchors.of(batch.categories)
         feature, tokens = self.dual_path(batch)
-        grid = anomaly_probability(tokens, anchors.repeat_interleave(tiles, 0))
+        patches = anomaly_probability(tokens, anchors.repeat_interleave(tiles, 0))
+        grids = as_grid(patches, self.clip.vision.grid(batch.images))
         views = anomaly_probability(torch.unflatten(feature, 0, (-1, tiles)), anchors)
         if self.method.augment and tiles == 1:
             views = torch.cat([views, self.augmented(batch.images[:, 0], anchors)], dim=1)
-        return {"map": torch.unflatten(as_grid(grid), 0, (-1, tiles)), "views": views}
+        return {"map": torch.unflatten(grids, 0, (-1, tiles)), "views": views}
 
     def dual_path(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the class feature (B*T, C) and the local patch tokens (B*T, N, C), un-normalised."""

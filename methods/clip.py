@@ -40,13 +40,14 @@ class PlainClip:
 
 @dataclass(frozen=True)
 class PlainClipObserver:
-    """Evidence: ``map`` (B, g, g) and ``score`` (B,), both probabilities."""
+    """Evidence: ``map`` (B, gh, gw) and ``score`` (B,), both probabilities."""
 
     clip: Clip
     anchors: Anchors
 
     def observe(self, batch: Batch) -> Evidence:
         """Project the last block's tokens and compare them with both texts."""
-        features = self.clip.vision.project(self.clip.vision.trace(batch).output)
+        vision = self.clip.vision
+        features = vision.project(vision.trace(batch).output)
         p = anomaly_probability(features, self.anchors.of(batch.categories), self.clip.logit_scale)
-        return {"score": p[:, 0], "map": as_grid(p[:, 1:])}
+        return {"score": p[:, 0], "map": as_grid(p[:, 1:], vision.grid(batch.images))}

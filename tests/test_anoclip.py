@@ -132,6 +132,13 @@ def test_stitching_two_equal_tiles_is_their_mean_and_portraits_are_turned() -> N
     assert torch.equal(stitch(first, last, (11, 8))[:3], first[:3])
 
 
+def test_a_frame_need_not_be_square() -> None:
+    wide = tiny.batch(tiny.images(0, 1, 96)[..., :48, :], ["nut"])
+    evidence = observe(replace(METHOD, augment=False), wide)
+    assert evidence["map"].shape == (1, 1, 3, 6)
+    assert METHOD.maps(evidence, (48, 96)).shape == (1, 48, 96)
+
+
 def test_the_mean_repeats_the_edge() -> None:
     grid = torch.arange(9.0).view(1, 1, 3, 3)
     found = box_mean(grid)[0, 0]
