@@ -31,7 +31,7 @@ def test_probabilities_are_those_of_open_clip() -> None:
     model.visual.output_tokens = True
     images = tiny.images(0, 2, 84)
     pooled, tokens = model.visual(images)
-    features = torch.cat([pooled[:, None], model.visual.ln_post(tokens) @ model.visual.proj], dim=1)
+    features = torch.cat([pooled[:, None], tokens @ model.visual.proj], dim=1)  # after ln_post
     tokenize = open_clip.get_tokenizer("ViT-L-14")
     evidence = observe(images, ["nut", "cable"])
     for image, words in enumerate(("metal nut", "cable")):
