@@ -16,6 +16,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MANY = 40
+"""More names than this are not listed in a message."""
+
 
 class ZsadError(Exception):
     """Base of all errors a user can cause or cure; exit code 2."""
@@ -48,9 +51,9 @@ class MetricError(ZsadError, ValueError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the nearest known name, else the list of known names."""
-    choices = sorted(known)
+    """Return ``" Did you mean 'x'?"`` for the nearest known name, else the known names if they are few."""
+    choices = {choice.lower(): choice for choice in sorted(known)}
     near = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.6)
     if near:
-        return f" Did you mean '{near[0]}'?"
-    return f" Known: {', '.join(choices)}." if choices else ""
+        return f" Did you mean '{choices[near[0]]}'?"
+    return f" Known: {', '.join(sorted(choices.values()))}." if 0 < len(choices) <= MANY else ""

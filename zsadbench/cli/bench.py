@@ -23,7 +23,9 @@ def bench(
     what: Annotated[
         list[str] | None, typer.Argument(metavar="METHOD...|metrics|loader", help="What to measure.")
     ] = None,
-    backbone: Annotated[str | None, typer.Option("--backbone", help="Another CLIP than the method's.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", help="Another CLIP than the method's.")
+    ] = None,
     weights: Annotated[str, typer.Option("--weights", help="A tag, a file or random.")] = "random",
     settings: Annotated[
         list[str] | None,
