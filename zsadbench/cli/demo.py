@@ -1,0 +1,44 @@
+"""``zsad demo``: render the demo data, train the miniature CLIP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Render the demo data; train the miniature CLIP.", no_args_is_help=True)
+
+
+@app.command()
+def data(
+    out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
+    aux: Annotated[bool, typer.Option("--aux", help="The auxiliary categories, for training.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Same seed, same files.")] = 0,
+) -> None:
+    """Write the demo set as a tree in the layout of MVTec AD."""
+    from ..demo.data import write_demo
+
+    total = write_demo(out, auxiliary=aux, seed=seed, say=print)
+    print(f"{total} images in {out}")
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option("--out", help="The weight file to write (.safetensors).")],
+    images: Annotated[int, typer.Option("--images", min=1, help="Pictures to train on.")] = 170_000,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, help="Stop after this time; go on later with --resume.")
+    ] = float("inf"),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights and pictures.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside OUT.")] = False,
+    every: Annotated[float, typer.Option("--every", help="Seconds between checkpoints.")] = 120.0,
+) -> None:
+    """Train the miniature CLIP on rendered pictures of the auxiliary categories and their captions."""
+    from ..demo.probe import report
+    from ..demo.train import Recipe, train
+
+    done = train(
+        Recipe(images, seed), out, seconds=seconds, resume=resume, every=every, probe=report, say=print
+    )
+    print(f"{out} written" if done else f"{out} written, training not finished: go on with --resume")

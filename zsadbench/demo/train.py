@@ -1,0 +1,270 @@
+"""Training of the miniature CLIP: contrast between captions, and patches against the captions of their pair.
+
+Three terms of equal weight.  (1) CLIP's symmetric contrast over the batch, where every caption that is true
+of a picture is a positive (Khosla et al., 2020, for several positives).  (2) Each picture against the two
+captions of its own pair, sound and faulty.  (3) Each patch of the value-value stream over all blocks, the
+form of AnoCLIP (Deng et al., 2023), against the same two captions, both classes weighted equally.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..clip import Block, Text, Vision
+from ..errors import WeightsError
+from ..files import write_atomic
+from ..method import OPENAI_MEAN, OPENAI_STD, Backbone
+from ..weights import find_weights
+from .batches import Pairs, pairs
+from .tokenizer import PrunedTokenizer
+
+DEFECTIVE = 0.15
+"""A patch is a positive if more than this part of it is defective; one with a smaller part is left out."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast: ``images`` in all, of which the last ``decay`` part lowers the rate to zero.
+
+    A step averages the gradients of ``shards`` batches of ``pairs`` pairs each, computed side by side.
+    """
+
+    images: int
+    seed: int = 0
+    shards: int = 2
+    pairs: int = 12
+    rate: float = 8e-4
+    warm: int = 5_000
+    decay: float = 0.3
+
+    @property
+    def step(self) -> int:
+        """Number of images of a step."""
+        return 2 * self.shards * self.pairs
+
+    def rate_at(self, seen: int) -> float:
+        """Return the learning rate after ``seen`` images: linear warm-up, constant, then half a cosine."""
+        left = (self.images - seen) / (self.decay * self.images)
+        return (
+            self.rate
+            * min(1.0, seen / self.warm)
+            * (0.5 - 0.5 * math.cos(math.pi * min(1.0, max(0.0, left))))
+        )
+
+
+class Student:
+    """The miniature CLIP under training: both towers, the tokenizer, the logit scale."""
+
+    def __init__(self, seed: int) -> None:
+        import open_clip
+
+        weights = find_weights(Backbone("demo", "random"))
+        torch.manual_seed(seed)
+        self.model: Any = open_clip.model.CLIP(**weights.architecture())
+        self.vision, self.text = Vision(self.model.visual, "bicubic-antialias"), Text(self.model)
+        self.tokenizer = PrunedTokenizer(
+            open_clip.tokenizer.SimpleTokenizer(context_length=self.text.context),
+            weights.config["vocabulary"],
+        )
+
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class features (B, C) and value-value patch features (B, N, C), un-normalised."""
+        x = local = self.vision.embed(images)
+        for block in self.vision.blocks:
+            q, k, v = block.qkv(x)
+            local = local + attend(block, v, v, v)
+            if block is self.vision.blocks[-1]:
+                x, q = x[:, :1], q[:, :, :1]
+            x = x + attend(block, q, k, v)
+            x = x + block.mlp(x)
+        return self.vision.project(x[:, 0]), self.vision.project(local[:, 1:])
+
+    def read(self, texts: list[str]) -> Tensor:
+        """Return text features (n, C), un-normalised."""
+        tokens = self.tokenizer(texts, self.text.context)
+        return self.text.encode(tokens[:, : int(tokens.argmax(dim=-1).max()) + 1])
+
+
+def attend(block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return what ``block.attend`` does, written out: its gradient is then twice as fast on a CPU."""
+    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1, dtype=v.dtype)
+    projected: Tensor = block.attention.out_proj((weights @ v).transpose(1, 2).flatten(2))
+    return projected
+
+
+def normalised(images: Any) -> Tensor:
+    """Return network input (B, 3, S, S) of RGB pictures (B, S, S, 3) uint8."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (OPENAI_MEAN, OPENAI_STD))
+    return (pixels - mean) / std
+
+
+def losses(student: Student, batch: Pairs, precision: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the three terms: contrast, pair, patches."""
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        picture, local = student.see(normalised(batch.images))
+        texts = student.read(batch.texts)
+    picture, local, texts = (F.normalize(t.float(), dim=-1) for t in (picture, local, texts))
+    scale = student.model.logit_scale.exp()
+    logits = scale * picture @ texts.T
+    fits = torch.from_numpy(batch.fits).float()
+    contrast = (several_positives(logits, fits) + several_positives(logits.T, fits.T)) / 2
+    own = torch.stack([texts[0::2], texts[1::2]], dim=1).repeat_interleave(2, dim=0)
+    pair = F.cross_entropy(scale * torch.einsum("bc,bkc->bk", picture, own), torch.arange(len(own)) % 2)
+    margin = scale * torch.einsum("bnc,bc->bn", local, own[:, 1] - own[:, 0])
+    return contrast, pair, balanced(margin, torch.from_numpy(batch.share).flatten(1))
+
+
+def several_positives(logits: Tensor, fits: Tensor) -> Tensor:
+    """Return the mean over rows of the mean negative log-probability of the columns that fit."""
+    return -((F.log_softmax(logits, dim=1) * fits).sum(dim=1) / fits.sum(dim=1).clamp(min=1)).mean()
+
+
+def balanced(margin: Tensor, share: Tensor) -> Tensor:
+    """Return the binary cross-entropy of patch margins, defective and sound patches weighted equally."""
+    positive, negative = share > DEFECTIVE, share == 0
+    return (F.softplus(-margin[positive]).mean() + F.softplus(margin[negative]).mean()) / 2
+
+
+def gradients(
+    student: Student, recipe: Recipe, number: int, precision: torch.dtype
+) -> tuple[list[Tensor], Tensor]:
+    """Return the gradients of batch ``number`` for every parameter, and its three losses."""
+    terms = torch.stack(losses(student, pairs(recipe.pairs, recipe.seed, number), precision))
+    return list(torch.autograd.grad(terms.sum(), list(student.model.parameters()))), terms.detach()
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    seconds: float = math.inf,
+    resume: bool = False,
+    every: float = 120.0,
+    half: bool = True,
+    say: Callable[[str], None] = print,
+    probe: Callable[[Student], str] | None = None,
+) -> bool:
+    """Train and write ``out`` (half-precision safetensors); return whether all images were seen.
+
+    A checkpoint beside ``out`` (suffix ``.resume``) is written every ``every`` seconds and when
+    ``seconds`` have passed; ``resume`` goes on from it.  ``half`` computes in bfloat16.  ``probe`` is
+    called at each checkpoint and its report printed.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(recipe.shards) as pool:
+            return _train(recipe, out, pool, seconds, resume, every, half, say, probe)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(
+    recipe: Recipe,
+    out: Path,
+    pool: ThreadPoolExecutor,
+    seconds: float,
+    resume: bool,
+    every: float,
+    half: bool,
+    say: Callable[[str], None],
+    probe: Callable[[Student], str] | None,
+) -> bool:
+    student = Student(recipe.seed)
+    optimiser = optimiser_of(student, recipe.rate)
+    checkpoint = out.with_suffix(".resume")
+    seen = restore(checkpoint, student, optimiser) if resume else 0
+    start = saved = time.monotonic()
+    begun, means = seen, torch.zeros(3)
+    precision = torch.bfloat16 if half else torch.float32
+    while seen < recipe.images and time.monotonic() - start < seconds:
+        first = seen // (2 * recipe.pairs)
+        work = partial(gradients, student, recipe, precision=precision)
+        shards = list(pool.map(work, range(first, first + recipe.shards)))
+        update(student, optimiser, [grads for grads, _ in shards], recipe.rate_at(seen))
+        seen += recipe.step
+        means += 0.02 * (torch.stack([terms for _, terms in shards]).mean(dim=0) - means)
+        if time.monotonic() - saved > every:
+            saved = time.monotonic()
+            keep(checkpoint, student, optimiser, seen)
+            speed = (seen - begun) / (saved - start)
+            parts = " ".join(f"{float(value):.3f}" for value in means)
+            say(f"{seen} images, {speed:.1f}/s, losses {parts}" + (f", {probe(student)}" if probe else ""))
+    keep(checkpoint, student, optimiser, seen)
+    export(student, out)
+    return seen >= recipe.images
+
+
+def optimiser_of(student: Student, rate: float) -> torch.optim.AdamW:
+    """Return AdamW that decays matrices, and leaves norms, biases and the logit scale alone."""
+    matrices = [p for p in student.model.parameters() if p.ndim >= 2]
+    others = [p for p in student.model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+
+
+def update(
+    student: Student, optimiser: torch.optim.Optimizer, shards: list[list[Tensor]], rate: float
+) -> None:
+    """Take one step along the mean of the shards' gradients, clipped to unit norm."""
+    parameters = list(student.model.parameters())
+    for parameter, *grads in zip(parameters, *shards, strict=True):
+        parameter.grad = torch.stack(grads).mean(dim=0)
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.step()
+    with torch.no_grad():
+        student.model.logit_scale.clamp_(0, math.log(100))
+
+
+def keep(path: Path, student: Student, optimiser: torch.optim.Optimizer, seen: int) -> None:
+    """Write what a resumed training needs."""
+    import io
+
+    buffer = io.BytesIO()
+    state = {"model": student.model.state_dict(), "optimiser": optimiser.state_dict(), "seen": seen}
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def restore(path: Path, student: Student, optimiser: torch.optim.Optimizer) -> int:
+    """Load what ``keep`` wrote and return the number of images seen.
+
+    Raises:
+        WeightsError: if there is no such file, or it is damaged.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        student.model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+    except Exception as error:
+        raise WeightsError(
+            f"{path}: no training can be resumed from it ({error}); train anew without --resume"
+        ) from error
+    return int(state["seen"])
+
+
+def export(student: Student, out: Path) -> None:
+    """Write the weights in half precision."""
+    from safetensors.torch import save
+
+    state = {
+        key: value.detach().half().contiguous()
+        for key, value in student.model.state_dict().items()
+        if key != "attn_mask"
+    }
+    write_atomic(out, save(state))
