@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import torchscript
+from .downloads import entry, fetch, tags
 from .errors import WeightsError, suggest
 from .files import sha256_of
 from .method import Backbone
@@ -209,9 +210,9 @@ def _activation(name: str, config: dict[str, Any], tag: str, source: Path | str)
     if isinstance(source, str):
         return "gelu"
     if not _is_file(tag):
-        return "quick_gelu" if _entry(name, tag).get("quick_gelu") else "gelu"
+        return "quick_gelu" if entry(name, tag)["quick_gelu"] else "gelu"
     # A file does not say: OpenAI's own archives are TorchScript, else the published weights must agree.
-    published = {bool(_entry(name, known).get("quick_gelu")) for known in tags(name)}
+    published = {entry(name, known)["quick_gelu"] for known in tags(name)}
     if torchscript.is_archive(source) or published == {True}:
         return "quick_gelu"
     if len(published) == 2:
@@ -220,45 +221,6 @@ def _activation(name: str, config: dict[str, Any], tag: str, source: Path | str)
             "which; state it with --activation gelu or --activation quick_gelu (OpenAI's weights: quick_gelu)"
         )
     return "gelu"
-
-
-def tags(name: str) -> list[str]:
-    """Return the tags of the weights that open_clip publishes for backbone ``name``."""
-    from open_clip import pretrained
-
-    return list(pretrained.list_pretrained_tags_by_model(name))
-
-
-def _entry(name: str, tag: str) -> dict[str, Any]:
-    from open_clip import pretrained
-
-    entry = pretrained.get_pretrained_cfg(name, tag)
-    if not entry:
-        known = suggest(tag, [*tags(name), "random"])
-        raise WeightsError(f"no weights '{tag}' are published for backbone '{name}'.{known}")
-    return dict(entry)
-
-
-def fetch(name: str, tag: str) -> Path:
-    """Return the file of open_clip's weights ``tag``, downloading it on first use.
-
-    Raises:
-        WeightsError: naming the file to fetch on another machine when the download fails.
-    """
-    from open_clip import pretrained
-
-    entry = _entry(name, tag)
-    try:
-        return Path(pretrained.download_pretrained(entry))
-    except Exception as error:
-        where = entry.get("hf_hub", "").rstrip("/")
-        hub = f"open_clip_model.safetensors of the Hugging Face repository {where}" if where else ""
-        options = " or ".join(filter(None, [hub, entry.get("url", "")]))
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(
-            f"weights {name}/{tag} are not on this machine and could not be downloaded ({reason[:120]}); "
-            f"fetch {options} elsewhere and pass it with --weights FILE"
-        ) from error
 
 
 def verify(name: str, tag: str, activation: str = "auto") -> dict[str, str]:
@@ -278,7 +240,7 @@ def verify(name: str, tag: str, activation: str = "auto") -> dict[str, str]:
     weights = find_weights(Backbone(name, tag, chosen))
     published = ""
     if isinstance(weights.source, Path) and not _is_file(tag):
-        published = _published_digest(_entry(name, tag).get("url", ""), weights.source)
+        published = _published_digest(entry(name, tag)["url"], weights.source)
         if published and not weights.digest.startswith(published):
             raise WeightsError(
                 f"{weights.source}: SHA-256 is {weights.digest}, published is {published}...; delete it "

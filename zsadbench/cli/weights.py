@@ -16,7 +16,7 @@ def prefetch(
     name: Name, tag: Annotated[str, typer.Argument(metavar="TAG", help="Published weights of the backbone.")]
 ) -> None:
     """Download weights now, so that later runs need no network."""
-    from ..weights import fetch
+    from ..downloads import fetch
 
     typer.echo(f"{name}/{tag}: {fetch(name, tag)}")
 
@@ -40,8 +40,9 @@ def list_backbones(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only backbones whose name has this.")] = "",
 ) -> None:
     """List the backbones that can be loaded, with the tags of their published weights."""
+    from ..downloads import tags
     from ..errors import UsageError, suggest
-    from ..weights import architectures, layers_and_patch, native_size, tags
+    from ..weights import architectures, layers_and_patch, native_size
 
     known = architectures()
     chosen = [one for one in known if name.lower() in one.lower()]
