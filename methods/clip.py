@@ -16,13 +16,17 @@ from ._shared import Anchors, anomaly_probability, as_grid, ensemble_anchors
 
 @dataclass(frozen=True)
 class PlainClip:
-    """The baseline: ordinary patch tokens of the last block, softmax at the model's logit scale."""
+    """The baseline: ordinary patch tokens of the last block, softmax at the model's logit scale.
+
+    ``sigma`` smooths the map by a Gaussian, in pixels at ``preprocess.size``; none by default.
+    """
 
     backbone: Backbone = Backbone("ViT-L-14-336", "openai", activation="quick_gelu")
     preprocess: Preprocess = Preprocess(518)
-    normal: tuple[str, ...] = ("normal {}",)
-    anomalous: tuple[str, ...] = ("anomalous {}",)
-    templates: tuple[str, ...] = ("a photo of a {}",)
+    normal: tuple[str, ...] = ("a photo of a normal {}",)
+    anomalous: tuple[str, ...] = ("a photo of an anomalous {}",)
+    templates: tuple[str, ...] = ("{}",)
+    sigma: float = 0.0
 
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> PlainClipObserver:
         """Encode the two texts of each category."""
@@ -31,7 +35,7 @@ class PlainClip:
 
     def maps(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
         """Return the probability grid, bilinear at ``size``."""
-        return render(evidence["map"], size)
+        return render(evidence["map"], size, sigma=self.sigma * size[0] / self.preprocess.size)
 
     def image_scores(self, evidence: Evidence, extrema: Tensor) -> Tensor:
         """Return the anomaly probability of the class token."""

@@ -39,6 +39,7 @@ class WinClip:
 
     ``aggregate`` is the mean over the windows of a patch and over scales: ``harmonic`` leans to the most
     normal score, ``harmonic_normal`` (the harmonic mean of the normal probability) to the most anomalous.
+    ``sigma`` smooths the map by a Gaussian, in pixels at ``preprocess.size``; none by default.
     """
 
     backbone: Backbone = Backbone("ViT-B-16-plus-240", "laion400m_e31")
@@ -53,6 +54,7 @@ class WinClip:
     aggregate: Literal["harmonic", "arithmetic", "harmonic_normal"] = "harmonic"
     image_scale_term: bool = True
     image_score: Literal["class_token", "map_maximum"] = "class_token"
+    sigma: float = 0.0
 
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> WinClipObserver:
         """Encode the prompt ensembles of each category and ask for the embedded tokens."""
@@ -68,8 +70,8 @@ class WinClip:
         return WinClipObserver(self, clip, anchors)
 
     def maps(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
-        """Return the multi-scale grid, bilinear at ``size``; no smoothing."""
-        return render(evidence["map"], size)
+        """Return the multi-scale grid, bilinear at ``size``."""
+        return render(evidence["map"], size, sigma=self.sigma * size[0] / self.preprocess.size)
 
     def image_scores(self, evidence: Evidence, extrema: Tensor) -> Tensor:
         """Return the score of the whole image, or the maximum of its map."""

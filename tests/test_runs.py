@@ -402,6 +402,16 @@ def test_exact_maps_agree_with_folded_ones(go: Run) -> None:
             assert exact.value(category, name) == pytest.approx(row[name], abs=2e-4)
 
 
+def test_score_may_smooth_and_keeps_the_evidence(go: Run) -> None:
+    (record,) = go("clip").records
+    smooth = score_run(run_dir(record), "reference", settings={"sigma": "4"})
+    assert smooth.protocol["map_parameters"] == {"sigma": 4.0}
+    assert smooth.value("bolt", "image_auroc") == record.value("bolt", "image_auroc")
+    assert smooth.value("bolt", "pixel_auroc") != record.value("bolt", "pixel_auroc")
+    (again,) = go("clip", settings=SMALL | {"sigma": "4"}).records
+    assert run_dir(again) == run_dir(record) and again.path == smooth.path
+
+
 def test_score_refuses_what_would_change_the_evidence(go: Run) -> None:
     (record,) = go("winclip").records
     with pytest.raises(
