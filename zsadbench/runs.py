@@ -267,8 +267,11 @@ def _resolve(
 
     card, _ = parse_spec(spec)
     plain = resolve(spec, dataset=dataset.id, domain=dataset.domain)
+    known, at_scoring = places(plain.method), plain.card.map_parameters
     settings = {
-        name: value for name, value in request.settings.items() if not several or name in places(plain.method)
+        name: value
+        for name, value in request.settings.items()
+        if name not in at_scoring and (name in known or not several)
     }
     if card.trained and "checkpoint" not in settings:
         settings |= _checkpoint(card.id, request.checkpoints)
