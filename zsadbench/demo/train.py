@@ -26,9 +26,9 @@ from ..clip import Block, Text, Vision
 from ..errors import WeightsError
 from ..files import write_atomic
 from ..method import OPENAI_MEAN, OPENAI_STD, Backbone
+from ..tokens import PrunedTokenizer
 from ..weights import find_weights
 from .batches import Pairs, pairs
-from .tokenizer import PrunedTokenizer
 
 DEFECTIVE = 0.15
 """A patch is a positive if more than this part of it is defective; one with a smaller part is left out."""
@@ -190,7 +190,7 @@ def _train(
     start = saved = time.monotonic()
     begun, means = seen, torch.zeros(3)
     precision = torch.bfloat16 if half else torch.float32
-    while seen < recipe.images and time.monotonic() - start < seconds:
+    while seen < recipe.images:
         first = seen // (2 * recipe.pairs)
         work = partial(gradients, student, recipe, precision=precision)
         shards = list(pool.map(work, range(first, first + recipe.shards)))
@@ -203,6 +203,8 @@ def _train(
             speed = (seen - begun) / (saved - start)
             parts = " ".join(f"{float(value):.3f}" for value in means)
             say(f"{seen} images, {speed:.1f}/s, losses {parts}" + (f", {probe(student)}" if probe else ""))
+        if time.monotonic() - start >= seconds:
+            break
     keep(checkpoint, student, optimiser, seen)
     export(student, out)
     return seen >= recipe.images

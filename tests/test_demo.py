@@ -1,0 +1,161 @@
+"""The demo factory: pictures, masks, the folder it writes, captions and the pruned tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from zsadbench.demo import captions, data, factory
+from zsadbench.demo.batches import GRID, pairs
+from zsadbench.demo.defects import FAULTS, Unfit
+from zsadbench.demo.factory import AUXILIARY, HELD_OUT, generator
+from zsadbench.errors import UsageError
+from zsadbench.samples import load_dataset
+from zsadbench.tokens import PrunedTokenizer, rows_for, tokens_of
+from zsadbench.weights import _config
+
+
+@pytest.fixture(scope="module")
+def full() -> Any:
+    import open_clip
+
+    return open_clip.tokenizer.SimpleTokenizer(context_length=77)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return data.ensure_demo(tmp_path_factory.mktemp("cache"))
+
+
+def test_enough_categories_and_none_in_both_sets() -> None:
+    assert len(AUXILIARY) >= 15
+    assert len(HELD_OUT) >= 8
+    assert not set(AUXILIARY) & set(HELD_OUT)
+    assert len(FAULTS) >= 8
+
+
+@pytest.mark.parametrize("category", [*AUXILIARY, *HELD_OUT])
+def test_a_picture_depends_on_seed_category_and_number_alone(category: str) -> None:
+    first, again = (factory.bad(category, generator(3, category, 5)) for _ in range(2))
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.mask, again.mask)
+    assert not np.array_equal(first.image, factory.bad(category, generator(4, category, 5)).image)
+    assert not np.array_equal(first.image, factory.bad(category, generator(3, category, 6)).image)
+
+
+@pytest.mark.parametrize(
+    ("category", "fault"), [(c, fault) for c in ("gear", "brick") for fault in factory.faults_of(c)]
+)
+def test_the_mask_is_where_the_picture_changed(category: str, fault: str) -> None:
+    rng = generator(0, category, 1)
+    scene = factory.specimen(category, rng)
+    view = replace(factory.camera(scene, rng), blur=0.0, quality=99)
+    picture = factory.faulty(scene, view, rng, fault)
+    change = np.abs(picture.image.astype(int) - factory.photograph(scene, view)).max(axis=2)
+    near = cv2.dilate(picture.mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    assert picture.mask.sum() >= factory.MIN_AREA
+    assert np.median(change[picture.mask]) > 12
+    assert change[~near].max() <= 12  # what is below the visible difference
+    assert picture.fault == fault
+
+
+def test_a_surface_has_no_part_to_miss() -> None:
+    rng = generator(0, "wood", 0)
+    scene = factory.specimen("wood", rng)
+    with pytest.raises(Unfit):
+        FAULTS["missing_part"](scene, rng)
+    assert "missing_part" not in factory.faults_of("wood")
+
+
+def test_the_folder_is_the_described_dataset(tree: Path) -> None:
+    dataset = load_dataset("demo", tree)
+    assert dataset.categories == HELD_OUT
+    assert set(dataset.counts().values()) == {(data.NORMAL, data.ANOMALOUS)}
+    assert not [p for p in dataset.problems if p.severity != "note"]
+    for sample in dataset.samples:
+        if sample.mask is not None:
+            mask = cv2.imread(str(sample.mask), cv2.IMREAD_UNCHANGED)
+            assert mask is not None
+            assert set(np.unique(mask)) == {0, 255}
+    assert {s.specie for s in dataset.samples} == {"good", *FAULTS}
+
+
+def test_the_folder_is_the_same_bytes_again_and_made_once(tree: Path, tmp_path: Path) -> None:
+    data.write_demo(tmp_path / "again")
+    assert _digest(tmp_path / "again") == _digest(tree)
+    stamp = tree.stat().st_mtime_ns
+    assert data.ensure_demo(tree.parent.parent) == tree
+    assert tree.stat().st_mtime_ns == stamp
+
+
+def _digest(root: Path) -> dict[str, str]:
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*.png")
+    }
+
+
+def test_a_folder_in_use_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "note").write_text("mine")
+    with pytest.raises(UsageError, match="not an empty folder"):
+        data.write_demo(tmp_path)
+
+
+def test_a_caption_fits_the_pictures_it_is_true_of() -> None:
+    good = captions.Caption("", "gear", captions.GOOD)
+    some = captions.Caption("", "", captions.ANY)
+    crack = captions.Caption("", "gear", "crack")
+    truths = [("gear", "good"), ("gear", "crack"), ("gear", "hole"), ("key", "good"), ("key", "crack")]
+    assert [good.fits(*t) for t in truths] == [True, False, False, False, False]
+    assert [some.fits(*t) for t in truths] == [False, True, True, False, True]
+    assert [crack.fits(*t) for t in truths] == [False, True, False, False, False]
+
+
+def test_some_names_and_states_never_meet_in_training() -> None:
+    rng = generator(0, "captions", 0)
+    phrases = captions.phrases(captions.ANY)
+    withheld = [p for p in phrases if captions.withheld("gear", p)]
+    assert 0 < len(withheld) < len(phrases) / 2
+    texts = [captions.caption(rng, "gear", captions.ANY).text for _ in range(2000)]
+    for phrase in withheld:
+        assert not [text for text in texts if phrase.format("gear") in text]
+    assert [text for text in texts if "damaged gear" in text or captions.withheld("gear", "damaged {}")]
+
+
+def test_the_shipped_table_is_that_of_the_captions(full: Any) -> None:
+    config = _config("demo")
+    assert config["vocabulary"] == tokens_of(full, captions.vocabulary(AUXILIARY))
+    assert config["text_cfg"]["vocab_size"] == rows_for(config["vocabulary"])
+
+
+def test_held_out_names_are_unknown_and_known_words_are_not(full: Any) -> None:
+    tokenizer = PrunedTokenizer(full, _config("demo")["vocabulary"])
+    for name in HELD_OUT:
+        ids = tokenizer([name.replace("_", " ")], 77)[0]
+        assert set(ids[1 : int(ids.argmax())].tolist()) == {1}
+    ids = tokenizer(["a photo of a damaged gear.", "flawless"], 77)
+    assert ids.shape == (2, 77)
+    assert (ids[:, 0] == rows_for(tokenizer_kept(tokenizer)) - 2).all()
+    assert ids.argmax(dim=1).tolist() == [8, 2]
+    assert (ids[0, 9:] == 0).all() and (ids[0, 1:8] > 1).all()
+
+
+def tokenizer_kept(tokenizer: PrunedTokenizer) -> list[int]:
+    return [int(row) for row in tokenizer.table.unique() if row > 1][:-2]
+
+
+def test_a_batch_is_pairs_with_true_captions() -> None:
+    batch, again = pairs(4, 7, 2), pairs(4, 7, 2)
+    assert np.array_equal(batch.images, again.images) and batch.texts == again.texts
+    assert batch.images.shape == (8, factory.SIDE, factory.SIDE, 3)
+    assert batch.share.shape == (8, GRID, GRID)
+    assert (batch.share[0::2] == 0).all()
+    assert (batch.share[1::2].reshape(4, -1).max(axis=1) > 0).all()
+    assert batch.fits.diagonal().all()
+    assert not batch.fits[0::2, 1::2].any() and not batch.fits[1::2, 0::2].any()
