@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from zsadbench.method import Backbone, Batch, Evidence, Preprocess
 from zsadbench.prompts import ensemble
 
 from ._shared import Anchors, as_grid, ensemble_anchors
+
+if TYPE_CHECKING:
+    from ._training_aa_clip import AdapterRecipe
 
 SCALE = 100.0
 SLOPE = 0.01
@@ -66,7 +69,7 @@ class AaClip:
             WeightsError: if the checkpoint cannot be read, does not fit, or was trained with another
                 activation.
         """
-        _refuse_misfit(self, clip)
+        check_fit(self, clip)
         learned = load_checkpoint(self.checkpoint, "aa-clip", checkpoint_shapes(self, clip))
         _refuse_other_activation(self.checkpoint, clip)
         learned = {key: value.to(clip.device) for key, value in learned.items()}
@@ -75,6 +78,12 @@ class AaClip:
         dtype = clip.vision.proj.dtype
         image_side = {key: value.to(dtype) for key, value in learned.items() if key.startswith("image")}
         return AaClipObserver(self, clip, anchors, image_side)
+
+    def recipe(self, dataset: str) -> AdapterRecipe:
+        """Return how the authors train on ``dataset`` (an id)."""
+        from ._training_aa_clip import AdapterRecipe
+
+        return AdapterRecipe()
 
     def maps(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
         """Return the sum over levels of (1 + abnormal - normal) / 2, smoothed on the grid, then bilinear."""
@@ -241,7 +250,8 @@ def min_max(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return (values - low) / (high - low) if high > low else torch.zeros_like(values)
 
 
-def _refuse_misfit(method: AaClip, clip: Clip) -> None:
+def check_fit(method: AaClip, clip: Clip) -> None:
+    """Refuse levels and adapters that the towers do not have."""
     depth, text_depth, levels = len(clip.vision.blocks), len(clip.text.blocks), method.levels
     if not levels or levels[0] < 1 or levels[-1] > depth or sorted(set(levels)) != list(levels):
         raise MethodError(

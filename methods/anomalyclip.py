@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from zsadbench.maps import render
 from zsadbench.method import Backbone, Batch, Evidence, Preprocess
 
 from ._shared import Anchors, anomaly_probability, as_grid
+
+if TYPE_CHECKING:
+    from ._training_anomalyclip import PromptRecipe
 
 PLACEHOLDER = "X"
 
@@ -56,18 +60,20 @@ class AnomalyClip:
             MethodError: without a checkpoint, or if a parameter does not fit the backbone.
             WeightsError: if the checkpoint cannot be read or does not fit.
         """
-        _refuse_misfit(self, clip)
+        check_fit(self, clip)
         learned = load_checkpoint(self.checkpoint, "anomalyclip", checkpoint_shapes(self, clip))
         with torch.no_grad():
             texts = encode_prompts(self, clip, {key: value.to(clip.device) for key, value in learned.items()})
         anchors = Anchors(dict.fromkeys(wordings, F.normalize(texts, dim=-1)))
-        depth = len(clip.vision.blocks)
-        layers = (depth,) * len(self.features) if self.legacy_taps else self.features
-        first = self.value_from - 1 if self.value_stream else depth
-        plain = {block for block in (first, *layers) if block <= first}
-        # What leaves the last block is kept in any case.
-        clip.vision.tap(stream=plain - {depth}, values=range(first, max(layers)))
+        layers, first, taps = reading(self, clip)
+        clip.vision.tap(**taps)
         return AnomalyClipObserver(self, clip, anchors, layers, first)
+
+    def recipe(self, dataset: str) -> PromptRecipe:
+        """Return how the authors train on ``dataset`` (an id): with four equal maps each has a quarter."""
+        from ._training_anomalyclip import PromptRecipe
+
+        return PromptRecipe(local_weight=4.0 / len(self.features) if self.legacy_taps else 4.0)
 
     def maps(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
         """Return the summed probability grid, bilinear at ``size``, then smoothed."""
@@ -132,6 +138,17 @@ class AnomalyClipObserver:
         return {layer: vision.project(tokens) for layer, tokens in found.items()}
 
 
+def reading(method: AnomalyClip, clip: Clip) -> tuple[tuple[int, ...], int, dict[str, set[int]]]:
+    """Return the layers with maps (from 1), the value-value stream's first block (from 0), and the taps."""
+    depth = len(clip.vision.blocks)
+    layers = (depth,) * len(method.features) if method.legacy_taps else method.features
+    first = method.value_from - 1 if method.value_stream else depth
+    plain = {block for block in (first, *layers) if block <= first}
+    # What leaves the last block is kept in any case.
+    taps = {"stream": plain - {depth}, "middle": set[int](), "values": {*range(first, max(layers))}}
+    return layers, first, taps
+
+
 def checkpoint_shapes(method: AnomalyClip, clip: Clip) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every learned parameter, named as in the authors' files."""
     width = clip.text.width
@@ -178,7 +195,8 @@ def overwrite(x: Tensor, vectors: Tensor) -> Tensor:
     return torch.cat([x[:, :1], vectors, x[:, 1 + vectors.shape[1] :]], dim=1)
 
 
-def _refuse_misfit(method: AnomalyClip, clip: Clip) -> None:
+def check_fit(method: AnomalyClip, clip: Clip) -> None:
+    """Refuse blocks and prompt lengths that the towers do not have."""
     depth, text_depth = len(clip.vision.blocks), len(clip.text.blocks)
     layers = method.features
     if not (layers and 1 <= min(layers) <= max(layers) <= depth and 1 <= method.value_from <= depth):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,7 +14,18 @@ from zsadbench.errors import MethodError
 from zsadbench.method import Backbone, Batch, Evidence, Preprocess
 
 from ._shared import NORMAL_STATES, Anchors, anomaly_probability, as_grid, ensemble_anchors
-from .clip_ad import SCALE, Linear, checkpoint_shapes, layer_logits, layer_maps, linear_layers
+from .clip_ad import (
+    SCALE,
+    Linear,
+    checkpoint_shapes,
+    inner_layers,
+    layer_logits,
+    layer_maps,
+    linear_layers,
+)
+
+if TYPE_CHECKING:
+    from ._training_clip_ad import LinearRecipe
 
 
 @dataclass(frozen=True)
@@ -80,17 +92,23 @@ class AprilGan:
             MethodError: if a block of ``features`` is not in the tower, or without a checkpoint.
             WeightsError: if the checkpoint cannot be read or does not fit.
         """
-        depth = len(clip.vision.blocks)
-        if not self.features or not all(1 <= layer <= depth for layer in self.features):
-            raise MethodError(
-                f"features={','.join(map(str, self.features))}: the backbone has blocks 1 to {depth}"
-            )
+        check_layers(self, clip)
         learned = load_checkpoint(self.checkpoint, "april-gan", checkpoint_shapes(self, clip))
-        clip.vision.tap(stream=[layer for layer in self.features if layer < depth])
-        anchors = ensemble_anchors(
+        clip.vision.tap(stream=inner_layers(self, clip))
+        return AprilGanObserver(self, clip, self.anchors(clip, wordings), linear_layers(learned, clip.device))
+
+    def anchors(self, clip: Clip, wordings: Mapping[str, str]) -> Anchors:
+        """Return the mean of unit prompt features for both states of each category."""
+        return ensemble_anchors(
             clip, wordings, self.normal, self.anomalous, self.templates, normalise_prompts=True
         )
-        return AprilGanObserver(self, clip, anchors, linear_layers(learned, clip.device))
+
+    def recipe(self, dataset: str) -> LinearRecipe:
+        """Return how the authors train on ``dataset`` (an id): mosaics and fewer epochs on MVTec AD alone."""
+        from ._training_clip_ad import LinearRecipe
+
+        few = {"epochs": 3, "mosaic": 0.2} if dataset == "mvtec" else {"epochs": 15}
+        return LinearRecipe(seed=111, lr=1e-3, betas=(0.5, 0.999), shuffle=True, **few)
 
     def maps(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
         """Return the sum of the layers' probability maps; no smoothing."""
@@ -99,6 +117,15 @@ class AprilGan:
     def image_scores(self, evidence: Evidence, extrema: Tensor) -> Tensor:
         """Return the anomaly probability of the image embedding."""
         return evidence["score"]
+
+
+def check_layers(method: AprilGan, clip: Clip) -> None:
+    """Refuse blocks that the tower does not have."""
+    depth = len(clip.vision.blocks)
+    if not method.features or not all(1 <= layer <= depth for layer in method.features):
+        raise MethodError(
+            f"features={','.join(map(str, method.features))}: the backbone has blocks 1 to {depth}"
+        )
 
 
 @dataclass(frozen=True)

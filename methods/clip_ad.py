@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from zsadbench.method import Backbone, Batch, Evidence, Preprocess
 from zsadbench.prompts import encode, ensemble
 
 from ._shared import TEMPLATES_22, Anchors, as_grid
+
+if TYPE_CHECKING:
+    from ._training_clip_ad import LinearRecipe
 
 STAGES = 4
 SCALE = 100.0
@@ -89,10 +92,8 @@ class ClipAd:
         Raises:
             MethodError: if ``features`` are no ends of stages.
         """
-        depth = len(clip.vision.blocks)
-        check_stages(self.features, depth)
-        inner = [layer for layer in self.features if layer < depth]
-        clip.vision.tap(**{"middle" if self.tap == "reference" else "stream": inner})
+        check_stages(self.features, len(clip.vision.blocks))
+        clip.vision.tap(**{"middle" if self.tap == "reference" else "stream": inner_layers(self, clip)})
         clip.vision.tap(values=range(max(self.features)))
         return ClipAdObserver(self, clip, self.anchors(clip, wordings))
 
@@ -155,6 +156,12 @@ class ClipAdPlus(ClipAd):
         learned = load_checkpoint(self.checkpoint, "clip-ad+", checkpoint_shapes(self, clip))
         plain = super().prepare(clip, wordings)
         return ClipAdObserver(self, clip, plain.anchors, linear_layers(learned, clip.device))
+
+    def recipe(self, dataset: str) -> LinearRecipe:
+        """Return how the authors train on ``dataset`` (an id)."""
+        from ._training_clip_ad import LinearRecipe
+
+        return LinearRecipe()
 
     def maps(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
         """Return SDP's map plus the probability maps of the linear layers, under one Gaussian."""
@@ -241,6 +248,11 @@ def minmax(values: Tensor) -> Tensor:
     """Return ``values`` brought to [0, 1] over one category; constant values count as 0."""
     low, high = values.aminmax()
     return (values - low) / (high - low) if high > low else torch.zeros_like(values)
+
+
+def inner_layers(method: Any, clip: Clip) -> list[int]:
+    """Return the blocks read out before the end of the tower."""
+    return [layer for layer in method.features if layer < len(clip.vision.blocks)]
 
 
 def checkpoint_shapes(method: Any, clip: Clip) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
-from methods._shared import as_grid
+from methods._shared import Anchors, as_grid
+from methods._training_aa_clip import (
+    class_feature,
+    class_scores,
+    enlarged,
+    frozen_levels,
+    level_losses,
+    orthogonality,
+)
 from methods.aa_clip import (
     SCALE,
     AaClip,
@@ -26,25 +34,34 @@ from methods.aa_clip import (
     checkpoint_shapes,
     difference,
     encode_prompts,
+    text_anchors,
 )
 from tests import tiny
 from zsadbench.checkpoints import Provenance, save_checkpoint
 from zsadbench.clip import Clip
 from zsadbench.images import mask_at, preprocess, to_batch_images
+from zsadbench.losses import segmentation, total
 from zsadbench.maps import exact_maps, upsample
-from zsadbench.method import Backbone, Preprocess
+from zsadbench.method import Backbone, Batch, Preprocess
 from zsadbench.metrics import evaluate
 from zsadbench.prompts import ensemble
 from zsadbench.registry import resolve
 from zsadbench.samples import Sample
+from zsadbench.training import Stage, Truth
 
 TOLERANCE = 1e-4
+LOSSES = {"focal": "focal", "dice_normal": "dice0", "dice_anomalous": "dice1"}
+GRADIENTS = {
+    "grad_layer0": "image_adapter.layer_adapters.0.fc.0.weight",
+    "grad_seg3": "image_adapter.seg_proj.3.fc.weight",
+    "grad_det": "image_adapter.det_proj.fc.weight",
+}
 DOMAINS = ("industrial", "medical")
 Arrays = Mapping[str, NDArray[Any]]
 
 
 def check(path: Path) -> None:
-    """Compare one file with this implementation; losses and training steps are skipped."""
+    """Compare one file with this implementation."""
     with np.load(path) as file:
         arrays = {key: file[key] for key in file.files}
     meta = json.loads(str(arrays.pop("meta")))
@@ -54,8 +71,8 @@ def check(path: Path) -> None:
         "eval": _eval,
         "preprocess": _preprocess,
         "losses": _losses,
-        "stage1": _training,
-        "stage2": _training,
+        "stage1": _stage1,
+        "stage2": _stage2,
     }
     rules[path.stem.split("_")[0]](arrays, meta)
 
@@ -172,7 +189,12 @@ def _tokens(arrays: Arrays, meta: Mapping[str, Any]) -> None:
 
 
 def _losses(arrays: Arrays, meta: Mapping[str, Any]) -> None:
-    """Check the maps: one level of random features, all of them against the anchors of the first image."""
+    """Check losses and maps on random input; the test maps take the anchors of the first image for all."""
+    masks = torch.from_numpy(arrays["mask"])[:, 0].float()
+    parts = segmentation(torch.from_numpy(arrays["logits"]).softmax(dim=1), masks)
+    for name, key in LOSSES.items():
+        close(name, parts[name], arrays[{"dice0": "dice_normal", "dice1": "dice_abnormal"}.get(key, key)])
+    close("seg", total(parts), arrays["seg"])
     features, anchors = (torch.from_numpy(arrays[key]) for key in ("features", "anchors"))
     first = anchors[:1].mT.expand(len(features), -1, -1)
     evidence = {"map": as_grid(difference(features, first))}
@@ -180,11 +202,119 @@ def _losses(arrays: Arrays, meta: Mapping[str, Any]) -> None:
         wanted = arrays[f"test_map_{domain}"][:, 0]
         method = in_domain(AaClip(levels=(24,)), domain)
         close(f"test_map_{domain}", method.maps(evidence, wanted.shape[1:]), wanted)
-    _training(arrays, meta)
+    texts = anchors.mT
+    close("orth", orthogonality(texts), arrays["orth"])
+    scores = class_scores(torch.from_numpy(arrays["det"])[:, 0], texts)
+    close("cls_logits", scores, arrays["cls_logits"])
+    close("cls_loss", F.cross_entropy(scores, torch.from_numpy(arrays["labels"])), arrays["cls_loss"])
+    close("train_prob", enlarged(features, texts, masks.shape[-2:]), arrays["train_prob"])
 
 
-def _training(arrays: Arrays, meta: Mapping[str, Any]) -> None:
-    pytest.skip("training golden")
+def _begun(arrays: Arrays, meta: Mapping[str, Any], **changes: Any) -> tuple[AaClip, Clip, Stage, Truth]:
+    """Return the stage of a file with the file's adapters, and its batch's truth."""
+    method, clip, tensors = _setup(meta)
+    known = resolve("aa-clip", dataset="aaclip_jsonl").card.words
+    words = {name: known[name] for name in meta["class_names"]}
+    recipe = dataclasses.replace(method.recipe("mvtec"), betas=tuple(meta["betas"]), **changes)
+    stages = {stage.name: stage for stage in recipe.stages(method, clip, words)}
+    for stage in stages.values():
+        for key, value in stage.parameters.items():
+            value.data.copy_(tensors[key])
+    masks, labels = torch.from_numpy(arrays["masks"])[:, 0].float(), torch.tensor(meta["labels"])
+    truth = Truth(masks, labels, meta["class_names"])
+    return method, clip, stages["images" if "milestones" in meta else "texts"], truth
+
+
+def _batch(meta: Mapping[str, Any]) -> Batch:
+    inputs = tiny.images(meta["image_seed"], meta["batch"], meta["image_size"])
+    return tiny.batch(inputs, meta["class_names"])
+
+
+def _stage1(arrays: Arrays, meta: Mapping[str, Any]) -> None:
+    """Repeat the authors' steps of the text side."""
+    hyper, depth = meta["hyper"], 24
+    method, clip, stage, truth = _begun(
+        arrays,
+        meta,
+        text_lr=meta["lr"],
+        orthogonality=hyper["text_norm_weight"],
+        value_from=depth + 2 - hyper["surgery_until_layer"],
+    )
+    batch = _batch(meta)
+    images, first = batch.images[:, 0], depth + 1 - hyper["surgery_until_layer"]
+    with torch.no_grad():
+        levels = torch.stack(frozen_levels(clip, images, method.levels, first, "batch"), dim=1)
+        alone = frozen_levels(clip, images[:1], method.levels, first, "batch")
+        features = stage.features(batch)
+    close("vv_patch_features", levels, arrays["vv_patch_features"])
+    close("vv_patch_features_alone0_l24", alone[-1], arrays["vv_patch_features_alone0_l24"])
+    close("cls_feature", class_feature(clip, images), arrays["cls_feature"])
+
+    known = resolve("aa-clip", dataset="aaclip_jsonl").card.words
+    words = {name: known[name] for name in meta["anchor_order"]}
+
+    def anchors() -> Anchors:
+        with torch.no_grad():
+            return text_anchors(method, clip, stage.parameters, words)
+
+    begin = anchors()
+    close("anchors_step0", torch.stack([*begin.table.values()]).mT, arrays["anchors_step0"])
+    shown = enlarged(features["levels"][:, -1], begin.of(truth.categories), truth.masks.shape[-2:])
+    close("softmax_abnormal_l24_step0", shown[:, 1], arrays["softmax_abnormal_l24_step0"])
+    found: dict[str, list[float]] = {name: [] for name in ("loss", "orthogonal", *LOSSES)}
+    per_level = []
+    for step in range(meta["steps"]):
+        own = anchors().of(truth.categories)
+        orthogonal = hyper["text_norm_weight"] * float(orthogonality(own))
+        rows = features["levels"].unbind(dim=1)
+        per_level.append([float(total(level_losses(one, own, truth.masks))) + orthogonal for one in rows])
+        losses = stage.step(features, truth)
+        for name, values in found.items():
+            values.append(losses[name])
+        if step == 0:
+            for number in (0, 3):
+                gradient = stage.parameters[f"text_adapter.{number}.fc.0.weight"].grad
+                assert gradient is not None
+                close(f"grad_text{number}", gradient, arrays[f"grad_text{number}_step0"])
+    for name, values in found.items():
+        key = LOSSES.get(name, {"orthogonal": "orth"}.get(name, name))
+        close(key, values, arrays[key])
+    close("loss_per_level", per_level, arrays["loss_per_level"])
+    close("anchors_final", torch.stack([*anchors().table.values()]).mT, arrays["anchors_final"])
+
+
+def _stage2(arrays: Arrays, meta: Mapping[str, Any]) -> None:
+    """Repeat the authors' steps of the image side."""
+    method, clip, stage, truth = _begun(
+        arrays, meta, lr=meta["lr"], milestones=tuple(meta["milestones"]), decay=meta["gamma"]
+    )
+    texts = torch.from_numpy(arrays["anchors"]).mT
+    features = stage.features(_batch(meta))
+    table = dict(zip(meta["class_names"], texts, strict=True))
+    observer = AaClipObserver(method, clip, Anchors(table), stage.parameters)
+    with torch.no_grad():
+        tokens = observer.level_tokens(features["images"])[-1]
+        scores = class_scores(observer.detection_feature(tokens), texts)
+    close("cls_logits_step0", scores, arrays["cls_logits_step0"])
+    found = []
+    for step in range(meta["steps"]):
+        found.append(stage.step(features, truth))
+        assert stage.optimiser.param_groups[0]["lr"] == pytest.approx(float(arrays["lr"][step]))
+        if step == 0:
+            for key, name in GRADIENTS.items():
+                gradient = stage.parameters[name].grad
+                assert gradient is not None
+                close(key, gradient, arrays[key])
+    close("loss", [one["loss"] for one in found], arrays["loss"])
+    close("cls_loss", [one["class"] for one in found], arrays["cls_loss"])
+    levels = [[one[f"level {level}"] for level in method.levels] for one in found]
+    close("seg_loss_per_level", levels, arrays["seg_loss_per_level"])
+    with torch.no_grad():
+        first = [meta["class_names"][0]] * meta["batch"]
+        evidence = observer.observe(dataclasses.replace(_batch(meta), categories=first))
+    method, size = in_domain(method, "industrial"), (meta["image_size"], meta["image_size"])
+    close("final_map_after", method.maps(evidence, size), arrays["final_map_after"])
+    close("cls_score_after", (evidence["score"] + 1) / 2, arrays["cls_score_after"])
 
 
 def _eval(arrays: Arrays, meta: Mapping[str, Any]) -> None:
