@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsadbench.clip import Clip
+from zsadbench.errors import MethodError
 from zsadbench.maps import render
 from zsadbench.method import Backbone, Batch, Evidence, Preprocess
 from zsadbench.prompts import anchor, ensemble
@@ -86,6 +87,11 @@ class AnoClip:
     textures: tuple[str, ...] = ("carpet", "leather", "grid", "tile", "wood")
     dual_blocks: int = 12
     augment: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse a local stream without attention."""
+        if self.dual_blocks < 1:
+            raise MethodError("dual_blocks must be at least 1: the local stream needs a block to attend in")
 
     def prompts(self, category: str, words: str) -> tuple[list[str], list[str]]:
         """Return the normal and the anomalous prompts of a category."""

@@ -56,6 +56,13 @@ class WinClip:
     image_score: Literal["class_token", "map_maximum"] = "class_token"
     sigma: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse values that no window or softmax can have."""
+        if self.temperature <= 0 or self.stride < 1 or not self.scales:
+            raise MethodError(
+                "temperature must be above 0, stride at least 1, and scales needs a window size"
+            )
+
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> WinClipObserver:
         """Encode the prompt ensembles of each category and ask for the embedded tokens."""
         anchors = ensemble_anchors(

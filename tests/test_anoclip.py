@@ -146,6 +146,11 @@ def test_the_mean_repeats_the_edge() -> None:
     assert float(found[0, 0]) == pytest.approx((4 * 0 + 2 * 1 + 2 * 3 + 4) / 9)
 
 
+def test_a_local_stream_needs_a_block() -> None:
+    with pytest.raises(MethodError, match="dual_blocks must be at least 1"):
+        replace(METHOD, dual_blocks=0)
+
+
 def test_a_category_that_was_not_prepared_is_refused() -> None:
     with pytest.raises(MethodError, match="category 'zipper' was not prepared"):
         observe(METHOD, tiny.batch(tiny.images(0, 1, 96), ["zipper"]))

@@ -65,6 +65,11 @@ def test_features_come_back_in_the_order_of_the_prompts(clip: Clip, cache: Path)
     assert found.dtype == torch.float32
 
 
+def test_no_prompt_at_all_is_refused(clip: Clip) -> None:
+    with pytest.raises(MethodError, match="give at least one state and one template"):
+        anchor(clip, ensemble([], ["a {}"], "nut"))
+
+
 @torch.inference_mode()
 def test_a_doubled_prompt_weighs_twice(clip: Clip, cache: Path) -> None:
     features = encode(clip, PROMPTS[:2])

@@ -132,6 +132,12 @@ def test_the_image_score_is_the_class_token_or_the_map_maximum() -> None:
     assert other.image_scores(evidence, extrema).tolist() == pytest.approx([0.9])
 
 
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"stride": 0}, {"scales": ()}])
+def test_impossible_parameters_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(MethodError, match="temperature must be above 0, stride at least 1"):
+        replace(METHOD, **wrong)
+
+
 def test_a_category_that_was_not_prepared_is_refused() -> None:
     with pytest.raises(MethodError, match="category 'zipper' was not prepared; prepared: nut, cable"):
         observe(METHOD, tiny.images(0, 1, 96), ["zipper"])

@@ -256,7 +256,7 @@ class Clip:
         lengths = ids.argmax(dim=-1) + 1
         if int(lengths.max()) > self.text.context or bool((ids[:, -1] != 0).any()):
             longest = prompts[int(lengths.argmax())]
-            raise MethodError(f"a prompt exceeds {self.text.context} tokens: {longest!r}; shorten it")
+            raise MethodError(f"a prompt exceeds {self.text.context} tokens: '{longest[:80]}'; shorten it")
         return ids[:, : int(lengths.max())].to(self.device)
 
 

@@ -39,7 +39,13 @@ def ensemble(
 
 
 def encode(clip: Clip, prompts: Sequence[str]) -> Tensor:
-    """Return text features (n, C) float32 of ``prompts``, un-normalised, on the CLIP's device."""
+    """Return text features (n, C) float32 of ``prompts``, un-normalised, on the CLIP's device.
+
+    Raises:
+        MethodError: if there is no prompt, or one exceeds the context.
+    """
+    if not prompts:
+        raise MethodError("there is no prompt to encode; give at least one state and one template")
     unique = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))
     path = cache_dir() / "anchors" / f"{digest_of([clip.digest, unique])}.safetensors"
     features = _cached(path, len(unique))
