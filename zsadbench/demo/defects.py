@@ -41,6 +41,9 @@ def spot(scene: Scene, rng: Rng, margin: float = 0.06) -> Points:
     """Return a random place (2,) on the specimen, ``margin`` units inside its outline where possible."""
     size = max(1, round(margin * CANVAS / 2)) * 2 + 1
     inner = cv2.erode(scene.alpha, np.ones((size, size), np.uint8))
+    if scene.plan is None:  # what the camera will see of a surface
+        edge = CANVAS // 6
+        inner[:edge], inner[-edge:], inner[:, :edge], inner[:, -edge:] = 0, 0, 0, 0
     rows, columns = np.nonzero(inner > 200)
     if not len(rows):
         rows, columns = np.nonzero(scene.alpha > 200)
