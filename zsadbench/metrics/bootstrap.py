@@ -1,0 +1,255 @@
+"""How far a metric could move with another draw of the same kind of test images.
+
+The unit is the image, because pixels of one image are not independent.  Normal and anomalous images
+are drawn apart, with replacement, as many as there are; a draw is a row of weights, how often each
+image is in it.  Image metrics are computed anew from the weights, exactly.  Pixel metrics come from
+counts per image in bins common to all images, so that a draw costs one row of a matrix product.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import MetricError
+from .curve import Curve
+from .inputs import as_labels, as_map, as_mask, as_scores
+from .keys import Keys, to_keys
+from .pixel import aupro_id
+from .regions import find_regions
+
+Reals = NDArray[np.float64]
+Replicates = dict[str, Reals]
+"""Metric id -> (B,) its value in each draw; NaN where a draw leaves it undefined."""
+
+REPLICATES = 1000
+BINS = 4096
+FEWEST, FEW = 5, 20
+"""Images of a kind below which there is no interval, and below which it is doubtful."""
+_CHUNK = 1 << 18  # numbers per intermediate array: few enough for the processor's cache
+
+
+class Interval(NamedTuple):
+    """Bounds between which 95 of 100 draws lie."""
+
+    low: float
+    high: float
+
+
+def resample(category: str, anomalous: Any, replicates: int = REPLICATES) -> Reals:
+    """Return the weights (B, n) of the draws of one category: how often each image is in each.
+
+    ``anomalous`` (n,) are the labels of its images *sorted by key*.  The draws depend on the name of
+    the category and on the labels only, so all methods meet the same ones.  Either kind of image
+    keeps its number in every draw.
+    """
+    labels = as_labels(anomalous)
+    random = np.random.RandomState(zlib.crc32(f"boot/{category}".encode()))
+    weights = np.zeros((replicates, labels.size))
+    for stratum in (np.flatnonzero(~labels), np.flatnonzero(labels)):
+        if stratum.size:
+            drawn = random.randint(0, stratum.size, (replicates, stratum.size))
+            drawn += stratum.size * np.arange(replicates)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=replicates * stratum.size)
+            weights[:, stratum] = counts.reshape(replicates, -1)
+    return weights
+
+
+def interval(replicates: Reals, level: float = 0.95) -> Interval | None:
+    """Return the percentile interval of one metric's draws; None where a draw leaves it undefined."""
+    if not replicates.size or np.isnan(replicates).any():
+        return None
+    low, high = np.percentile(replicates, [50 * (1 - level), 50 * (1 + level)])
+    return Interval(float(low), float(high))
+
+
+def centred(replicates: Reals, value: float | None, binned: float) -> Reals:
+    """Return draws shifted by exact minus binned ``value`` of all images; NaN without one."""
+    if value is None:
+        return np.full_like(replicates, np.nan)
+    return np.clip(replicates + (value - binned), 0.0, 1.0)
+
+
+def image_replicates(scores: Any, labels: Any, weights: Reals) -> Replicates:
+    """Return the image metrics of every draw, exactly; ``scores`` and ``labels`` (n,) as in ``weights``."""
+    keys, anomalous = to_keys(as_scores(scores)), as_labels(labels)
+    if not keys.size == anomalous.size == weights.shape[1]:
+        raise MetricError(
+            f"{keys.size} image scores, {anomalous.size} labels, weights of {weights.shape[1]}: one of each"
+        )
+    if not keys.size:
+        raise MetricError("no image score: there is nothing to draw from")
+    order = np.argsort(keys, kind="stable")[::-1]
+    start = np.flatnonzero(np.diff(keys[order], prepend=np.int64(1) << 40))
+    parts = []
+    for chunk in _chunks(weights, keys.size):
+        drawn, hit = chunk[:, order], anomalous[order]
+        hits, misses = (np.add.reduceat(drawn * kind, start, axis=1) for kind in (hit, ~hit))
+        parts.append(_ranking(hits, misses, "image"))
+    return _joined(parts)
+
+
+def bin_edges(curve: Curve, bins: int = BINS) -> Keys:
+    """Return rising scores, as keys, at which to cut the pixels of a category into about ``bins`` bins.
+
+    Where its distinct anomalous scores are few, each has a bin of its own and no metric loses a
+    digit.  Else half of the edges lie at quantiles of the anomalous scores, half where the share of
+    normal pixels above grows by equal factors from one millionth to all: neither depends on the
+    scale of the scores.
+    """
+    keys = to_keys(curve.scores)
+    if 2 * keys.size <= bins:
+        return np.unique(np.concatenate([keys, keys + np.int32(1)]))
+    found = np.cumsum(curve.hits)
+    wanted = np.linspace(0, curve.anomalous, bins // 2, endpoint=False)
+    at = np.searchsorted(found, wanted, side="right")
+    if curve.normals:
+        rates = np.geomspace(1e-6, 1, bins // 2)
+        at = np.concatenate([at, np.searchsorted(curve.above / curve.normals, rates)])
+    chosen = keys[np.minimum(at, keys.size - 1)]
+    return np.unique(np.append(chosen, keys[0] + np.int32(1)))
+
+
+class _Row(NamedTuple):
+    """One image: its pixels per bin, all and anomalous ones, from the highest score down."""
+
+    pixels: Reals
+    anomalous: Reals
+    weights: Reals
+    """Sum of 1 / area of their region over the anomalous pixels."""
+    regions: int
+
+
+class PixelHistograms:
+    """Pixels per image in bins common to all images of one category.
+
+    ``edges`` from :func:`bin_edges`; ``connectivity`` of regions, 4 or 8.  Images may come in any
+    order: :meth:`replicates` takes them by name.  An image keeps 8 bytes per bin, an anomalous one 24.
+    """
+
+    def __init__(self, edges: Keys, connectivity: int = 8) -> None:
+        if not edges.size:
+            raise MetricError("no anomalous pixel: there is nothing to cut into bins")
+        self._edges, self._connectivity = edges, connectivity
+        self._rows: dict[str, _Row] = {}
+
+    def add(self, map: Any, mask: Any, image_id: str) -> None:
+        """Count one image: ``map`` (H, W) real, ``mask`` (H, W) bool or integer, of the same size."""
+        where = f"image '{image_id}'"
+        if image_id in self._rows:
+            raise MetricError(f"{where} was added before: every image counts once")
+        truth = as_mask(mask, where)
+        values, _, _ = as_map(map, where)
+        if values.shape != truth.shape:
+            raise MetricError(f"{where}: map of size {values.shape} but mask of size {truth.shape}")
+        keys = to_keys(values)
+        pixels, nothing = self._count(keys.ravel()), np.empty(0)
+        if not truth.any():
+            self._rows[image_id] = _Row(pixels, nothing, nothing, 0)
+            return
+        box, inside, area, regions = find_regions(truth, self._connectivity)
+        own = keys[box][inside]
+        bins = self._edges.size - np.searchsorted(self._edges, own, side="right")
+        weights = np.bincount(bins, 1.0 / area, minlength=pixels.size).astype(np.float64)
+        self._rows[image_id] = _Row(pixels, self._count(own), weights, regions)
+
+    def replicates(
+        self,
+        image_ids: Sequence[str],
+        weights: Reals,
+        limits: Sequence[float] = (0.3, 0.05),
+        aupimo: tuple[float, float] | None = (1e-5, 1e-4),
+    ) -> Replicates:
+        """Return the pixel metrics of every draw of ``weights`` (B, n); its columns are ``image_ids``.
+
+        An image that was never added has no pixels: it may be drawn and changes nothing.
+        """
+        known = [(column, self._rows[name]) for column, name in enumerate(image_ids) if name in self._rows]
+        marked = [(column, row) for column, row in known if row.regions]
+        normal = [(column, row) for column, row in known if not row.regions]
+        of_all, of_marked, of_normal = ([column for column, _ in part] for part in (known, marked, normal))
+        pixels = self._matrix(row.pixels for _, row in known)
+        hits = self._matrix(row.anomalous for _, row in marked)
+        shares = self._matrix(row.weights for _, row in marked)
+        regions = np.array([row.regions for _, row in marked], np.float64)
+        clean = self._matrix(row.pixels / row.pixels.sum() for _, row in normal)
+        found = hits / hits.sum(axis=1, keepdims=True)
+        parts = []
+        for chunk in _chunks(weights, pixels.shape[1]):
+            drawn, drawn_normal = chunk[:, of_marked], chunk[:, of_normal]
+            inside = drawn @ hits
+            outside = chunk[:, of_all] @ pixels - inside
+            with np.errstate(invalid="ignore"):
+                overlap = np.minimum(np.cumsum(drawn @ shares, axis=1) / (drawn @ regions)[:, None], 1)
+            metrics = _ranking(inside, outside, "pixel")
+            metrics |= {aupro_id(limit): _aupro(overlap, outside, limit) for limit in limits}
+            if aupimo:
+                metrics["pixel_aupimo"] = _aupimo(drawn @ found, drawn_normal @ clean, *aupimo)
+            parts.append(metrics)
+        return _joined(parts)
+
+    def _count(self, keys: Keys) -> Reals:
+        """Return how many of ``keys`` lie in each bin, from the highest score down."""
+        below = np.searchsorted(np.sort(keys), self._edges)
+        return np.diff(below, prepend=0, append=keys.size)[::-1].astype(np.float64)
+
+    def _matrix(self, rows: Iterable[Reals]) -> Reals:
+        return np.array([*rows], np.float64).reshape(-1, self._edges.size + 1)
+
+
+def _ranking(hits: Reals, misses: Reals, of: str) -> Replicates:
+    """Return AUROC, AP, F1-max and IoU-max from anomalous and normal items (B, K) per bin, falling.
+
+    Items of one bin count as tied.
+    """
+    found, wrong = np.cumsum(hits, axis=1), np.cumsum(misses, axis=1)
+    positives, normals = found[:, -1:], wrong[:, -1:]
+    called = found + wrong
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # Whole numbers until the division, so that equal methods have equal digits.
+        wins = np.sum(hits * (2 * (normals - wrong) + misses), axis=1)
+        auroc = wins / (2 * positives * normals)[:, 0]
+        precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
+        ap = np.sum(hits * precision, axis=1) / positives[:, 0]
+        f1 = np.where(positives[:, 0] > 0, np.max(2 * found / (called + positives), axis=1), np.nan)
+    metrics = {f"{of}_auroc": auroc, f"{of}_ap": ap, f"{of}_f1max": f1}
+    return metrics | {"pixel_iou": f1 / (2 - f1)} if of == "pixel" else metrics
+
+
+def _aupro(overlap: Reals, misses: Reals, limit: float) -> Reals:
+    """Return AUPRO up to ``limit`` from the mean region overlap after, and normal pixels in, each bin."""
+    wrong = np.cumsum(misses, axis=1)
+    end = limit * wrong[:, -1:]
+    reached = int((wrong - misses < end).sum(axis=1).max(initial=0))
+    overlap, misses, wrong = overlap[:, :reached], misses[:, :reached], wrong[:, :reached]
+    ramp = np.clip(end - (wrong - misses), 0, misses)
+    before = np.concatenate([np.zeros((len(overlap), 1)), overlap[:, :-1]], axis=1)[:, :reached]
+    part = np.divide(ramp, misses, out=np.zeros_like(ramp), where=misses > 0)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.sum(ramp * (before + part * (overlap - before) / 2), axis=1) / end[:, 0])
+
+
+def _aupimo(found: Reals, wrong: Reals, low: float, high: float) -> Reals:
+    """Return mean AUPIMO from sums over the drawn images of their share of pixels in each bin.
+
+    ``found`` are shares of the anomalous pixels of anomalous images, ``wrong`` of normal images.
+    """
+    rate = np.cumsum(wrong, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rate /= rate[:, -1:].copy()
+        gain = np.log(high / np.clip(rate, low, high)) / math.log(high / low)
+        return np.asarray(np.sum(found * gain, axis=1) / np.sum(found, axis=1))
+
+
+def _chunks(weights: Reals, columns: int) -> Iterator[Reals]:
+    step = max(1, _CHUNK // columns)
+    return (weights[start : start + step] for start in range(0, len(weights), step))
+
+
+def _joined(parts: Sequence[Replicates]) -> Replicates:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
