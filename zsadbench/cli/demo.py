@@ -42,3 +42,17 @@ def train(
         Recipe(images, seed), out, seconds=seconds, resume=resume, every=every, probe=report, say=print
     )
     print(f"{out} written" if done else f"{out} written, training not finished: go on with --resume")
+
+
+@app.command()
+def picture(
+    results: Annotated[Path, typer.Argument(help="Folder with records of one dataset.")],
+    out: Annotated[Path, typer.Option("--out", help="The PNG file to write.")],
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of the dataset, if it moved.")] = None,
+) -> None:
+    """Write a contact sheet: an image of every category, its mask and the map of every method."""
+    from ..demo.sheet import contact_sheet
+    from ..views.overlay import write_png
+
+    write_png(out, contact_sheet(results, data))
+    print(out)

@@ -1,9 +1,10 @@
 """Training of the miniature CLIP: contrast between captions, and patches against the captions of their pair.
 
-Three terms of equal weight.  (1) CLIP's symmetric contrast over the batch, where every caption that is true
+Three terms.  (1) CLIP's symmetric contrast over the batch, where every caption that is true
 of a picture is a positive (Khosla et al., 2020, for several positives).  (2) Each picture against the two
 captions of its own pair, sound and faulty.  (3) Each patch of the value-value stream over all blocks, the
 form of AnoCLIP (Deng et al., 2023), against the same two captions, both classes weighted equally.
+The weights of the terms are ``WEIGHTS``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from ..tokens import PrunedTokenizer
 from ..weights import find_weights
 from .batches import Pairs, pairs
 
+WEIGHTS = (0.5, 2.0, 1.0)
+"""Of contrast, pair and patches."""
+
 DEFECTIVE = 0.15
 """A patch is a positive if more than this part of it is defective; one with a smaller part is left out."""
 
@@ -45,7 +49,7 @@ class Recipe:
     seed: int = 0
     shards: int = 2
     pairs: int = 12
-    rate: float = 8e-4
+    rate: float = 1e-3
     warm: int = 5_000
     decay: float = 0.3
 
@@ -143,7 +147,8 @@ def gradients(
 ) -> tuple[list[Tensor], Tensor]:
     """Return the gradients of batch ``number`` for every parameter, and its three losses."""
     terms = torch.stack(losses(student, pairs(recipe.pairs, recipe.seed, number), precision))
-    return list(torch.autograd.grad(terms.sum(), list(student.model.parameters()))), terms.detach()
+    total = (terms * torch.tensor(WEIGHTS)).sum()
+    return list(torch.autograd.grad(total, list(student.model.parameters()))), terms.detach()
 
 
 def train(
