@@ -17,6 +17,7 @@ from torchvision.transforms.functional import affine, hflip, rotate, vflip
 
 from zsadbench.clip import Clip
 from zsadbench.losses import segmentation, total, two_way
+from zsadbench.maps import render
 from zsadbench.method import Batch
 from zsadbench.training import Features, Stage, Truth, leaves
 from zsadbench.trainingdata import Example, TrainingSet
@@ -182,8 +183,8 @@ def class_feature(clip: Clip, images: Tensor) -> Tensor:
 
 def enlarged(features: Tensor, anchors: Tensor, size: tuple[int, ...]) -> Tensor:
     """Return probabilities (B, 2, H, W) of patch ``features`` (B, N, C): logits up-sampled, then softmax."""
-    logits = as_grid(SCALE * difference(features, anchors))[:, None]
-    return two_way(F.interpolate(logits, size, mode="bilinear", align_corners=True)[:, 0])
+    logits = as_grid(SCALE * difference(features, anchors))
+    return two_way(render(logits, (size[0], size[1]), align_corners=True))
 
 
 def level_losses(features: Tensor, anchors: Tensor, masks: Tensor) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zsadbench.clip import Clip, Trace
 from zsadbench.losses import segmentation, total
+from zsadbench.maps import render
 from zsadbench.method import Batch
 from zsadbench.training import Features, Stage, Truth, leaves
 
@@ -90,5 +91,6 @@ class PromptRecipe:
 def map_losses(patches: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """Return the losses of patch probabilities (B, N, 2) after they are enlarged to the masks' size."""
     side = round(patches.shape[1] ** 0.5)
+    height, width = masks.shape[-2:]
     grid = torch.unflatten(patches.mT, -1, (side, side))
-    return segmentation(F.interpolate(grid, masks.shape[-2:], mode="bilinear", align_corners=False), masks)
+    return segmentation(render(grid, (height, width)), masks)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zsadbench.clip import Clip, Trace
 from zsadbench.losses import dice, focal, two_way
+from zsadbench.maps import render
 from zsadbench.method import Batch
 from zsadbench.training import Features, Stage, Truth, leaves
 from zsadbench.trainingdata import Mosaic
@@ -108,6 +108,7 @@ def layer_losses(tokens: Tensor, learned: Mapping[str, Tensor], anchors: Anchors
     """
     layers = linear_layers(learned, tokens.device)
     logits = as_grid(layer_logits(tokens.unbind(dim=1), layers, anchors.of(truth.categories)))
-    large = F.interpolate(logits, truth.masks.shape[-2:], mode="bilinear", align_corners=True)
+    height, width = truth.masks.shape[-2:]
+    large = render(logits, (height, width), align_corners=True)
     maps: Sequence[Tensor] = [two_way(layer) for layer in large.unbind(dim=1)]
     return torch.stack([torch.stack([focal(p, truth.masks), dice(p[:, 1], truth.masks)]) for p in maps])
