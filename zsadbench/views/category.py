@@ -1,0 +1,267 @@
+"""What a report shows of one category: its curves, histograms and galleries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from markupsafe import Markup
+from PIL import Image
+
+from ..boardrows import Row, percent
+from ..decoding import default_workers
+from ..errors import ZsadError
+from ..metrics.curve import Curve
+from ..metrics.image import image_curve
+from ..records import ImageRow, Record
+from ..scoring import Map
+from . import plots
+from .galleries import Gallery, Standing, galleries, standings
+from .overlay import Scale
+from .replay import CategoryMaps, Mask, PixelCurve, Replay
+from .thumbnails import LONGEST, encoded, outlined, with_map
+
+Write = Callable[[str, bytes], None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method of a board in one category; what could not be had is None and ``reasons`` say why."""
+
+    label: str
+    record: Record
+    rows: Sequence[ImageRow]
+    maps: CategoryMaps | None = None
+    pixels: PixelCurve | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """``"images"``, ``"maps"`` or ``"pixels"`` -> why there are none."""
+
+    @property
+    def image_curve(self) -> Curve:
+        """The curve over image scores."""
+        scored = [row for row in self.rows if row.image_score is not None]
+        return image_curve([row.image_score for row in scored], [row.anomalous for row in scored])
+
+    @property
+    def scale(self) -> Scale:
+        """Lowest and highest map value of the category: all its maps share one range of colours."""
+        lows = [row.map_min for row in self.rows if row.map_min is not None]
+        highs = [row.map_max for row in self.rows if row.map_max is not None]
+        return (min(lows), max(highs)) if lows and highs else (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing with a title and what it shows in words."""
+
+    title: str
+    summary: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture of a gallery, or ``missing``: why there is none."""
+
+    title: str
+    lines: tuple[str, ...]
+    alt: str = ""
+    file: str = ""
+    size: tuple[int, int] = (0, 0)
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One image of a gallery with all its tiles."""
+
+    key: str
+    about: str
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Hall:
+    """A gallery ready to be shown."""
+
+    title: str
+    rule: str
+    exhibits: tuple[Exhibit, ...]
+
+
+def enter(rows: Sequence[Row], category: str, replays: Mapping[Path, Replay | str]) -> list[Entry]:
+    """Return the methods of a board in one category, with maps and pixel curves where they can be had."""
+    held = [row for row in rows if category in row.record.categories]
+    with ThreadPoolExecutor(default_workers(), thread_name_prefix="zsad-report") as pool:
+        return list(pool.map(lambda row: _entry(row, category, replays[row.record.path]), held))
+
+
+def _entry(row: Row, category: str, replay: Replay | str) -> Entry:
+    record, reasons = row.record, {}
+    rows: list[ImageRow] = []
+    try:
+        rows = [image for image in record.images() if image.category == category]
+    except ZsadError as error:
+        reasons["images"] = str(error)
+    if isinstance(replay, str):
+        return Entry(row.label, record, rows, reasons=reasons | {"maps": replay, "pixels": replay})
+    try:
+        maps = replay.category(category)
+    except ZsadError as error:
+        return Entry(row.label, record, rows, reasons=reasons | dict.fromkeys(("maps", "pixels"), str(error)))
+    try:
+        return Entry(row.label, record, rows, maps, maps.pixel_curve(), reasons)
+    except ZsadError as error:
+        return Entry(row.label, record, rows, maps, None, reasons | {"pixels": str(error)})
+
+
+def curve_plots(entries: Sequence[Entry], name: str) -> list[Plot]:
+    """Return the curves of a category, all methods in one plot each: image ROC and PR, pixel ROC, PR, PRO."""
+    images = [(index, entry.label, entry.image_curve) for index, entry in enumerate(entries) if entry.rows]
+    pixels = [(i, entry.label, entry.pixels.curve) for i, entry in enumerate(entries) if entry.pixels]
+    limit = entries[0].record.protocol.get("aupro_limits", [0.3])[0] if entries else 0.3
+    found = []
+    kinds: tuple[plots.Kind, ...] = ("roc", "pr")
+    for level, curves, drawn in (("Image", images, kinds), ("Pixel", pixels, (*kinds, "pro"))):
+        for kind in drawn:
+            known = [(index, label, curve) for index, label, curve in curves if _drawable(curve, kind)]
+            if known:
+                cut = float(limit) if kind == "pro" else None
+                found.append(_curve_plot(level, kind, known, f"{name}-{level}-{kind}".lower(), cut))
+    return found
+
+
+def _drawable(curve: Curve, kind: plots.Kind) -> bool:
+    return bool(curve.hits.size) and (kind == "pr" or bool(curve.normals))
+
+
+def _curve_plot(
+    level: str,
+    kind: plots.Kind,
+    curves: Sequence[tuple[int, str, Curve]],
+    name: str,
+    limit: float | None,
+) -> Plot:
+    lines = [(index, plots.line_of(label, curve, kind)) for index, label, curve in curves]
+    with plots.style():
+        figure, (axes,) = plots.sheet(3.6, 3.0)
+        plots.draw_curves(axes, kind, lines, limit)
+        svg = plots.to_svg(figure, name)
+    unit = {"roc": "AUROC", "pr": "AP", "pro": f"AUPRO at {limit or 0.3:g}"}[kind]
+    areas = [(label, _area(curve, kind, limit)) for _, label, curve in curves]
+    text = "; ".join(f"{label} {'n/a' if area is None else percent(area)}" for label, area in areas)
+    return Plot(f"{level} {plots.NAMES[kind]}", f"{unit} in percent: {text}.", Markup(svg))
+
+
+def _area(curve: Curve, kind: plots.Kind, limit: float | None) -> float | None:
+    if kind == "pro":
+        return curve.aupro(limit or 0.3)
+    return curve.auroc if kind == "roc" else curve.ap
+
+
+def histogram_plots(entries: Sequence[Entry], name: str) -> list[Plot]:
+    """Return one histogram of image scores for each method, normal against anomalous images."""
+    found = []
+    for index, entry in enumerate(entries):
+        scored = [row for row in entry.rows if row.image_score is not None]
+        if not scored:
+            continue
+        normal, anomalous = (
+            [row.image_score for row in scored if row.anomalous is label and row.image_score is not None]
+            for label in (False, True)
+        )
+        with plots.style():
+            figure, (axes,) = plots.sheet(3.6, 2.2)
+            plots.draw_histogram(axes, normal, anomalous)
+            svg = plots.to_svg(figure, f"{name}-scores-{index}")
+        about = [_range("normal", normal), _range("anomalous", anomalous)]
+        found.append(Plot(entry.label, f"{'; '.join(about)}.", Markup(svg)))
+    return found
+
+
+def _range(label: str, scores: Sequence[float]) -> str:
+    if not scores:
+        return f"no {label} image"
+    middle = sorted(scores)[len(scores) // 2]
+    return f"{len(scores)} {label}, median {middle:.4g}, from {min(scores):.4g} to {max(scores):.4g}"
+
+
+def ranked(entries: Sequence[Entry]) -> list[Standing]:
+    """Return the images of a category that every method scored."""
+    return standings([entry.rows for entry in entries])
+
+
+def halls(
+    entries: Sequence[Entry], images: Sequence[Standing], count: int, folder: str, write: Write
+) -> list[Hall]:
+    """Return the galleries of a category; their pictures are written below ``folder``, each once."""
+    numbers = {image.key: number for number, image in enumerate(images)}
+    shown: dict[str, Exhibit] = {}
+
+    def exhibit(image: Standing) -> Exhibit:
+        if image.key not in shown:
+            stem = f"{folder}/{numbers[image.key]:05d}"
+            shown[image.key] = _exhibit(entries, image, stem, write)
+        return shown[image.key]
+
+    def hall(gallery: Gallery) -> Hall:
+        return Hall(gallery.title, gallery.rule, tuple(map(exhibit, gallery.images)))
+
+    return [hall(gallery) for gallery in galleries(images, count)]
+
+
+def _exhibit(entries: Sequence[Entry], image: Standing, stem: str, write: Write) -> Exhibit:
+    photo, mask, problem = _photo(entries, image.key)
+    label = "anomalous" if image.anomalous else "normal"
+    species = {e.maps.samples[image.key].specie for e in entries if e.maps and image.key in e.maps.samples}
+    kind = ", ".join(sorted(filter(None, species)))
+    tiles = [_tile("Image", (), f"{image.key}, {label}", outlined(photo, mask), stem, write)] if photo else []
+    if problem:
+        tiles.append(Tile("Image", (), missing=problem))
+    for index, entry in enumerate(entries):
+        lines = _caption(entry, image, index)
+        values = _values(entry, image.key, photo)
+        if photo is None or isinstance(values, str):
+            why = values if isinstance(values, str) else "no picture to lay the map over"
+            tiles.append(Tile(entry.label, lines, missing=why))
+            continue
+        drawn = outlined(with_map(photo, values, entry.scale), mask)
+        alt = f"Anomaly map of {entry.label} over {image.key}"
+        tiles.append(_tile(entry.label, lines, alt, drawn, f"{stem}-{index}", write))
+    return Exhibit(image.key, f"{label}, {kind}" if kind and kind != label else label, tuple(tiles))
+
+
+def _photo(entries: Sequence[Entry], key: str) -> tuple[Image.Image | None, Mask | None, str]:
+    """Return an image and its mask from the first method that has it, or why nobody has."""
+    for entry in entries:
+        if entry.maps and key in entry.maps.hashes:
+            try:
+                return *entry.maps.picture(key, LONGEST), ""
+            except ZsadError as error:
+                return None, None, str(error)
+    return None, None, next((entry.reasons["maps"] for entry in entries if "maps" in entry.reasons), "")
+
+
+def _values(entry: Entry, key: str, photo: Image.Image | None) -> Map | str:
+    """Return the map of an image, or why there is none."""
+    if entry.maps is None:
+        return entry.reasons["maps"]
+    if key not in entry.maps.hashes:
+        return "no evidence of this image"
+    size = (photo.height, photo.width) if photo else (LONGEST, LONGEST)
+    return entry.maps.map(key, size)
+
+
+def _caption(entry: Entry, image: Standing, index: int) -> tuple[str, ...]:
+    lines = [f"score {image.scores[index]:.4g}", f"rank {percent(image.ranks[index])} %"]
+    found = entry.pixels.found.get(image.key) if entry.pixels else None
+    return (*lines, f"found {percent(found)} %") if found is not None else tuple(lines)
+
+
+def _tile(
+    title: str, lines: tuple[str, ...], alt: str, picture: Image.Image, stem: str, write: Write
+) -> Tile:
+    write(f"{stem}.webp", encoded(picture))
+    return Tile(title, lines, alt, f"{stem}.webp", picture.size)

@@ -1,0 +1,211 @@
+"""Curves, histograms and bars, drawn with matplotlib: for pages as SVG, for papers as PDF or PNG.
+
+Nothing here touches pyplot, so no window system is asked for and nothing is shared between threads.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ..errors import UsageError
+from ..files import write_atomic
+from ..metrics.curve import Curve
+
+Kind = Literal["roc", "pr", "pro"]
+AXES: dict[Kind, tuple[str, str]] = {
+    "roc": ("false-positive rate", "true-positive rate"),
+    "pr": ("recall", "precision"),
+    "pro": ("false-positive rate", "mean region overlap"),
+}
+NAMES: dict[Kind, str] = {"roc": "ROC", "pr": "PR", "pro": "PRO"}
+COLOURS = ("#0072b2", "#c44e00", "#007a5a", "#a8327d", "#7a6400", "#5b5b5b")
+"""At least 3:1 against white, told apart with any colour vision; dashes tell the rest apart."""
+DASHES = ("", "6 2", "2 2", "7 2 2 2")
+INK = "#1b1b1b"
+POINTS = 300
+FORMATS = (".pdf", ".png", ".svg")
+
+_STYLE: Any = {
+    "text.parse_math": False,  # a name may hold dollar signs
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "font.family": ["DejaVu Sans", "sans-serif"],
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "zsadbench",
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve with its name, ready to draw; ``steps`` hold their height back to the point before."""
+
+    label: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    steps: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One number with its name, and its interval where there is one; all in [0, 1]."""
+
+    label: str
+    value: float
+    interval: tuple[float, float] | None = None
+
+
+def colour(index: int) -> str:
+    """Return the colour of method ``index`` of a board."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def dashes(index: int) -> str:
+    """Return the dashes of method ``index``, as SVG writes them; empty for a solid line."""
+    return DASHES[index % len(DASHES)]
+
+
+def line_of(label: str, curve: Curve, kind: Kind, points: int = POINTS) -> Line:
+    """Return a ROC, precision-recall or PRO line of a curve."""
+    if kind == "pr":
+        recall, precision = curve.pr(points)
+        first = precision[:1]
+        return Line(label, np.append(0.0 * first, recall), np.append(first, precision), steps=True)
+    return Line(label, *(curve.roc(points) if kind == "roc" else curve.pro(points)))
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw in the style of the toolkit, whatever the user's matplotlib is set to."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def sheet(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure of ``width`` x ``height`` inches with ``columns`` axes side by side."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def draw_curves(
+    axes: Axes, kind: Kind, lines: Sequence[tuple[int, Line]], limit: float | None = None
+) -> None:
+    """Draw numbered curves of one kind; the number decides colour and dashes, ``limit`` where x ends."""
+    for index, line in lines:
+        pattern = tuple(map(float, dashes(index).split()))
+        axes.plot(
+            line.x,
+            line.y,
+            color=colour(index),
+            linewidth=1.5,
+            linestyle=(0, pattern) if pattern else "-",
+            drawstyle="steps-pre" if line.steps else "default",
+            label=f" {line.label}",  # a leading underscore would hide it
+        )
+    if kind == "roc":
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.6, linestyle=":")
+    axes.set(xlim=(0, limit or 1), ylim=(0, 1.02), xlabel=AXES[kind][0], ylabel=AXES[kind][1])
+
+
+def draw_histogram(axes: Axes, normal: Sequence[float], anomalous: Sequence[float]) -> None:
+    """Draw how image scores are spread, normal images filled and anomalous ones outlined, in shares."""
+    values = np.array([*normal, *anomalous], np.float64)
+    edges = np.histogram_bin_edges(values, bins=min(40, 6 + int(values.size**0.5)))
+    for scores, options in (
+        (normal, {"histtype": "stepfilled", "color": colour(0), "alpha": 0.45}),
+        (anomalous, {"histtype": "step", "color": colour(1), "linewidth": 1.6}),
+    ):
+        if scores:
+            axes.hist(scores, edges, weights=np.full(len(scores), 1 / len(scores)), **options)  # type: ignore[arg-type]
+    axes.set(xlabel="image score", ylabel="share of images", ylim=(0, None))
+
+
+def draw_bars(axes: Axes, bars: Sequence[Bar], metric: str) -> None:
+    """Draw one bar for each method in percent, with its interval where there is one."""
+    for index, bar in enumerate(bars):
+        value = 100 * bar.value
+        axes.barh(index, value, color=colour(0), height=0.65)
+        inside = value
+        if bar.interval:
+            low, high = (100 * bound for bound in bar.interval)
+            axes.plot([low, high], [index, index], color=INK, linewidth=1.2, marker="|", markersize=7)
+            inside = max(value, high)
+        axes.annotate(f"{value:.1f}", (inside, index), (4, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 110), xlabel=f"{metric}, percent")
+    axes.set_xticks(range(0, 101, 20))
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Put the names of the lines of ``axes`` below a figure."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """Return a figure as an SVG element in the colours of the page around it.
+
+    ``name``, unique in its page, keeps the ids of several figures apart.
+    """
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        none: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, metadata=none)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    for index, value in enumerate(COLOURS):
+        svg = svg.replace(value, f"var(--series-{index})")
+    svg = re.sub(r'\bid="(?![mp][0-9a-f]{10}")[^"]*"', "", svg)  # only clip paths and markers are referred to
+    return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PDF, PNG or SVG, by the suffix of ``path``; equal figures give equal bytes.
+
+    Raises:
+        UsageError: for another suffix.
+        RecordError: if the file cannot be written.
+    """
+    check_format(path)
+    stream = io.BytesIO()
+    nothing: dict[str, Any] = {
+        ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+        ".svg": {"Date": None, "Creator": None},
+        ".png": {"Software": None},
+    }[path.suffix.lower()]
+    figure.savefig(stream, format=path.suffix[1:].lower(), metadata=nothing)
+    write_atomic(path, stream.getvalue())
+
+
+def check_format(path: Path) -> None:
+    """Refuse a file name whose suffix is no format of figures.
+
+    Raises:
+        UsageError: naming the formats there are.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{path}: figures are written as {', '.join(FORMATS)}; give --out such a name")

@@ -1,0 +1,189 @@
+"""A static site from records: boards, a page per dataset, category and record; opens from a file.
+
+Every number is the record's own; curves, maps and pictures are made again from the evidence and the
+images.  Where those are gone, the page says so and shows the rest.  No time of building is written, so
+equal records give equal files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..board import Board, boards, nothing_there
+from ..boardtext import to_csv
+from ..errors import RecordError, ZsadError
+from ..records import Record, find_records
+from . import plots, provenance
+from .category import curve_plots, enter, halls, histogram_plots, ranked
+from .replay import Replay
+from .site import Names, Site
+
+GALLERY = 8
+"""Images of a gallery where nothing else is asked for."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was written, and what could not be read or shown."""
+
+    index: Path
+    files: int
+    bytes: int
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One board with the names of its pages."""
+
+    board: Board
+    detailed: Board
+    dataset_page: str
+    anchor: str
+    categories: Mapping[str, str] = field(default_factory=dict)
+    """Category -> its page."""
+
+
+def build_report(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    data: Path | None = None,
+    gallery: int = GALLERY,
+    say: Say = lambda line: None,
+) -> Summary:
+    """Write the report of all records at or below ``paths`` into the folder ``out``.
+
+    ``data`` is where the datasets lie now, by default where they lay when they were observed;
+    ``gallery`` is the number of images of each gallery.
+
+    Raises:
+        RecordError: if there is no record, or a file cannot be written.
+        UsageError: if ``out`` holds something that is not a report.
+    """
+    records, unreadable = find_records(paths)
+    if not records:
+        raise RecordError(nothing_there(paths))
+    site = Site(out)
+    return _Builder(site, records, _relative(unreadable, paths), data, gallery, say).build()
+
+
+class _Builder:
+    """Holds what all pages share while a report is written."""
+
+    def __init__(
+        self,
+        site: Site,
+        records: Sequence[Record],
+        unreadable: Sequence[str],
+        data: Path | None,
+        gallery: int,
+        say: Say,
+    ) -> None:
+        self.site, self.records, self.gallery, self.say = site, records, gallery, say
+        self.names = Names()
+        self.problems = list(unreadable)
+        self.unreadable = tuple(unreadable)
+        self.replays: dict[Path, Replay | str] = {}
+        self.data = data
+        self.parts = self._parts()
+        self.record_pages = {
+            record.path: self.names.new("record", record.method, record.dataset, record.digest[:12])
+            for part in self.parts
+            for record in part.board.records
+        }
+
+    def build(self) -> Summary:
+        for part in self.parts:
+            self.say(f"{part.board.group}")
+            self._open(part)
+            for category, page in part.categories.items():
+                self._category(part, category, page)
+            self.replays.clear()
+        for page in dict.fromkeys(part.dataset_page for part in self.parts):
+            own = [part for part in self.parts if part.dataset_page == page]
+            self._page(page, "dataset.html", {"parts": own, "dataset": own[0].board.group.dataset})
+        for record in (record for part in self.parts for record in part.board.records):
+            self._record(record)
+        self.site.write("leaderboard.csv", to_csv([part.board for part in self.parts]).encode())
+        self._page("index", "index.html", {"parts": self.parts, "unreadable": self.unreadable})
+        problems = tuple(dict.fromkeys(self.problems))
+        return Summary(self.site.folder / "index.html", self.site.files, self.site.bytes, problems)
+
+    def _parts(self) -> list[_Part]:
+        means, details = boards(self.records), boards(self.records, by="category")
+        pages: dict[str, str] = {}
+        parts = []
+        for board, detailed in zip(means, details, strict=True):
+            name = board.group.dataset
+            if name not in pages:
+                pages[name] = self.names.new(name)
+            anchor = self.names.new(name, board.records[0].protocol_label, "board")
+            categories = {
+                category: self.names.new(name, category, board.records[0].protocol_label)
+                for category in dict.fromkeys(row.category for row in detailed.rows)
+            }
+            parts.append(_Part(board, detailed, pages[name], anchor, categories))
+        return parts
+
+    def _open(self, part: _Part) -> None:
+        for record in part.board.records:
+            try:
+                self.replays[record.path] = Replay(record, self.data)
+            except ZsadError as error:
+                self.replays[record.path] = str(error)
+
+    def _category(self, part: _Part, category: str, page: str) -> None:
+        self.say(f"  {category}")
+        entered = enter(part.board.rows, category, self.replays)
+        entries = [entry for entry in entered if entry.rows]
+        images = ranked(entries)
+        reasons = [
+            (what, entry.label, why) for entry in entered for what, why in sorted(entry.reasons.items())
+        ]
+        self.problems += [f"{category}: {label}: {why}" for what, label, why in reasons if what != "pixels"]
+        rows = [row for row in part.detailed.rows if row.category == category]
+        context = {
+            "part": part,
+            "category": category,
+            "board": Board(part.detailed.group, "category", part.detailed.metrics, tuple(rows)),
+            "entries": entries,
+            "reasons": reasons,
+            "curves": curve_plots(entries, page),
+            "histograms": histogram_plots(entries, page),
+            "halls": halls(entries, images, self.gallery, f"images/{page}", self.site.write),
+            "images": images,
+        }
+        self._page(page, "category.html", context)
+
+    def _record(self, record: Record) -> None:
+        context = {
+            "record": record,
+            "dataset_page": next(p.dataset_page for p in self.parts if record in p.board.records),
+            "sections": provenance.sections(record),
+            "undefined": provenance.undefined(record),
+            "warnings": provenance.warnings_of(record),
+            "left_out": provenance.left_out(record),
+        }
+        self._page(self.record_pages[record.path], "record.html", context)
+
+    def _page(self, name: str, template: str, context: Mapping[str, Any]) -> None:
+        shared = {
+            "record_pages": self.record_pages,
+            "colour_count": len(plots.COLOURS),
+            "dashes": plots.dashes,
+            "datasets": {part.board.group.dataset: part.dataset_page for part in self.parts},
+        }
+        self.site.page(name, template, {**shared, **context})
+
+
+def _relative(problems: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Return messages without the folders above the results, which are the same on every machine."""
+    for path in paths:
+        problems = [problem.replace(f"{path.resolve()}/", "") for problem in problems]
+    return list(problems)
