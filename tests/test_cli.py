@@ -133,30 +133,20 @@ def test_pairs_are_read_as_typed() -> None:
         pairs(["=1"], "N=V")
 
 
-def test_a_killed_process_is_resumed_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_killed_process_is_resumed_with_the_same_bits(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     folder = make_folder(tmp_path / "parts", categories=tuple("abcdef"), each=2)
+
+    def words(out: str) -> list[str]:
+        return ["run", "-m", "clip", "-d", str(folder), *CLIP, "-q", "--out", str(tmp_path / out)]
+
     start = "import sys; from zsadbench.cli import main; sys.argv[0] = 'zsad'; main()"
-
-    def command(out: str) -> list[str]:
-        place = str(tmp_path / out)
-        return [
-            sys.executable,
-            "-c",
-            start,
-            "run",
-            "-m",
-            "anoclip",
-            "-d",
-            str(folder),
-            *CLIP,
-            "-q",
-            "--out",
-            place,
-        ]
-
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", start, *words("killed")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
     while process.poll() is None and not list((tmp_path / "killed").rglob("*.safetensors")):
@@ -165,7 +155,7 @@ def test_a_killed_process_is_resumed_with_the_same_bits(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     for out in ("killed", "whole"):
-        subprocess.run(command(out), env=environment, check=True, capture_output=True)
+        assert zsad(capfd, *words(out))[0] == 0
     evidence = [
         {f.name: f.read_bytes() for f in (tmp_path / out).rglob("*.safetensors")}
         for out in ("killed", "whole")

@@ -121,7 +121,7 @@ def test_show_a_users_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (("check", "nothing.py:Mine"), "nothing.py: no such file"),
         (("check", "clip", "--checkpoint", "x.safetensors"), "'checkpoint' is no parameter of this method"),
         (("check", "clip", "--set", "sigma"), "'sigma' is not of the form --set NAME=VALUE"),
-        (("check", "clip", "--set", "sigma=1"), "'sigma' is no parameter of this method"),
+        (("check", "clip", "--set", "blur=1"), "'blur' is no parameter of this method"),
     ],
 )
 def test_mistakes(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:

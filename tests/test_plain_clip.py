@@ -35,7 +35,7 @@ def test_probabilities_are_those_of_open_clip() -> None:
     tokenize = open_clip.get_tokenizer("ViT-L-14")
     evidence = observe(images, ["nut", "cable"])
     for image, words in enumerate(("metal nut", "cable")):
-        prompts = [f"a photo of a {state} {words}" for state in ("normal", "anomalous")]
+        prompts = [f"a photo of {state} {words}" for state in ("a normal", "an anomalous")]
         texts = F.normalize(model.encode_text(tokenize(prompts)), dim=-1)
         p = (100 * F.normalize(features[image], dim=-1) @ texts.T).softmax(dim=-1)[:, 1]
         assert torch.allclose(evidence["score"][image], p[0], atol=1e-4)

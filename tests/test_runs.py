@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,11 @@ class Killed(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def cached_towers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def cached_towers(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(backbone: Backbone, device: Any, dtype: torch.dtype) -> Clip:
         return tiny.clip(backbone.name, backbone.activation, backbone.position)
 
     monkeypatch.setattr(engine, "load_clip", load)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

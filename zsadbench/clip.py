@@ -271,10 +271,12 @@ def load_clip(
     import open_clip
 
     weights = find_weights(backbone)
-    # Built on the meta device: no initialisation is computed only to be overwritten.
-    with torch.device("meta"):
-        model = open_clip.model.CLIP(**weights.architecture())
-    weights.load_into(model)
+    # A caller's inference mode must not make the parameters unfit for gradients.
+    with torch.inference_mode(False):
+        # Built on the meta device: no initialisation is computed only to be overwritten.
+        with torch.device("meta"):
+            model = open_clip.model.CLIP(**weights.architecture())
+        weights.load_into(model)
     model.attn_mask = None  # the causal rule is applied by Block; a meta buffer cannot be moved
     backbone = replace(backbone, activation=weights.activation)
     model.requires_grad_(False).eval().to(device)
