@@ -15,6 +15,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torchvision.transforms.functional import affine, hflip, rotate, vflip
 
+from zsadbench.checkpoints import AuthorTable
 from zsadbench.clip import Clip
 from zsadbench.losses import segmentation, total, two_way
 from zsadbench.maps import render
@@ -62,6 +63,17 @@ class AdapterRecipe:
         image = {key: value for key, value in learned.items() if key.startswith("image")}
         stages = [self.text_stage(method, clip, wordings, text)] if text else []
         return [*stages, self.image_stage(method, clip, wordings, text, image)]
+
+    def author_tables(self, method: AaClip, clip: Clip) -> list[AuthorTable]:
+        """Return what the authors' two files hold; without text adapters only the second is wanted."""
+        shapes = checkpoint_shapes(method, clip)
+        tables = []
+        for key in ("text_adapter", "image_adapter"):
+            own = {name.removeprefix(f"{key}."): name for name in shapes if name.startswith(f"{key}.")}
+            wanted = {short: shapes[name] for short, name in own.items()}
+            if own:
+                tables.append(AuthorTable(key, wanted, {name: short for short, name in own.items()}))
+        return tables
 
     def start(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         """Return Xavier-uniform weights, the image side drawn first."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsadbench.checkpoints import AuthorTable
 from zsadbench.clip import Clip, Trace
 from zsadbench.losses import segmentation, total
 from zsadbench.maps import render
@@ -22,8 +24,12 @@ from .anomalyclip import (
     check_fit,
     checkpoint_shapes,
     encode_prompts,
+    prompt_texts,
     reading,
 )
+
+UNUSED = 896
+"""Outputs of the projections that the authors' files carry and their code never uses."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,27 @@ class PromptRecipe:
         image = F.cross_entropy(inputs["class"] @ texts.T / method.temperature, truth.labels)
         local = self.local_weight * total(parts)
         return {"loss": local + image, "local": local, "image": image, **parts}
+
+    def author_tables(self, method: AnomalyClip, clip: Any) -> list[AuthorTable]:
+        """Return what the authors' file holds: learned vectors, fixed ones and unused projections."""
+        shapes = checkpoint_shapes(method, clip)
+        length, width = clip.text.context, clip.text.width
+        fixed = prompt_ids(method, clip)
+        whole: dict[str, tuple[int, ...]] = dict(shapes)
+        for side in ("pos", "neg"):
+            whole[f"token_prefix_{side}"] = (1, 1, 1, width)
+            whole[f"token_suffix_{side}"] = (1, 1, length - 1 - method.context, width)
+            whole[f"tokenized_prompts_{side}"] = (1, 1, length)
+        for number in range(method.deep_prompts):
+            whole[f"compound_prompt_projections.{number}.weight"] = (UNUSED, width)
+            whole[f"compound_prompt_projections.{number}.bias"] = (UNUSED,)
+        return [AuthorTable("prompt_learner", whole, {name: name for name in shapes}, fixed)]
+
+
+def prompt_ids(method: AnomalyClip, clip: Any) -> dict[str, Tensor]:
+    """Return the token ids (1, 1, L) of both prompts by the names of the authors' file."""
+    ids: Tensor = clip.tokenizer(prompt_texts(method), context_length=clip.text.context)
+    return {f"tokenized_prompts_{side}": ids[row][None, None] for row, side in enumerate(("pos", "neg"))}
 
 
 def map_losses(patches: Tensor, masks: Tensor) -> dict[str, Tensor]:

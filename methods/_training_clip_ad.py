@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zsadbench.checkpoints import AuthorTable
 from zsadbench.clip import Clip, Trace
 from zsadbench.losses import dice, focal, two_way
 from zsadbench.maps import render
@@ -67,6 +68,12 @@ class LinearRecipe:
                 vary=Mosaic(self.mosaic) if self.mosaic else None,
             )
         ]
+
+    def author_tables(self, method: ClipAdPlus | AprilGan, clip: Clip) -> list[AuthorTable]:
+        """Return what the authors' file holds: the layers, under one key."""
+        shapes = checkpoint_shapes(method, clip)
+        key = "linear_layers" if isinstance(method, ClipAdPlus) else "trainable_linearlayer"
+        return [AuthorTable(key, shapes, {name: name for name in shapes})]
 
 
 def start(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:

@@ -157,10 +157,15 @@ def checkpoint_shapes(method: AnomalyClip, clip: Clip) -> dict[str, tuple[int, .
     return {"ctx_pos": context, "ctx_neg": context, **deep}
 
 
-def prompt_tokens(method: AnomalyClip, clip: Clip) -> Tensor:
-    """Return the token ids (2, L) of both prompts, placeholders where the learned vectors go."""
+def prompt_texts(method: AnomalyClip) -> list[str]:
+    """Return the normal and the anomalous prompt, placeholders where the learned vectors go."""
     blank = " ".join([PLACEHOLDER] * method.context)
-    return clip.tokenize([f"{blank} {words}." for words in (method.normal_words, method.anomalous_words)])
+    return [f"{blank} {words}." for words in (method.normal_words, method.anomalous_words)]
+
+
+def prompt_tokens(method: AnomalyClip, clip: Clip) -> Tensor:
+    """Return the token ids (2, L) of both prompts."""
+    return clip.tokenize(prompt_texts(method))
 
 
 def encode_prompts(method: AnomalyClip, clip: Clip, learned: Mapping[str, Tensor]) -> Tensor:

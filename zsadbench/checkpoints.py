@@ -45,6 +45,20 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class AuthorTable:
+    """One state dict of the authors' files.
+
+    It stands under ``key``; ``shapes`` has every entry it must hold, ``learned`` our name of each one
+    that is kept, and ``fixed`` the values of entries that are not learned.
+    """
+
+    key: str
+    shapes: Shapes
+    learned: Mapping[str, str]
+    fixed: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], provenance: Provenance) -> None:
     """Write learned ``tensors`` and their ``provenance``, whole or not at all.
 
@@ -103,6 +117,32 @@ def read_provenance(path: Path) -> Provenance:
             f"{path}: has no provenance in its header, so it is not a checkpoint of zsadbench; convert the "
             "authors' files with zsad checkpoints import FILE --method METHOD"
         ) from None
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint's header says, in the order to be read; no tensor is read.
+
+    Raises:
+        WeightsError: as ``read_provenance``.
+    """
+    found = read_provenance(path)
+    training = found.parameters.get("training") or {}
+    rest = {key: value for key, value in found.parameters.items() if key != "training"}
+    with _opened(path) as file:
+        shapes = {key: _shape(tuple(file.get_slice(key).get_shape())) for key in file.keys()}  # noqa: SIM118
+    return {
+        "file": str(path),
+        "method": found.method,
+        "trained on": found.dataset or "unknown",
+        "images": len(found.images) or "unknown",
+        "epoch": "unknown" if found.epoch is None else found.epoch,
+        "seed": "unknown" if found.seed is None else found.seed,
+        "imported from": found.source or "nothing: trained here",
+        "versions": dict(found.versions) or "unknown",
+        "training": dict(training) or "unknown",
+        "parameters": rest or "unknown",
+        "tensors": shapes,
+    }
 
 
 def compare_shapes(held: Shapes, wanted: Shapes) -> str:

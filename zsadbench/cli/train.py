@@ -1,0 +1,203 @@
+"""``zsad train`` and ``zsad checkpoints``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from .run import CLIP, DATA, MACHINE, Data, Workers, pairs
+
+RECIPE = "Recipe (else the authors')"
+
+checkpoints = typer.Typer(
+    help="Show checkpoints, and convert those of a method's authors.", no_args_is_help=True
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to ``app``."""
+    app.command("train")(train)
+    app.add_typer(checkpoints, name="checkpoints")
+
+
+Backbone = Annotated[
+    str | None,
+    typer.Option("--backbone", help="Another CLIP: a name of open_clip or a JSON.", rich_help_panel=CLIP),
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="A tag, a file, or random[:SEED].", rich_help_panel=CLIP)
+]
+Activation = Annotated[
+    str | None, typer.Option("--activation", help="auto, gelu or quick_gelu.", rich_help_panel=CLIP)
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Set a number of the recipe or of the method; repeatable."
+    ),
+]
+
+
+def train(
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="A trained method: an id, or id@variant.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", "-d", help="What to train on: an id, a .toml or a folder.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The checkpoint, a .safetensors file.")
+    ] = None,
+    data: Data = None,
+    category: Annotated[
+        list[str] | None, typer.Option("--category", help="Only this category; repeatable.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="At most so many images, spread over category and label.")
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(
+            "--shots", help="So many images per category, half of them normal.", rich_help_panel=RECIPE
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", help="Epochs (AA-CLIP: of its image side).", rich_help_panel=RECIPE),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Start values, order, augmentation.", rich_help_panel=RECIPE)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Images per step.", rich_help_panel=RECIPE)
+    ] = None,
+    settings: Settings = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    activation: Activation = None,
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...", rich_help_panel=MACHINE)
+    ] = "auto",
+    memory: Annotated[
+        float,
+        typer.Option("--memory", help="GiB of frozen features kept in memory.", rich_help_panel=MACHINE),
+    ] = 4.0,
+    disk: Annotated[
+        float, typer.Option("--disk", help="GiB of them kept in a file otherwise.", rich_help_panel=MACHINE)
+    ] = 64.0,
+    workers: Workers = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out files with a problem.", rich_help_panel=DATA)
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Train a method on an auxiliary dataset; repeated after an interruption it goes on."""
+    if not method or dataset is None or out is None:
+        raise UsageError("zsad train needs --method METHOD --dataset DATASET --out FILE.safetensors")
+    given = pairs(settings, "--set NAME=VALUE")
+    from ..trainruns import TrainRequest, execute
+
+    request = TrainRequest(
+        data=data,
+        backbone=backbone,
+        weights=weights,
+        activation=activation,
+        settings=given,
+        shots=shots,
+        epochs=epochs,
+        seed=seed,
+        batch_size=batch_size,
+        limit=limit,
+        categories=tuple(category) if category else None,
+        device=device,
+        workers=workers,
+        memory_gb=memory,
+        disk_gb=disk,
+        skip_bad=skip_bad,
+        quiet=quiet,
+    )
+    try:
+        trained = execute(method, dataset, out, request)
+    except KeyboardInterrupt:
+        print("interrupted; complete epochs are kept: repeat the command to go on there", file=sys.stderr)
+        raise typer.Exit(130) from None
+    for file in trained.files:
+        print(file)
+
+
+@checkpoints.command()
+def show(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints of zsadbench.")],
+) -> None:
+    """Print where checkpoints come from and what they hold."""
+    from ..checkpoints import describe
+
+    for number, file in enumerate(files):
+        if number:
+            typer.echo()
+        for name, value in describe(file).items():
+            typer.echo(f"{name:<14}{_text(value)}")
+
+
+@checkpoints.command("import")
+def import_(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="The authors' .pth (AA-CLIP: both files).")
+    ],
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="The method they belong to: an id, or id@variant.")
+    ] = None,
+    trained_on: Annotated[
+        str, typer.Option("--trained-on", help="The dataset they were trained on (an id).")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The new file (else beside the first one).")
+    ] = None,
+    epoch: Annotated[
+        int | None, typer.Option("--epoch", help="The epoch, where the file does not say.")
+    ] = None,
+    data: Data = None,
+    settings: Settings = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    activation: Activation = None,
+) -> None:
+    """Convert the authors' checkpoint: read as data, every key and shape checked."""
+    if not method:
+        raise UsageError("name the method the files belong to: --method METHOD; see: zsad methods")
+    given = pairs(settings, "--set NAME=VALUE")
+    from ..authorfiles import import_checkpoint
+
+    path, about = import_checkpoint(
+        files,
+        method,
+        trained_on=trained_on,
+        out=out,
+        epoch=epoch,
+        data=data,
+        backbone=backbone,
+        weights=weights,
+        activation=activation,
+        settings=given,
+    )
+    if not about.images:
+        note = (
+            f"the images of '{trained_on}' are not on this machine"
+            if trained_on
+            else "no --trained-on was given"
+        )
+        print(f"{note}: results will be marked 'training images unknown'", file=sys.stderr)
+    print(path)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={_text(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return str(value)
