@@ -1,0 +1,342 @@
+"""``zsad predict``, ``zsad calibrate`` and ``zsad inspect``: single images instead of datasets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from .run import pairs
+
+if TYPE_CHECKING:
+    from ..views.calibrate import Threshold
+    from ..views.predictor import Prediction, Predictor
+
+CLIP = "CLIP"
+PARTS = "Parts of an image"
+MACHINE = "Machine"
+
+Method = Annotated[
+    str | None, typer.Option("--method", "-m", help="A method id, id@variant or FILE.py:Class.")
+]
+Words = Annotated[str, typer.Option("--words", help='What is seen, for the prompts: "metal nut".')]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Set a parameter of the method; repeatable."),
+]
+Prompts = Annotated[Path | None, typer.Option("--prompts", help="A TOML file of states and templates.")]
+Checkpoint = Annotated[Path | None, typer.Option("--checkpoint", help="Checkpoint of a trained method.")]
+Backbone = Annotated[
+    str | None,
+    typer.Option("--backbone", help="Another CLIP: a name of open_clip or a JSON.", rich_help_panel=CLIP),
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="A tag, a file, or random[:SEED].", rich_help_panel=CLIP)
+]
+Activation = Annotated[
+    str | None, typer.Option("--activation", help="auto, gelu or quick_gelu.", rich_help_panel=CLIP)
+]
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        "--tile",
+        metavar="PIXELS",
+        help="Cut large images into squares of this side; the score is the maximum over them.",
+        rich_help_panel=PARTS,
+    ),
+]
+Overlap = Annotated[
+    float,
+    typer.Option("--overlap", help="The part of a tile that neighbours share.", rich_help_panel=PARTS),
+]
+Roi = Annotated[
+    str | None,
+    typer.Option(
+        "--roi",
+        metavar="X,Y,W,H",
+        help="Look at this region only, in pixels of the upright image.",
+        rich_help_panel=PARTS,
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...", rich_help_panel=MACHINE)]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="fp32, bf16 or fp16 (image tower).", rich_help_panel=MACHINE)
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size", help="Images per batch; halved when memory runs out.", rich_help_panel=MACHINE
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Threads that decode ahead.", rich_help_panel=MACHINE)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to ``app``."""
+    app.command("predict")(predict)
+    app.command("calibrate")(calibrate)
+    app.command("inspect")(inspect)
+
+
+def predict(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="PATH...", help="Image files, or folders of them.")
+    ] = None,
+    method: Method = None,
+    words: Words = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write an overlay of each image into this folder.")
+    ] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON; - prints them.")
+    ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option("--scale", metavar="MIN,MAX", help="Map values of the overlays' first and last colour."),
+    ] = None,
+    threshold: Annotated[
+        Path | None,
+        typer.Option("--threshold", help="A file of zsad calibrate: say OK or NG; any NG exits with 1."),
+    ] = None,
+    settings: Settings = None,
+    prompts: Prompts = None,
+    checkpoint: Checkpoint = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    activation: Activation = None,
+    tile: Tile = None,
+    overlap: Overlap = 0.25,
+    roi: Roi = None,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Score images and show where they are anomalous; needs no dataset.
+
+    Exit code: 0, or 1 if any image is NG, else 3 if any could not be read.
+    """
+    from ..views.calibrate import NG, check_fits, read_threshold
+    from ..views.predict import as_json, find_images, parse_scale
+    from ..views.predict import predict as run
+
+    pinned = parse_scale(scale) if scale else None
+    images = find_images(paths or [], out)
+    limit = read_threshold(threshold) if threshold else None
+    predictor = _predictor(
+        method,
+        settings,
+        roi,
+        words=words,
+        prompts=prompts,
+        checkpoint=checkpoint,
+        backbone=backbone,
+        weights=weights,
+        activation=activation,
+        tile=tile,
+        overlap=overlap,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    if limit and threshold:
+        check_fits(limit, predictor, threshold)
+    try:
+        found, used = run(predictor, images, out=out, scale=pinned, quiet=quiet)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(130) from None
+    verdicts = [limit.verdict(one.score) if limit else None for one in found]
+    if json_file:
+        value = limit.value if limit else None
+        _write_json(json_file, as_json(predictor, found, used, verdicts, value))
+    if json_file != "-":
+        _show_scores(predictor, found, verdicts, limit)
+        if out:
+            print(f"overlays in {out}, colours from {used[0]:.4g} to {used[1]:.4g}")
+    _say_notes(found)
+    failed = _say_failed(found)
+    if NG in verdicts:
+        raise typer.Exit(1)
+    if failed:
+        raise typer.Exit(3)
+
+
+def calibrate(
+    normal: Annotated[
+        list[Path] | None,
+        typer.Option("--normal", metavar="PATH", help="A folder of normal images, or a file; repeatable."),
+    ] = None,
+    fpr: Annotated[
+        float, typer.Option("--fpr", help="The part of normal images that may be called NG.")
+    ] = 0.01,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the threshold goes.")] = Path(
+        "threshold.json"
+    ),
+    force: Annotated[
+        bool, typer.Option("--force", help="Accept fewer images than the rate needs (1 / FPR).")
+    ] = False,
+    method: Method = None,
+    words: Words = "",
+    settings: Settings = None,
+    prompts: Prompts = None,
+    checkpoint: Checkpoint = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    activation: Activation = None,
+    tile: Tile = None,
+    overlap: Overlap = 0.25,
+    roi: Roi = None,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Find the threshold that a given part of normal images exceeds, for predict --threshold."""
+    from ..views.calibrate import check_enough, fit, write_threshold
+    from ..views.predict import find_images
+    from ..views.predict import predict as run
+
+    if not normal:
+        raise UsageError("name a folder of normal images with --normal")
+    images = find_images(normal)
+    check_enough(len(images), fpr, force)
+    predictor = _predictor(
+        method,
+        settings,
+        roi,
+        words=words,
+        prompts=prompts,
+        checkpoint=checkpoint,
+        backbone=backbone,
+        weights=weights,
+        activation=activation,
+        tile=tile,
+        overlap=overlap,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    try:
+        found, _ = run(predictor, images, quiet=quiet)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(130) from None
+    _say_notes(found)
+    failed = _say_failed(found)
+    scores = [one.score for one in found if one.score is not None]
+    limit = fit(scores, fpr, predictor.identity(), force=force)
+    write_threshold(out, limit, predictor.about())
+    print(f"threshold {limit.value:.6g}: an image with a higher score is NG ({predictor.rule})")
+    print(
+        f"{limit.images} normal images, {limit.reached:.2%} of them above it ({fpr:.2%} allowed); "
+        f"the smallest rate they can tell is {limit.smallest_fpr:.2%}"
+    )
+    print(f"with 95 % confidence at most {limit.upper:.2%} of such images will be NG")
+    print(out)
+    if failed:
+        raise typer.Exit(3)
+
+
+def inspect(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder: results/...")],
+    key: Annotated[str | None, typer.Option("--key", help="The image: its path below the dataset.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="Whose scores to show, where the run has several.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write a picture of the map: a .png or a folder.")
+    ] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write the answer as JSON; - prints it.")
+    ] = None,
+) -> None:
+    """Show what a run knows of one image: score parts, score, rank in its category, neighbours, map."""
+    from ..views.inspect import describe, inspect_image, write_map
+
+    found = inspect_image(run_dir, key or "", protocol)
+    if out:
+        found["map"]["picture"] = str(write_map(run_dir, found, out))
+    if json_file:
+        _write_json(json_file, found)
+    if json_file != "-":
+        print("\n".join(describe(found)))
+
+
+def _predictor(method: str | None, settings: list[str] | None, roi: str | None, **options: Any) -> Predictor:
+    """Return the predictor that the options of a verb ask for; ``options`` are fields of its set-up."""
+    from ..views.predictor import DEFAULT_WORDS, Predictor, Setup
+    from ..views.tiles import parse_roi
+
+    if not method:
+        raise UsageError("name a method with --method; see: zsad methods")
+    region = parse_roi(roi) if roi else None
+    setup = Setup(method, settings=pairs(settings, "--set NAME=VALUE"), roi=region, **options)
+    predictor = Predictor(setup)
+    if not setup.words.strip():
+        print(
+            f'note: no --words, so the prompts say "{DEFAULT_WORDS}"; name what is seen for better scores',
+            file=sys.stderr,
+        )
+    return predictor
+
+
+def _show_scores(
+    predictor: Predictor,
+    found: Sequence[Prediction],
+    verdicts: Sequence[str | None],
+    limit: Threshold | None,
+) -> None:
+    from ..views.predictor import shown
+
+    backbone = predictor.method.backbone
+    print(f'{predictor.resolved.id} on {backbone.name}/{backbone.weights}, words "{predictor.words}"')
+    print(f"scores are {predictor.rule}; higher is more anomalous")
+    if limit:
+        print(f"NG above {limit.value:.6g} (from {limit.images} normal images, false alarms {limit.fpr:.2%})")
+    for one, verdict in zip(found, verdicts, strict=True):
+        score = "failed" if one.score is None else f"{one.score:.6f}"
+        words = [f"{score:>10}", *([f"{verdict or '-':2}"] if limit else []), shown(one.path)]
+        print("  ".join(words))
+
+
+def _say_notes(found: Sequence[Prediction]) -> None:
+    counts: dict[str, int] = {}
+    for note in (note for one in found for note in one.notes):
+        counts[note] = counts.get(note, 0) + 1
+    for note, number in counts.items():
+        print(f"note: {number} of {len(found)} images: {note}", file=sys.stderr)
+
+
+def _say_failed(found: Sequence[Prediction]) -> int:
+    """Report the images that could not be read; returns how many."""
+    from ..views.predictor import shown
+
+    failed = [one for one in found if one.error is not None]
+    if failed:
+        print(f"{len(failed)} of {len(found)} images could not be scored:", file=sys.stderr)
+    for one in failed:
+        print(f"  {shown(one.path)}: {one.error}", file=sys.stderr)
+    return len(failed)
+
+
+def _write_json(target: str, content: Any) -> None:
+    from ..files import write_atomic
+
+    text = json.dumps(content, indent=2)
+    if target == "-":
+        print(text)
+    else:
+        write_atomic(Path(target), f"{text}\n".encode())

@@ -1,0 +1,177 @@
+"""``calibrate``: a threshold from normal images, for a rate of false alarms, and what it may be used with."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from ..errors import RecordError, UsageError
+from ..files import write_atomic
+from .predictor import Predictor, shown
+
+KIND = "zsad threshold"
+SCHEMA = 1
+OK, NG = "OK", "NG"
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold with what it was found on: an image is NG when its score is above ``value``.
+
+    ``fpr`` is the rate asked for, ``reached`` that of the ``images`` normal images themselves, and ``upper``
+    the bound below which the true rate lies with 95 % confidence (Clopper and Pearson, 1934).
+    ``identity`` is everything the scores depend on.
+    """
+
+    value: float
+    fpr: float
+    reached: float
+    upper: float
+    images: int
+    identity: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def smallest_fpr(self) -> float:
+        """The smallest rate other than 0 that so many images can tell."""
+        return 1 / self.images
+
+    def verdict(self, score: float | None) -> str | None:
+        """Return "OK" or "NG"; None for an image without a score."""
+        if score is None:
+            return None
+        return NG if score > self.value else OK
+
+
+def fit(
+    scores: Sequence[float], fpr: float, identity: Mapping[str, Any], *, force: bool = False
+) -> Threshold:
+    """Return the lowest threshold that at most ``fpr`` of the normal ``scores`` exceed.
+
+    It is one of the scores, so with ties fewer are above it, never more.
+
+    Raises:
+        UsageError: as ``check_enough`` does, and for no score at all.
+    """
+    if not scores:
+        raise UsageError("no normal image could be scored, so there is no threshold; check the images")
+    allowed = check_enough(len(scores), fpr, force)
+    value = sorted(scores, reverse=True)[allowed]
+    above = sum(score > value for score in scores)
+    return Threshold(value, fpr, above / len(scores), upper_rate(above, len(scores)), len(scores), identity)
+
+
+def check_enough(images: int, fpr: float, force: bool = False) -> int:
+    """Return how many of ``images`` normal images may be above a threshold for the rate ``fpr``.
+
+    Raises:
+        UsageError: for a rate outside [0, 1), and, unless ``force``, for fewer than 1 / fpr images, which
+            cannot tell that rate from 0.
+    """
+    if not 0 <= fpr < 1:
+        raise UsageError(f"--fpr {fpr:g}: a rate of false alarms lies from 0 to below 1")
+    # Exact in the decimals as written: 0.29 of 100 images are 29, in binary floating point 28.
+    rate = Fraction(str(fpr))
+    allowed = math.floor(rate * images)
+    if allowed < 1 and not force:
+        needed = f"at least {math.ceil(1 / rate)} images, a larger --fpr," if fpr else "a larger --fpr"
+        raise UsageError(
+            f"{images} normal images cannot tell a rate of {fpr:g} from 0: the smallest they can is "
+            f"{1 / images:.3g}; give {needed} or --force for the highest score as threshold"
+        )
+    return allowed
+
+
+def upper_rate(above: int, images: int) -> float:
+    """Return the upper 95 % confidence bound of the rate behind ``above`` false alarms of ``images``."""
+    from scipy.stats import beta
+
+    return 1.0 if above == images else float(beta.ppf(CONFIDENCE, above + 1, images - above))
+
+
+def write_threshold(path: Path, threshold: Threshold, about: Mapping[str, Any]) -> None:
+    """Write a threshold as JSON, with ``about`` beside it for readers.
+
+    Raises:
+        RecordError: if the file cannot be written.
+    """
+    content = {
+        "kind": KIND,
+        "schema": SCHEMA,
+        **asdict(threshold),
+        "smallest_fpr": threshold.smallest_fpr,
+        "rule": "NG when score > value",
+        "about": dict(about),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_threshold(path: Path) -> Threshold:
+    """Return the threshold in a file.
+
+    Raises:
+        RecordError: if the file is missing, is none of ``calibrate``'s, or lacks something.
+    """
+    remedy = "make one with zsad calibrate --normal DIR --fpr RATE --out FILE"
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RecordError(f"{shown(path)}: no such threshold file; {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{shown(path)}: cannot be read ({error}); {remedy}") from None
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise RecordError(f"{shown(path)}: no threshold of zsad calibrate; {remedy}")
+    if content.get("schema") != SCHEMA:
+        raise RecordError(
+            f"{shown(path)}: schema {content.get('schema')}, this version reads {SCHEMA}; {remedy}"
+        )
+    try:
+        numbers = {name: float(content[name]) for name in ("value", "fpr", "reached", "upper")}
+        images, identity = int(content["images"]), dict(content["identity"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"{shown(path)}: incomplete or damaged ({error!r}); {remedy}") from None
+    if not math.isfinite(numbers["value"]) or images < 1:
+        raise RecordError(f"{shown(path)}: holds no finite threshold of one image or more; {remedy}")
+    return Threshold(**numbers, images=images, identity=identity)
+
+
+def check_fits(threshold: Threshold, predictor: Predictor, path: Path) -> None:
+    """Refuse a threshold that was found with other scores.
+
+    Raises:
+        UsageError: naming everything that differs.
+    """
+    found = differences(threshold.identity, predictor.identity())
+    if found:
+        raise UsageError(
+            f"{shown(path)}: found with {'; '.join(found)}. Give the same options, or calibrate again"
+        )
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return in words what differs between two identities, nested ones by their full names."""
+    old, new = _flat(then), _flat(now)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if "method" in names:  # another method has other parameters; its name says it all
+        names = ["method"]
+    return [f"{name} {_brief(old.get(name))}, now {_brief(new.get(name))}" for name in names]
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        inside = _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        found |= inside
+    return found
+
+
+def _brief(value: Any) -> str:
+    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return f"{text[:40]}..." if len(text) > 43 else text or "empty"

@@ -1,0 +1,173 @@
+"""``predict``: from image files to scores and overlays, with no dataset, no label and no mask."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Iterable, Sequence
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..decoding import decode
+from ..errors import DatasetError, UsageError
+from ..progress import Progress
+from ..samples import list_images
+from ..store import EvidenceStore
+from .overlay import Scale, as_rgb, draw_scale, overlay, write_png
+from .predictor import Prediction, Predictor, shown
+
+
+def find_images(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """Return the image files among ``paths`` and in the folders among them, each once.
+
+    Raises:
+        DatasetError: for a path that does not exist, or a folder that cannot be read or has no image.
+        UsageError: if nothing is named, or overlays in ``out`` would lie among the images.
+    """
+    if not paths:
+        raise UsageError("name image files or folders: zsad predict PATH... --method ID")
+    for path in paths:
+        if path.is_dir():
+            try:
+                next(path.iterdir(), None)
+            except OSError as error:
+                raise DatasetError(
+                    f"{shown(path)}: the folder cannot be read ({error.strerror}); check its permissions"
+                ) from None
+    found = list(dict.fromkeys(list_images(paths)))
+    if out is not None and out.resolve() in {path.resolve().parent for path in found}:
+        raise UsageError(
+            f"--out {shown(out)}: the images lie there too, and overlays could replace them; name another"
+        )
+    return found
+
+
+def predict(
+    predictor: Predictor,
+    images: Sequence[Path],
+    *,
+    out: Path | None = None,
+    scale: Scale | None = None,
+    quiet: bool = False,
+) -> tuple[list[Prediction], Scale]:
+    """Score ``images`` and, with ``out``, write an overlay of each; return both with the scale used.
+
+    All overlays of a call have one scale: ``scale``, else the lowest to the highest map value of them all.
+
+    Raises:
+        ZsadError: for anything that would fail for every image as well, or a folder that cannot be written.
+    """
+    parts = [(f"{predictor.resolved.id}: scores", len(images))]
+    parts += [(f"{predictor.resolved.id}: overlays", len(images))] if out else []
+    found: list[Prediction] = []
+    with tempfile.TemporaryDirectory(prefix="zsad-") as folder, Progress(parts, quiet=quiet) as progress:
+        kept = EvidenceStore(Path(folder))
+        progress.start()
+        for number, (prediction, part) in enumerate(predictor.observe(images)):
+            found.append(prediction)
+            if out and part.keys:
+                kept.write(number, part)
+            progress.advance(1)
+        scale = scale or span(found)
+        if out:
+            progress.start()
+            names = overlay_names(images)
+            for number, prediction in enumerate(found):
+                if prediction.error is None:
+                    values = predictor.map_of(prediction, kept.read(number))
+                    found[number] = paint(prediction, values, scale, out / names[number])
+                progress.advance(1)
+    return found, scale
+
+
+def paint(prediction: Prediction, values: NDArray[np.float32], scale: Scale, path: Path) -> Prediction:
+    """Write the overlay of one image to ``path``; where the scale bar finds no room, a note says so."""
+    if prediction.tiles is None:
+        raise UsageError(f"{shown(prediction.path)}: has no map, because {prediction.error}")
+    corner = prediction.tiles.region[:2]
+    photo = as_rgb(decode(prediction.path, name=shown(prediction.path), orient=True))
+    picture = overlay(photo, values, scale, corner)
+    notes = prediction.notes
+    if not draw_scale(picture, values, scale, corner):
+        notes = (*notes, "too small for a scale bar in its overlay")
+    about = {
+        "Software": "zsadbench",
+        "Scale": f"{scale[0]!r} to {scale[1]!r}",
+        "Score": repr(prediction.score),
+    }
+    write_png(path, picture, about)
+    return dataclasses.replace(prediction, overlay=path, notes=notes)
+
+
+def span(predictions: Iterable[Prediction]) -> Scale:
+    """Return the lowest and the highest map value of all predictions; 0 to 1 where there is none."""
+    extremes = [prediction.extremes for prediction in predictions if prediction.error is None]
+    if not extremes:
+        return 0.0, 1.0
+    return min(low for low, _ in extremes), max(high for _, high in extremes)
+
+
+def overlay_names(images: Sequence[Path]) -> list[str]:
+    """Return a file name for each image's overlay: its own, with more of it or a number where two clash."""
+    taken: set[str] = set()
+    names = []
+    for path in images:
+        numbered = (f"{path.name}-{number}.png" for number in count(2))
+        choices = chain((f"{path.stem}.png", f"{path.name}.png"), numbered)
+        name = next(name for name in choices if name.casefold() not in taken)
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def as_json(
+    predictor: Predictor,
+    predictions: Sequence[Prediction],
+    scale: Scale,
+    verdicts: Sequence[str | None],
+    threshold: float | None,
+) -> dict[str, Any]:
+    """Return a call's results as JSON values; an image that failed has its ``error`` and null numbers."""
+    return {
+        "schema": 1,
+        **predictor.about(),
+        "scale": list(scale),
+        "threshold": threshold,
+        "images": [
+            {
+                "path": shown(prediction.path),
+                "sha256": prediction.sha256,
+                "height": prediction.size[0] or None,
+                "width": prediction.size[1] or None,
+                "score": prediction.score,
+                "verdict": verdict,
+                "map_min": prediction.extremes[0] if prediction.error is None else None,
+                "map_max": prediction.extremes[1] if prediction.error is None else None,
+                "tiles": len(prediction.tiles.boxes) if prediction.tiles else 0,
+                "overlay": shown(prediction.overlay) if prediction.overlay else None,
+                "notes": list(prediction.notes),
+                "error": prediction.error,
+            }
+            for prediction, verdict in zip(predictions, verdicts, strict=True)
+        ],
+    }
+
+
+def parse_scale(text: str) -> Scale:
+    """Return the scale that ``min,max`` means.
+
+    Raises:
+        UsageError: if it is not two finite numbers in rising order.
+    """
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UsageError(f"--scale {text}: give the lowest and the highest map value, as in --scale 0.2,0.8")
+    return low, high

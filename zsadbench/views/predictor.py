@@ -1,0 +1,278 @@
+"""A method made ready for images of no dataset: inductive scores and maps, of whole images or of tiles.
+
+Each score comes from its image alone.  A tile, or a region of interest, is what the method sees as an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..checkpoints import load_checkpoint
+from ..decoding import decode
+from ..engine import DTYPES, Encoder, Task, pick_device
+from ..environment import environment
+from ..errors import DatasetError, MethodError, UsageError, suggest
+from ..files import sha256_of
+from ..images import Loaded, preprocess, stream
+from ..registry import Resolved, resolve
+from ..samples import Sample
+from ..scoring import EvidenceMaps
+from ..store import EvidenceStore, Slice, select_rows
+from ..weights import find_weights
+from .overlay import Scale, resized
+from .tiles import Box, Tiling, tiling
+
+DEFAULT_WORDS = "object"
+MAX_OVERLAP = 0.9
+NOTHING = Slice({}, [], [])
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What predicts: a method with its CLIP and its words, and which parts of an image it sees.
+
+    ``words`` name the object in prompts.  ``roi`` is a region in pixels of the upright image; with ``tile``
+    it is cut into squares of so many pixels that share at least ``overlap`` (a fraction) of their side.
+    """
+
+    method: str
+    words: str = ""
+    backbone: str | None = None
+    weights: str | None = None
+    activation: str | None = None
+    checkpoint: Path | None = None
+    prompts: Path | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    tile: int | None = None
+    overlap: float = 0.25
+    roi: Box | None = None
+    device: str = "auto"
+    dtype: str = "fp32"
+    batch_size: int | None = None
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What became of one image: a score and the extremes of its map, or the ``error`` that says why not.
+
+    ``size`` is height and width after the EXIF rotation; ``overlay`` the file written for it, if any.
+    """
+
+    path: Path
+    size: tuple[int, int] = (0, 0)
+    sha256: str = ""
+    score: float | None = None
+    extremes: Scale = (0.0, 0.0)
+    tiles: Tiling | None = None
+    notes: tuple[str, ...] = ()
+    overlay: Path | None = None
+    error: str | None = None
+
+
+class Predictor:
+    """A method that is ready to predict; loads its CLIP with the first image.
+
+    Raises:
+        ZsadError: for a name, parameter or file that cannot be used.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        _check(setup)
+        self.setup = setup
+        self.words = setup.words.strip() or DEFAULT_WORDS
+        device = pick_device(setup.device)
+        self.resolved = _resolved(setup)
+        self.method = self.resolved.inductive
+        self.weights = find_weights(self.method.backbone)
+        nowhere = EvidenceStore(Path())  # the encoder hands evidence back, it stores none
+        self.task = Task(
+            self.resolved.id,
+            self.method,
+            {self.words: self.words},
+            nowhere,
+            self.resolved.card.order_dependent,
+        )
+        self.encoder = Encoder(
+            [self.task], device=device, dtype=DTYPES[setup.dtype], batch_size=setup.batch_size
+        )
+
+    def observe(self, paths: Sequence[Path]) -> Iterator[tuple[Prediction, Slice]]:
+        """Yield the prediction of each image with its evidence, a row per tile; few images are held at once.
+
+        An image that cannot be read becomes a prediction with ``error`` and no evidence.
+        """
+        samples = [Sample(shown(path.name), self.words, False, path, None) for path in paths]
+        cut = self.setup.tile or self.setup.roi
+        for loaded, tiles, part in self._in_parts(samples) if cut else self._whole(samples):
+            yield self._predicted(loaded, tiles, part), part
+
+    def _whole(self, samples: Sequence[Sample]) -> Iterator[tuple[Loaded, Tiling | None, Slice]]:
+        """Observe images as they are, in batches."""
+        spec, workers = self.method.preprocess, self.setup.workers
+        with closing(stream(samples, [spec], workers=workers, orient=True)) as loader:
+            while batch := list(islice(loader, self.encoder.batch_size)):
+                good = [loaded for loaded in batch if loaded.error is None]
+                (evidence,) = self.encoder.observe(good, [self.task])
+                rows = count()
+                for loaded in batch:
+                    if loaded.error is not None:
+                        yield loaded, None, NOTHING
+                        continue
+                    part = Slice(select_rows(evidence, [next(rows)]), [loaded.sample.key], [loaded.sha256])
+                    yield loaded, tiling(loaded.size, None, None, 0.0, loaded.sample.key), part
+
+    def _in_parts(self, samples: Sequence[Sample]) -> Iterator[tuple[Loaded, Tiling | None, Slice]]:
+        """Observe a region or tiles, one image after another."""
+        # Without a preprocessing the loader only checks, hashes and measures.
+        with closing(stream(samples, [], workers=1, ahead=1, orient=True)) as loader:
+            for loaded in loader:
+                try:
+                    yield loaded, *((None, NOTHING) if loaded.error is not None else self._tiles(loaded))
+                except DatasetError as error:
+                    yield dataclasses.replace(loaded, error=str(error)), None, NOTHING
+
+    def _tiles(self, loaded: Loaded) -> tuple[Tiling, Slice]:
+        """Return the tiles of an image with their evidence; a batch of them is held at once."""
+        sample, setup, spec = loaded.sample, self.setup, self.method.preprocess
+        tiles = tiling(loaded.size, setup.roi, setup.tile, setup.overlap, sample.key)
+        image = decode(sample.image, name=sample.key, orient=True)
+        pieces = (
+            dataclasses.replace(
+                loaded,
+                sample=dataclasses.replace(sample, key=f"{sample.key}#{number}"),
+                inputs={spec: preprocess(image.crop(box), spec, name=sample.key)},
+            )
+            for number, box in enumerate(tiles.boxes)
+        )
+        found: list[dict[str, torch.Tensor]] = []
+        while batch := list(islice(pieces, self.encoder.batch_size)):
+            found += self.encoder.observe(batch, [self.task])
+        evidence = {name: torch.cat([rows[name] for rows in found]) for name in found[0]}
+        keys = [f"{sample.key}#{number}" for number in range(len(tiles.boxes))]
+        return tiles, Slice(evidence, keys, [loaded.sha256] * len(keys))
+
+    def _predicted(self, loaded: Loaded, tiles: Tiling | None, part: Slice) -> Prediction:
+        """Return the prediction of one image: its score is that of its most anomalous tile."""
+        path, notes = loaded.sample.image, loaded.notes
+        if tiles is None:
+            reason = (loaded.error or "").removeprefix(f"{loaded.sample.key}: ")
+            return Prediction(path, sha256=loaded.sha256, notes=notes, error=reason)
+        low_high = [(float(one.min()), float(one.max())) for one in self.maps(part)]
+        scores = EvidenceMaps(self.method, part).image_scores(torch.tensor(low_high))
+        score = float(scores.double().max())
+        if not math.isfinite(score):
+            reason = f"its score is {score}; the method gave no finite number"
+            return Prediction(path, loaded.size, loaded.sha256, notes=notes, error=reason)
+        lows, highs = zip(*low_high, strict=True)
+        extremes = (min(lows), max(highs))
+        return Prediction(path, loaded.size, loaded.sha256, score, extremes, tiles, notes)
+
+    def maps(self, part: Slice) -> Iterator[NDArray[np.float32]]:
+        """Yield the map of every tile at the size the method is evaluated at."""
+        maps = EvidenceMaps(self.method, part)
+        size = self.resolved.size
+        for row in range(len(part.keys)):
+            yield maps.render(row, maps.own_size(row) if size == "frame" else (size, size))
+
+    def map_of(self, prediction: Prediction, part: Slice) -> NDArray[np.float32]:
+        """Return the map of an image's region in pixels of the image: bilinear, tiles blended."""
+        if prediction.tiles is None:
+            raise UsageError(f"{shown(prediction.path)}: has no map, because {prediction.error}")
+        sides = [(bottom - top, right - left) for left, top, right, bottom in prediction.tiles.boxes]
+        maps = zip(self.maps(part), sides, strict=True)
+        return prediction.tiles.blend(resized(one, side) for one, side in maps)
+
+    @property
+    def rule(self) -> str:
+        """How an image comes by its score, in words."""
+        what = "the region" if self.setup.roi else "the image"
+        if self.setup.tile:
+            return f"inductive, each tile of {what} by itself; the maximum over tiles"
+        return f"inductive, from {what} alone"
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything a score depends on, as JSON values; weights and checkpoint by their digests."""
+        setup, parameters = self.setup, dict(self.resolved.parameters)
+        backbone = parameters["backbone"]
+        parameters["backbone"] = backbone | {
+            "name": Path(backbone["name"]).stem,
+            "weights": self.weights.digest,
+            "activation": self.weights.activation,
+        }
+        if parameters.get("checkpoint"):
+            parameters["checkpoint"] = sha256_of(Path(parameters["checkpoint"]))
+        return {
+            "method": self.resolved.id,
+            "version": self.resolved.card.version,
+            "parameters": parameters,
+            "words": self.words,
+            "image_score": "inductive",
+            "dtype": setup.dtype,
+            "tile": setup.tile,
+            "overlap": setup.overlap if setup.tile else None,
+            "roi": list(setup.roi) if setup.roi else None,
+        }
+
+    def about(self) -> dict[str, Any]:
+        """Return the identity and the environment, for files that hold scores."""
+        return self.identity() | {
+            "rule": self.rule,
+            "weights": self.weights.tag,
+            "environment": environment(self.encoder.device, self.setup.dtype),
+        }
+
+
+def shown(path: Path | str) -> str:
+    """Return a path as text that any terminal and JSON reader takes: odd characters as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+
+
+def _check(setup: Setup) -> None:
+    if setup.dtype not in DTYPES:
+        raise UsageError(f"unknown dtype '{setup.dtype}'.{suggest(setup.dtype, DTYPES)}")
+    if setup.tile is not None and setup.tile < 1:
+        raise UsageError(f"--tile {setup.tile}: a tile has a side of 1 pixel or more")
+    if not 0 <= setup.overlap <= MAX_OVERLAP:
+        raise UsageError(
+            f"--overlap {setup.overlap:g}: give the part of a tile that neighbours share, 0 to {MAX_OVERLAP}"
+        )
+    for name, number in (("--batch-size", setup.batch_size), ("--workers", setup.workers)):
+        if number is not None and number < 1:
+            raise UsageError(f"{name} {number}: give 1 or more")
+
+
+def _resolved(setup: Setup) -> Resolved:
+    """Return the method with its inductive score.
+
+    Raises:
+        MethodError: if a trained method has no checkpoint, or scores of one image alone do not exist.
+    """
+    chosen = {"checkpoint": str(setup.checkpoint)} if setup.checkpoint else {}
+    resolved = resolve(
+        setup.method,
+        backbone=setup.backbone,
+        weights=setup.weights,
+        activation=setup.activation,
+        prompts=setup.prompts,
+        settings={**setup.settings, **chosen},
+    )
+    if resolved.needs_checkpoint:
+        load_checkpoint("", resolved.card.id, {})  # says how to come by one
+    if resolved.card.transductive and not resolved.card.inductive:
+        raise MethodError(
+            f"'{resolved.id}' scores an image by comparing it with others and has no inductive rule; "
+            "choose another method"
+        )
+    return resolved
