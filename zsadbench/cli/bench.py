@@ -73,16 +73,34 @@ def _given(**options: int | None) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+_MEASURES = {
+    "images_per_s": "images per second, whole pipeline",
+    "tower_images_per_s": "images per second, bare tower",
+    "ratio": "pipeline / bare tower (time)",
+    "encode": "share: encoder",
+    "decode": "share: waiting for images",
+    "maps": "share: maps",
+    "metrics": "share: masks and metrics",
+    "idle": "encoder idle during the pass",
+    "text_s": "text tower, once (s)",
+    "latency_ms": "latency of one image, median (ms)",
+    "latency_p95_ms": "latency of one image, 95 % (ms)",
+}
+
+
 def _show_methods(found: MethodBench) -> None:
-    about = ", ".join(f"{name} {value}" for name, value in found.setup.items())
-    _table(f"Pipeline against the bare tower ({about})", found.rows)
-    print("ratio = time of the whole pipeline without the text tower / time of the plain image tower")
+    rows = [
+        {"measure": words} | {row["method"]: row[name] for row in found.rows}
+        for name, words in _MEASURES.items()
+    ]
+    _table(", ".join(f"{name} {value}" for name, value in found.setup.items()), rows)
     if found.shared:
         shared = found.shared
         print(
             f"together {shared['joint_s']:.2f} s, one after the other {shared['sum_s']:.2f} s: "
             f"{shared['ratio']:.2f} of the sum"
         )
+    print("Shares are of the pipeline without the text tower; medians of interleaved repeats.")
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
