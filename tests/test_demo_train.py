@@ -23,12 +23,12 @@ def student() -> Student:
 def test_the_written_out_attention_is_that_of_the_towers(student: Student) -> None:
     block = student.vision.blocks[0]
     q, k, v = block.qkv(torch.randn(2, 5, student.vision.width))
-    assert torch.allclose(training.attend(block, q, k, v), block.attend(q, k, v), atol=1e-6)
+    assert torch.allclose(training.attend(block, q, k, v)[0], block.attend(q, k, v), atol=1e-6)
 
 
 def test_one_walk_gives_the_class_feature_and_the_value_value_stream(student: Student) -> None:
     images = torch.randn(2, 3, 96, 96)
-    feature, local = student.see(images)
+    feature, local, gaze = student.see(images)
     x = student.vision.embed(images)
     assert torch.allclose(feature, student.vision.encode(x), atol=1e-5)
     total = x
@@ -36,6 +36,8 @@ def test_one_walk_gives_the_class_feature_and_the_value_value_stream(student: St
         v = block.qkv(x)[2]
         total, x = total + block.attend(v, v, v), block(x)
     assert torch.allclose(local, student.vision.project(total[:, 1:]), atol=1e-5)
+    assert gaze.shape == (2, training.GUIDED, 144)
+    assert (gaze.sum(dim=2) < 1).all() and (gaze > 0).all()  # the rest is attention to itself
 
 
 def test_several_positives_share_the_probability() -> None:
@@ -54,6 +56,12 @@ def test_both_classes_of_patches_weigh_the_same() -> None:
     assert float(training.balanced(margin, share)) == pytest.approx(float(wanted), rel=1e-6)
 
 
+def test_attention_is_counted_where_the_fault_is() -> None:
+    gaze = torch.tensor([[[0.5, 0.25, 0.1]], [[0.2, 0.2, 0.2]]])
+    share = torch.tensor([[0.9, 0.2, 0.0], [0.0, 0.0, 0.0]])  # the second picture is sound
+    assert float(training.unseen(gaze, share)) == pytest.approx(-np.log(0.75 + 1e-4), rel=1e-6)
+
+
 def test_the_rate_warms_up_holds_and_falls_to_zero() -> None:
     recipe = Recipe(100_000, rate=1.0, warm=1000, decay=0.5)
     rates = [recipe.rate_at(n) for n in (0, 500, 1000, 50_000, 75_000, 100_000)]
@@ -66,7 +74,7 @@ def test_losses_fall_when_a_batch_is_repeated() -> None:
     batch = pairs(2, 0, 0)
     seen = []
     for _ in range(6):
-        terms = torch.stack(training.losses(student, batch, torch.float32))
+        terms = training.losses(student, batch, torch.float32)
         grads = torch.autograd.grad(terms.sum(), list(student.model.parameters()))
         training.update(student, optimiser, [list(grads)], 3e-4)
         seen.append(float(terms.detach().sum()))

@@ -45,7 +45,7 @@ def aurocs(student: Student, category: str) -> tuple[float, float, float]:
     )
     direction = texts[1] - texts[0]
     images = normalised(np.stack([picture.image for picture in shown]))
-    features, local = student.see(images)
+    features, local, _ = student.see(images)
     x = student.vision.embed(images)
     for block in student.vision.blocks:
         x = block(x)

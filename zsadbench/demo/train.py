@@ -4,6 +4,8 @@ Three terms.  (1) CLIP's symmetric contrast over the batch, where every caption 
 of a picture is a positive (Khosla et al., 2020, for several positives).  (2) Each picture against the two
 captions of its own pair, sound and faulty.  (3) Each patch of the value-value stream over all blocks, the
 form of AnoCLIP (Deng et al., 2023), against the same two captions, both classes weighted equally.
+(4) The class token of a faulty picture attends to the fault in the last blocks: without this term it
+learns to look for small faults much later than the patches learn to know them.
 The weights of the terms are ``WEIGHTS``.
 """
 
@@ -31,8 +33,11 @@ from ..tokens import PrunedTokenizer
 from ..weights import find_weights
 from .batches import Pairs, pairs
 
-WEIGHTS = (0.5, 2.0, 1.0)
-"""Of contrast, pair and patches."""
+WEIGHTS = (0.5, 2.0, 1.0, 0.5)
+"""Of contrast, pair, patches and attention."""
+
+GUIDED = 2
+"""Last blocks in which the class token is shown where to look."""
 
 DEFECTIVE = 0.15
 """A patch is a positive if more than this part of it is defective; one with a smaller part is left out."""
@@ -83,17 +88,25 @@ class Student:
             weights.config["vocabulary"],
         )
 
-    def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class features (B, C) and value-value patch features (B, N, C), un-normalised."""
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return class features (B, C), value-value patch features (B, N, C) and the class token's gaze.
+
+        Features are un-normalised; the gaze (B, G, N) is its attention to each patch in the last G blocks,
+        mean over heads.
+        """
         x = local = self.vision.embed(images)
+        gaze = []
         for block in self.vision.blocks:
             q, k, v = block.qkv(x)
-            local = local + attend(block, v, v, v)
+            local = local + attend(block, v, v, v)[0]
             if block is self.vision.blocks[-1]:
                 x, q = x[:, :1], q[:, :, :1]
-            x = x + attend(block, q, k, v)
+            mixed, weights = attend(block, q, k, v)
+            x = x + mixed
             x = x + block.mlp(x)
-        return self.vision.project(x[:, 0]), self.vision.project(local[:, 1:])
+            gaze.append(weights[:, :, 0, 1:])
+        looks = torch.stack([weights.float().mean(dim=1) for weights in gaze[-GUIDED:]], dim=1)
+        return self.vision.project(x[:, 0]), self.vision.project(local[:, 1:]), looks
 
     def read(self, texts: list[str]) -> Tensor:
         """Return text features (n, C), un-normalised."""
@@ -101,11 +114,13 @@ class Student:
         return self.text.encode(tokens[:, : int(tokens.argmax(dim=-1).max()) + 1])
 
 
-def attend(block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return what ``block.attend`` does, written out: its gradient is then twice as fast on a CPU."""
+def attend(block: Block, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what ``block.attend`` does, and the weights (B, heads, T, T).
+
+    Written out, its gradient is twice as fast on a CPU.
+    """
     weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1, dtype=v.dtype)
-    projected: Tensor = block.attention.out_proj((weights @ v).transpose(1, 2).flatten(2))
-    return projected
+    return block.attention.out_proj((weights @ v).transpose(1, 2).flatten(2)), weights
 
 
 def normalised(images: Any) -> Tensor:
@@ -115,10 +130,10 @@ def normalised(images: Any) -> Tensor:
     return (pixels - mean) / std
 
 
-def losses(student: Student, batch: Pairs, precision: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the three terms: contrast, pair, patches."""
+def losses(student: Student, batch: Pairs, precision: torch.dtype) -> Tensor:
+    """Return the four terms (4,): contrast, pair, patches, attention."""
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        picture, local = student.see(normalised(batch.images))
+        picture, local, gaze = student.see(normalised(batch.images))
         texts = student.read(batch.texts)
     picture, local, texts = (F.normalize(t.float(), dim=-1) for t in (picture, local, texts))
     scale = student.model.logit_scale.exp()
@@ -128,7 +143,8 @@ def losses(student: Student, batch: Pairs, precision: torch.dtype) -> tuple[Tens
     own = torch.stack([texts[0::2], texts[1::2]], dim=1).repeat_interleave(2, dim=0)
     pair = F.cross_entropy(scale * torch.einsum("bc,bkc->bk", picture, own), torch.arange(len(own)) % 2)
     margin = scale * torch.einsum("bnc,bc->bn", local, own[:, 1] - own[:, 0])
-    return contrast, pair, balanced(margin, torch.from_numpy(batch.share).flatten(1))
+    share = torch.from_numpy(batch.share).flatten(1)
+    return torch.stack([contrast, pair, balanced(margin, share), unseen(gaze, share)])
 
 
 def several_positives(logits: Tensor, fits: Tensor) -> Tensor:
@@ -142,11 +158,19 @@ def balanced(margin: Tensor, share: Tensor) -> Tensor:
     return (F.softplus(-margin[positive]).mean() + F.softplus(margin[negative]).mean()) / 2
 
 
+def unseen(gaze: Tensor, share: Tensor) -> Tensor:
+    """Return the mean negative logarithm of the attention that faults receive, over faulty pictures."""
+    defective = (share > DEFECTIVE).float()
+    faulty = defective.sum(dim=1) > 0
+    received = torch.einsum("bgn,bn->bg", gaze[faulty], defective[faulty])
+    return -torch.log(received + 1e-4).mean()
+
+
 def gradients(
     student: Student, recipe: Recipe, number: int, precision: torch.dtype
 ) -> tuple[list[Tensor], Tensor]:
-    """Return the gradients of batch ``number`` for every parameter, and its three losses."""
-    terms = torch.stack(losses(student, pairs(recipe.pairs, recipe.seed, number), precision))
+    """Return the gradients of batch ``number`` for every parameter, and its four losses."""
+    terms = losses(student, pairs(recipe.pairs, recipe.seed, number), precision)
     total = (terms * torch.tensor(WEIGHTS)).sum()
     return list(torch.autograd.grad(total, list(student.model.parameters()))), terms.detach()
 
@@ -193,7 +217,7 @@ def _train(
     checkpoint = out.with_suffix(".resume")
     seen = restore(checkpoint, student, optimiser) if resume else 0
     start = saved = time.monotonic()
-    begun, means = seen, torch.zeros(3)
+    begun, means = seen, torch.zeros(len(WEIGHTS))
     precision = torch.bfloat16 if half else torch.float32
     while seen < recipe.images:
         first = seen // (2 * recipe.pairs)
