@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,14 @@ from .replay import CategoryMaps, Mask, PixelCurve, Replay
 from .thumbnails import LONGEST, encoded, outlined, with_map
 
 Write = Callable[[str, bytes], None]
+CURVES: tuple[tuple[str, plots.Kind], ...] = (
+    ("image", "roc"),
+    ("image", "pr"),
+    ("pixel", "roc"),
+    ("pixel", "pr"),
+    ("pixel", "pro"),
+)
+"""Every plot of curves: level and kind."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +99,27 @@ class Hall:
     exhibits: tuple[Exhibit, ...]
 
 
-def enter(rows: Sequence[Row], category: str, replays: Mapping[Path, Replay | str]) -> list[Entry]:
+def enter(
+    rows: Sequence[Row], category: str, replays: Mapping[Path, Replay | str], *, pixels: bool = True
+) -> list[Entry]:
     """Return the methods of a board in one category, with maps and pixel curves where they can be had."""
     held = [row for row in rows if category in row.record.categories]
     with ThreadPoolExecutor(default_workers(), thread_name_prefix="zsad-report") as pool:
-        return list(pool.map(lambda row: _entry(row, category, replays[row.record.path]), held))
+        return list(pool.map(lambda row: _entry(row, category, replays[row.record.path], pixels), held))
 
 
-def _entry(row: Row, category: str, replay: Replay | str) -> Entry:
+def open_replays(records: Iterable[Record], data: Path | None) -> dict[Path, Replay | str]:
+    """Return what renders the maps of each record, by its path, or why nothing does."""
+    found: dict[Path, Replay | str] = {}
+    for record in records:
+        try:
+            found[record.path] = Replay(record, data)
+        except ZsadError as error:
+            found[record.path] = str(error)
+    return found
+
+
+def _entry(row: Row, category: str, replay: Replay | str, pixels: bool) -> Entry:
     record, reasons = row.record, {}
     rows: list[ImageRow] = []
     try:
@@ -111,6 +132,8 @@ def _entry(row: Row, category: str, replay: Replay | str) -> Entry:
         maps = replay.category(category)
     except ZsadError as error:
         return Entry(row.label, record, rows, reasons=reasons | dict.fromkeys(("maps", "pixels"), str(error)))
+    if not pixels:
+        return Entry(row.label, record, rows, maps, None, reasons)
     try:
         return Entry(row.label, record, rows, maps, maps.pixel_curve(), reasons)
     except ZsadError as error:
@@ -119,45 +142,51 @@ def _entry(row: Row, category: str, replay: Replay | str) -> Entry:
 
 def curve_plots(entries: Sequence[Entry], name: str) -> list[Plot]:
     """Return the curves of a category, all methods in one plot each: image ROC and PR, pixel ROC, PR, PRO."""
-    images = [(index, entry.label, entry.image_curve) for index, entry in enumerate(entries) if entry.rows]
-    pixels = [(i, entry.label, entry.pixels.curve) for i, entry in enumerate(entries) if entry.pixels]
-    limit = entries[0].record.protocol.get("aupro_limits", [0.3])[0] if entries else 0.3
-    found = []
-    kinds: tuple[plots.Kind, ...] = ("roc", "pr")
-    for level, curves, drawn in (("Image", images, kinds), ("Pixel", pixels, (*kinds, "pro"))):
-        for kind in drawn:
-            known = [(index, label, curve) for index, label, curve in curves if _drawable(curve, kind)]
-            if known:
-                cut = float(limit) if kind == "pro" else None
-                found.append(_curve_plot(level, kind, known, f"{name}-{level}-{kind}".lower(), cut))
-    return found
+    return [plot for level, kind in CURVES if (plot := _curve_plot(entries, level, kind, name))]
 
 
-def _drawable(curve: Curve, kind: plots.Kind) -> bool:
-    return bool(curve.hits.size) and (kind == "pr" or bool(curve.normals))
+def curves_of(entries: Sequence[Entry], level: str, kind: plots.Kind) -> list[tuple[int, str, Curve]]:
+    """Return the curves that can be drawn as number of the entry, label and curve."""
+    if level == "image":
+        all_curves = [(i, entry.label, entry.image_curve) for i, entry in enumerate(entries) if entry.rows]
+    else:
+        all_curves = [(i, e.label, e.pixels.curve) for i, e in enumerate(entries) if e.pixels]
+    return [
+        (index, label, curve)
+        for index, label, curve in all_curves
+        if curve.hits.size and (kind == "pr" or curve.normals)
+    ]
 
 
-def _curve_plot(
-    level: str,
-    kind: plots.Kind,
-    curves: Sequence[tuple[int, str, Curve]],
-    name: str,
-    limit: float | None,
-) -> Plot:
+def pro_limit(entries: Sequence[Entry]) -> float:
+    """Return the false-positive rate up to which a protocol takes AUPRO."""
+    limits = entries[0].record.protocol.get("aupro_limits") if entries else None
+    return float(limits[0]) if limits else 0.3
+
+
+def _curve_plot(entries: Sequence[Entry], level: str, kind: plots.Kind, name: str) -> Plot | None:
+    curves, limit = curves_of(entries, level, kind), pro_limit(entries)
+    if not curves:
+        return None
     lines = [(index, plots.line_of(label, curve, kind)) for index, label, curve in curves]
     with plots.style():
         figure, (axes,) = plots.sheet(3.6, 3.0)
-        plots.draw_curves(axes, kind, lines, limit)
-        svg = plots.to_svg(figure, name)
-    unit = {"roc": "AUROC", "pr": "AP", "pro": f"AUPRO at {limit or 0.3:g}"}[kind]
+        plots.draw_curves(axes, kind, lines, limit if kind == "pro" else None)
+        svg = plots.to_svg(figure, f"{name}-{level}-{kind}")
+    unit = {"roc": "AUROC", "pr": "AP", "pro": f"AUPRO at {limit:g}"}[kind]
     areas = [(label, _area(curve, kind, limit)) for _, label, curve in curves]
     text = "; ".join(f"{label} {'n/a' if area is None else percent(area)}" for label, area in areas)
-    return Plot(f"{level} {plots.NAMES[kind]}", f"{unit} in percent: {text}.", Markup(svg))
+    return Plot(title(level, kind), f"{unit} in percent: {text}.", Markup(svg))
 
 
-def _area(curve: Curve, kind: plots.Kind, limit: float | None) -> float | None:
+def title(level: str, kind: plots.Kind) -> str:
+    """Return the name of a plot for people."""
+    return f"{level.capitalize()} {plots.NAMES[kind]}"
+
+
+def _area(curve: Curve, kind: plots.Kind, limit: float) -> float | None:
     if kind == "pro":
-        return curve.aupro(limit or 0.3)
+        return curve.aupro(limit)
     return curve.auroc if kind == "roc" else curve.ap
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from ..errors import UsageError
@@ -103,11 +104,33 @@ def style() -> Iterator[None]:
         yield
 
 
-def sheet(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return a figure of ``width`` x ``height`` inches with ``columns`` axes side by side."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def sheet(width: float, height: float, plots: int = 1, columns: int = 4) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a number of plots of ``width`` x ``height`` inches, ``columns`` in a row."""
+    columns = min(plots, columns)
+    rows = -(-plots // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+    axes = [one for line in figure.subplots(rows, columns, squeeze=False) for one in line]
+    for unused in axes[plots:]:
+        unused.remove()
+    return figure, axes[:plots]
+
+
+def panels(rows: int, columns: int, side: float = 1.3) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure with a grid of axes of ``side`` inches for pictures."""
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
+    figure = Figure(figsize=(side * columns, side * rows + 0.2), layout=layout)
+    FigureCanvasAgg(figure)
+    return figure, [list(line) for line in figure.subplots(rows, columns, squeeze=False)]
+
+
+def draw_picture(axes: Axes, picture: NDArray[np.uint8], heading: str = "") -> None:
+    """Show RGB pixels (h, w, 3) with a heading above."""
+    axes.imshow(picture, interpolation="none")
+    axes.set_title(heading, fontsize=8)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set(visible=True, linewidth=0.4)  # a white mask needs an edge on white paper
 
 
 def draw_curves(

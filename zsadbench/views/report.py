@@ -14,10 +14,11 @@ from typing import Any
 
 from ..board import Board, boards, nothing_there
 from ..boardtext import to_csv
-from ..errors import RecordError, ZsadError
+from ..errors import RecordError
 from ..records import Record, find_records
 from . import plots, provenance
-from .category import curve_plots, enter, halls, histogram_plots, ranked
+from .category import curve_plots, enter, halls, histogram_plots, open_replays, ranked
+from .overlay import palette
 from .replay import Replay
 from .site import Names, Site
 
@@ -89,7 +90,6 @@ class _Builder:
         self.names = Names()
         self.problems = list(unreadable)
         self.unreadable = tuple(unreadable)
-        self.replays: dict[Path, Replay | str] = {}
         self.data = data
         self.parts = self._parts()
         self.record_pages = {
@@ -101,10 +101,9 @@ class _Builder:
     def build(self) -> Summary:
         for part in self.parts:
             self.say(f"{part.board.group}")
-            self._open(part)
+            replays = open_replays(part.board.records, self.data)
             for category, page in part.categories.items():
-                self._category(part, category, page)
-            self.replays.clear()
+                self._category(part, category, page, replays)
         for page in dict.fromkeys(part.dataset_page for part in self.parts):
             own = [part for part in self.parts if part.dataset_page == page]
             self._page(page, "dataset.html", {"parts": own, "dataset": own[0].board.group.dataset})
@@ -131,16 +130,9 @@ class _Builder:
             parts.append(_Part(board, detailed, pages[name], anchor, categories))
         return parts
 
-    def _open(self, part: _Part) -> None:
-        for record in part.board.records:
-            try:
-                self.replays[record.path] = Replay(record, self.data)
-            except ZsadError as error:
-                self.replays[record.path] = str(error)
-
-    def _category(self, part: _Part, category: str, page: str) -> None:
+    def _category(self, part: _Part, category: str, page: str, replays: Mapping[Path, Replay | str]) -> None:
         self.say(f"  {category}")
-        entered = enter(part.board.rows, category, self.replays)
+        entered = enter(part.board.rows, category, replays)
         entries = [entry for entry in entered if entry.rows]
         images = ranked(entries)
         reasons = [
@@ -176,10 +168,17 @@ class _Builder:
         shared = {
             "record_pages": self.record_pages,
             "colour_count": len(plots.COLOURS),
+            "ramp": _ramp(),
             "dashes": plots.dashes,
             "datasets": {part.board.group.dataset: part.dataset_page for part in self.parts},
         }
         self.site.page(name, template, {**shared, **context})
+
+
+def _ramp() -> str:
+    """Return the colours of maps as a gradient of CSS."""
+    stops = ", ".join("#%02x%02x%02x" % tuple(colour) for colour in palette()[::15])
+    return f"linear-gradient(to right, {stops})"
 
 
 def _relative(problems: Sequence[str], paths: Sequence[Path]) -> list[str]:
