@@ -56,7 +56,7 @@ def inspect_image(run_dir: Path, key: str, protocol: str | None = None) -> dict[
         "words": (observation.get("wordings") or {}).get(row.category, ""),
         "label": _label(row),
         "score": row.image_score,
-        **_ranking(row, [other for other in rows.values() if other.category == row.category]),
+        **ranking(row, [other for other in rows.values() if other.category == row.category]),
         "evidence": {name: _summary(values[0]) for name, values in part.evidence.items()} if part else {},
         "map": {"min": row.map_min, "max": row.map_max},
         "sha256": part.hashes[0] if part else "",
@@ -151,7 +151,8 @@ def _find(run_dir: Path, key: str) -> Slice:
     raise RecordError(f"{shown(run_dir)}: no evidence of {shown(key)}; repeat the zsad run command")
 
 
-def _ranking(row: ImageRow, category: Sequence[ImageRow]) -> dict[str, Any]:
+def ranking(row: ImageRow, category: Sequence[ImageRow]) -> dict[str, Any]:
+    """Return ``rank``, ``of`` and ``neighbours`` of one row among all of its category."""
     scored = sorted(
         (other for other in category if other.image_score is not None),
         key=lambda other: (-(other.image_score or 0.0), other.key),
