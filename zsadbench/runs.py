@@ -26,6 +26,7 @@ from .samples import Dataset, load_dataset, problem_report, subset
 from .scores import frame, map_settings, rules_for, score_observation, without
 from .store import EvidenceStore
 from .weights import Weights, find_weights
+from .zeroshot import FOLDER, checkpoints_for, marks_of, refuse_seen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,6 +61,7 @@ class Request:
     skip_bad: bool = False
     allow_missing: bool = False
     follow_outside: bool = False
+    allow_seen: bool = False
     quiet: bool = False
 
 
@@ -151,9 +153,19 @@ def _plan(
     outcome.skipped |= skipped
     jobs = [_job(item, seed, spec, data, skipped_samples, request) for item, seed in resolved]
     jobs = list({job.run_dir: job for job in jobs}.values())
+    outcome.notes += _choices(jobs, request)
     for job in jobs:
         job.task.plan(data.samples)
     return data, jobs
+
+
+def _choices(jobs: Sequence[Job], request: Request) -> list[str]:
+    """Return which checkpoints were chosen where the user gave none."""
+    return [
+        f"{job.task.name} uses {job.resolved.parameters['checkpoint']}, the newest that fits in {FOLDER}"
+        for job in jobs
+        if job.observation["checkpoint"] and not request.checkpoints and "checkpoint" not in request.settings
+    ]
 
 
 def _images_to_do(data: Dataset, jobs: Sequence[Job]) -> tuple[str, int]:
@@ -243,21 +255,39 @@ def _methods(
 def _with_seeds(
     spec: str, dataset: Dataset, request: Request, several: bool
 ) -> list[tuple[Resolved, int | None]]:
+    """Return the method once per checkpoint and seed."""
     from .settings import places
 
-    base = _resolve(spec, dataset, request, several, {})
-    has_seed = "seed" in places(base.method)
-    random = base.method.backbone.weights.partition(":")[0] == "random"
     if request.seeds < 1:
         raise UsageError(f"--seeds {request.seeds}: give 1 or more")
-    if request.seeds == 1 or not (has_seed or random):
-        return [(base, None)]
     found: list[tuple[Resolved, int | None]] = []
-    for seed in range(request.seeds):
-        extra: dict[str, str] = {"seed": str(seed)} if has_seed else {}
-        extra |= {"weights": f"random:{seed}"} if random else {}
-        found.append((_resolve(spec, dataset, request, several, extra), seed))
+    for given in _checkpoints(spec, dataset, request):
+        base = _resolve(spec, dataset, request, several, given)
+        has_seed = "seed" in places(base.method)
+        random = base.method.backbone.weights.partition(":")[0] == "random"
+        if request.seeds == 1 or not (has_seed or random):
+            found.append((base, None))
+            continue
+        for seed in range(request.seeds):
+            extra = dict(given) | ({"seed": str(seed)} if has_seed else {})
+            extra |= {"weights": f"random:{seed}"} if random else {}
+            found.append((_resolve(spec, dataset, request, several, extra), seed))
     return found
+
+
+def _checkpoints(spec: str, dataset: Dataset, request: Request) -> list[dict[str, str]]:
+    """Return the setting that names each checkpoint to run with; an empty one for an untrained method."""
+    card, _ = parse_spec(spec)
+    if not card.trained:
+        return [{}]
+    if file := request.settings.get("checkpoint"):
+        if not request.allow_seen:
+            refuse_seen(file, dataset)
+        return [{"checkpoint": file}]
+    plain = resolve(spec, dataset=dataset.id, domain=dataset.domain)
+    backbone = request.backbone or plain.method.backbone.name
+    files = checkpoints_for(card.id, backbone, dataset, request.checkpoints, allow_seen=request.allow_seen)
+    return [{"checkpoint": str(file)} for file in files]
 
 
 def _resolve(
@@ -265,7 +295,6 @@ def _resolve(
 ) -> Resolved:
     from .settings import places
 
-    card, _ = parse_spec(spec)
     plain = resolve(spec, dataset=dataset.id, domain=dataset.domain)
     known, at_scoring = places(plain.method), plain.card.map_parameters
     settings = {
@@ -273,8 +302,6 @@ def _resolve(
         for name, value in request.settings.items()
         if name not in at_scoring and (name in known or not several)
     }
-    if card.trained and "checkpoint" not in settings:
-        settings |= _checkpoint(card.id, request.checkpoints)
     return resolve(
         spec,
         dataset=dataset.id,
@@ -285,15 +312,6 @@ def _resolve(
         prompts=request.prompts,
         settings=settings | dict(extra),
     )
-
-
-def _checkpoint(method: str, files: Sequence[Path]) -> dict[str, str]:
-    from .checkpoints import load_checkpoint, read_provenance
-
-    fitting = [file for file in files if read_provenance(file).method == method]
-    if not fitting:
-        load_checkpoint("", method, {})  # says how to come by one
-    return {"checkpoint": str(fitting[-1])}
 
 
 def _check_settings(request: Request, found: Sequence[Resolved]) -> None:
@@ -346,7 +364,7 @@ def _job(
         "wordings": words,
         "failed": [],
         "seed": seed,
-        "marks": [],
+        "marks": marks_of(resolved.parameters.get("checkpoint") or "", data),
         "complete": False,
     }
     return Job(resolved, task, run_dir, observation, changes)

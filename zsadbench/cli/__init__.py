@@ -12,7 +12,7 @@ import typer
 
 from .. import __version__
 from ..errors import ZsadError
-from . import bench, compare, datasets, methods, run, weights
+from . import bench, compare, datasets, methods, run, train, weights
 
 app = typer.Typer(
     name="zsad",
@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 run.register(app)
+train.register(app)
 compare.register(app)
 app.add_typer(methods.app, name="methods")
 app.add_typer(datasets.app, name="datasets")

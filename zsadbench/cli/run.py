@@ -99,8 +99,12 @@ def run(
     settings: Settings = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Runs of a method with chance in it.")] = 1,
     checkpoint: Annotated[
-        list[Path] | None, typer.Option("--checkpoint", help="Checkpoint of a trained method; repeatable.")
+        list[Path] | None,
+        typer.Option("--checkpoint", help="Checkpoint of a trained method; repeatable, a row for each."),
     ] = None,
+    allow_seen: Annotated[
+        bool, typer.Option("--allow-seen", help="Test on images trained on too; marks the result.")
+    ] = False,
     backbone: Annotated[
         str | None,
         typer.Option("--backbone", help="Another CLIP: a name of open_clip or a JSON.", rich_help_panel=CLIP),
@@ -174,6 +178,7 @@ def run(
         weights=weights,
         activation=activation,
         checkpoints=tuple(checkpoint or ()),
+        allow_seen=allow_seen,
         wording=wording,
         words=pairs(words, "--words CATEGORY=TEXT"),
         prompts=prompts,

@@ -13,6 +13,8 @@ from ..errors import UsageError
 from .run import CLIP, DATA, MACHINE, Data, Workers, pairs
 
 RECIPE = "Recipe (else the authors')"
+SHOWN = 4
+"""Entries of a list that `show` prints."""
 
 checkpoints = typer.Typer(
     help="Show checkpoints, and convert those of a method's authors.", no_args_is_help=True
@@ -199,5 +201,6 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}={_text(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(_text, value))
+        shown = ", ".join(map(_text, value[:SHOWN]))
+        return f"{shown} ... ({len(value)})" if len(value) > SHOWN else shown
     return str(value)
