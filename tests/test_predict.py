@@ -297,6 +297,16 @@ def test_without_words_an_object_is_seen(tmp_path: Path, zsad: Zsad) -> None:
     )
 
 
+def test_a_frame_of_its_own_shape_is_stretched_back(tmp_path: Path) -> None:
+    photo(60, 48).save(tmp_path / "a.png")
+    photo(150, 30).save(tmp_path / "long.png")
+    setup = replace(BASE, settings=SMALL | {"resize": "shortest", "tiles": "ends", "augment": "false"})
+    setup = replace(setup, method="anoclip")
+    (a, long), _ = predict(Predictor(setup), find_images([tmp_path]), out=tmp_path / "out", quiet=True)
+    assert a.error is None and pixels(a.overlay).shape == (48, 60, 3)
+    assert long.error is not None and long.error.startswith("150 x 30 pixels are longer than 2:1")
+
+
 # --- tiles and regions ---
 
 
@@ -414,6 +424,12 @@ def test_overlays_are_kept_away_from_the_images(tmp_path: Path, zsad: Zsad) -> N
     answer = zsad("predict", tmp_path, *OPTIONS, "--out", tmp_path)
     assert isinstance(answer.error, UsageError) and "name another" in str(answer.error)
     assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_first_image(tmp_path: Path) -> None:
+    photo().save(tmp_path / "a.png")
+    with pytest.raises(RecordError, match=r"a\.png.out: the folder cannot be made \(Not a directory\)"):
+        predict(Predictor(BASE), [tmp_path / "gone.png"], out=tmp_path / "a.png" / "out", quiet=True)
 
 
 # --- mistakes ---

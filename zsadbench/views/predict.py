@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..decoding import decode
-from ..errors import DatasetError, UsageError
+from ..errors import DatasetError, RecordError, UsageError
 from ..progress import Progress
 from ..samples import list_images
 from ..store import EvidenceStore
@@ -62,6 +62,8 @@ def predict(
     Raises:
         ZsadError: for anything that would fail for every image as well, or a folder that cannot be written.
     """
+    if out:
+        _make(out)
     parts = [(f"{predictor.resolved.id}: scores", len(images))]
     parts += [(f"{predictor.resolved.id}: overlays", len(images))] if out else []
     found: list[Prediction] = []
@@ -83,6 +85,16 @@ def predict(
                     found[number] = paint(prediction, values, scale, out / names[number])
                 progress.advance(1)
     return found, scale
+
+
+def _make(folder: Path) -> None:
+    """Make the folder before anything is computed for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecordError(
+            f"{shown(folder)}: the folder cannot be made ({error.strerror}); name another with --out"
+        ) from None
 
 
 def paint(prediction: Prediction, values: NDArray[np.float32], scale: Scale, path: Path) -> Prediction:
