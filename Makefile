@@ -13,7 +13,7 @@ install: .venv/installed
 	touch $@
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
