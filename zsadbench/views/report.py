@@ -177,7 +177,7 @@ class _Builder:
 
 def _ramp() -> str:
     """Return the colours of maps as a gradient of CSS."""
-    stops = ", ".join("#%02x%02x%02x" % tuple(colour) for colour in palette()[::15])
+    stops = ", ".join(f"#{bytes(colour).hex()}" for colour in palette()[::15])
     return f"linear-gradient(to right, {stops})"
 
 
