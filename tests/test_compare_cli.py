@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from zsadbench.cli import main
+from zsadbench.metrics import image_metrics
+from zsadbench.records import write_record
 
 from .boardkit import observation, protocol, row, save
 
@@ -199,6 +201,44 @@ def test_a_board_that_cannot_be_written_beside_the_records_is_told(zsad: Compare
     assert answer.code == 0
     assert "not written: " in answer.err
     assert "winclip" in answer.out
+
+
+def test_intervals_and_pairs(zsad: Compare, tmp_path: Path) -> None:
+    paths = []
+    for name, good in (("clip", 4), ("winclip", 9)):
+        images = [
+            {
+                "key": f"{number}.png",
+                "category": "tile",
+                "anomalous": int(number < 10),
+                "image_score": float(number < good) + number / 100,
+                "map_min": None,
+                "map_max": None,
+            }
+            for number in range(20)
+        ]
+        scores, labels = ([image[key] for image in images] for key in ("image_score", "anomalous"))
+        tile = {"category": "tile", "normal": 10, "anomalous": 10, **image_metrics(scores, labels)}
+        content = {"observation": observation(name), "protocol": protocol(), "metric_version": 1}
+        run_dir = tmp_path / "results" / "mtd" / name / "0"
+        paths.append(run_dir)
+        write_record(run_dir, "reference", content | {"categories": [tile]}, images)
+    answer = zsad(tmp_path / "results", "--intervals", "--replicates", 200)
+    assert answer.code == 0
+    assert "rank: 1 + the number of methods significantly better in image_auroc" in answer.out
+    assert "Pairs on the same images" not in answer.out
+    answer = zsad(*reversed(paths), "--paired", "--format", "csv", "--metric", "image_auroc")
+    (line,) = csv.DictReader(io.StringIO(answer.out))
+    assert (line["first"], line["second"]) == ("winclip", "clip")
+    assert float(line["difference"]) == pytest.approx(0.5)
+    assert float(line["p"]) < 0.05 and line["p_holm"] == ""
+    answer = zsad(tmp_path / "results", "--paired", "--format", "latex", "--metric", "image_auroc")
+    assert answer.out.count(r"\begin{tabular}") == 2
+    zsad(tmp_path / "results", "--paired")
+    written = sorted(path.name for path in (tmp_path / "results").iterdir())
+    assert written == ["comparisons.csv", "leaderboard.csv", "leaderboard.md", "mtd"]
+    answer = zsad(paths[0], "--paired")
+    assert answer.code == 2 and "a pair needs two" in answer.err
 
 
 def test_comparing_loads_no_torch(results: Path) -> None:

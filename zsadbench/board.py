@@ -6,7 +6,7 @@ what must not be overlooked, and keeps published figures apart from measured one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from .boardrows import MEAN, By, Row, percent, rows_of
 from .errors import RecordError, UsageError, suggest
 from .groups import Group
 from .metrics import METRICS
+from .pairs import Comparison, in_order, paired_frame
 from .recordfiles import is_metric
 from .records import Record, load_records
 
@@ -45,6 +46,8 @@ MARKS = {
 }
 """Mark -> what it means; a count before it, as in ``3 failed``, is left aside."""
 
+FEWEST_REPLICATES = 100
+
 SYMBOLS = {"transductive": "†", "order-dependent": "‡"}
 
 
@@ -56,6 +59,11 @@ class Board:
     by: By
     metrics: tuple[str, ...]
     rows: tuple[Row, ...]
+    ranked_by: str = ""
+    """The metric ranks go by; empty where there are none."""
+    comparisons: tuple[Comparison, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What intervals, ranks and comparisons mean and where they are missing."""
 
     @property
     def records(self) -> list[Record]:
@@ -72,9 +80,7 @@ class Board:
     @property
     def subtitle(self) -> str:
         """Return the protocol and, where they are one for all, its rules."""
-        rules = {record.rules for record in self.records}
-        rule = rules.pop() if len(rules) == 1 else "rules of each method's authors, see below"
-        return f"Protocol {self.records[0].protocol_label}: {rule}"
+        return self._protocol("see below")
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -95,7 +101,7 @@ class Board:
     @property
     def footer(self) -> list[str]:
         """Return what a reader must know: means, rules, gaps, marks and versions."""
-        return [*self._conditions(), *self._explanations(), self._versions()]
+        return [*self._conditions(), *self.notes, *self._explanations(), self._versions()]
 
     @property
     def sources(self) -> list[str]:
@@ -110,17 +116,30 @@ class Board:
 
     def is_best(self, row: Row, metric: str) -> bool:
         """Tell whether a row holds the best printed value of its category, where there is a contest."""
+        return self._stands(row, metric, 0)
+
+    def is_second(self, row: Row, metric: str) -> bool:
+        """Tell whether a row holds the second best printed value of its category."""
+        return self._stands(row, metric, 1)
+
+    def _stands(self, row: Row, metric: str, place: int) -> bool:
         value = row.cell(metric).value
-        return value is not None and percent(value) == self._best.get((metric, row.category))
+        printed = self._printed.get((metric, row.category), [])
+        return value is not None and printed[place : place + 1] == [percent(value)]
 
     @cached_property
-    def _best(self) -> dict[tuple[str, str], str]:
+    def _printed(self) -> dict[tuple[str, str], list[str]]:
+        """The distinct printed values of each metric and category, best first, where there is a contest."""
         values: dict[tuple[str, str], list[float]] = {}
         for row in self.rows:
             for metric in self.metrics:
                 if (value := row.cell(metric).value) is not None:
                     values.setdefault((metric, row.category), []).append(value)
-        return {place: percent(max(several)) for place, several in values.items() if len(several) > 1}
+        return {
+            place: list(dict.fromkeys(map(percent, sorted(several, reverse=True))))
+            for place, several in values.items()
+            if len(several) > 1
+        }
 
     def lines(self) -> list[dict[str, Any]]:
         """Return one mapping per row, as in :meth:`frame`; undefined is None."""
@@ -129,6 +148,10 @@ class Board:
             line, cells = self._identity(row), {metric: row.cell(metric) for metric in self.metrics}
             line |= {metric: cell.value for metric, cell in cells.items()}
             line |= {f"{m}_std": cell.spread for m, cell in cells.items() if cell.spread is not None}
+            line |= {"rank": row.rank, "ranked_by": self.ranked_by} if self.ranked_by else {}
+            for metric, cell in cells.items():
+                if cell.interval:
+                    line |= {f"low_{metric}": cell.interval.low, f"high_{metric}": cell.interval.high}
             for metric, entry in row.published.items():
                 line |= {f"published_{metric}": entry.value, f"published_{metric}_kind": entry.kind}
             lines.append(line)
@@ -161,6 +184,11 @@ class Board:
             "incomplete": "; ".join(f"{m} {cell.used}/{cell.total}" for m, cell in partial.items()),
             "marks": "; ".join(row.marks),
         }
+
+    def _protocol(self, where: str) -> str:
+        rules = {record.rules for record in self.records}
+        rule = rules.pop() if len(rules) == 1 else f"rules of each method's authors, {where}"
+        return f"Protocol {self.records[0].protocol_label}: {rule}"
 
     def _conditions(self) -> list[str]:
         lines = [self._unit()]
@@ -196,7 +224,7 @@ class Board:
         versions = sorted({str(found["zsadbench"]) for found in environments if "zsadbench" in found})
         program = f", zsadbench {' and '.join(versions)}" if versions else ""
         data = f"samples {self.group.dataset_digest[:12]}, contents {self.group.contents_digest[:12]}"
-        return f"Metrics version {self.group.metric_version}{program}; {data}."
+        return f"{self._protocol('see above')}. Metrics version {self.group.metric_version}{program}; {data}."
 
 
 def boards(
@@ -207,16 +235,23 @@ def boards(
     sort: str | None = None,
     published: bool = True,
     merge: bool = False,
+    intervals: bool = False,
+    paired: bool = False,
+    replicates: int = 1000,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Board]:
     """Return one board per group of records, sorted by dataset and protocol.
 
     ``metrics`` are ids, by default :data:`DEFAULT_METRICS`; ``by`` is ``"category"`` for one row per
     method and category; ``sort`` is a metric, by default the first one that has a value; ``merge``
-    demands a single board.
+    demands a single board.  ``intervals`` adds 95 % intervals and ranks from ``replicates`` draws of
+    the test images, ``paired`` also every pair of methods, in the order of ``records``; ``say`` is
+    told what takes long.
 
     Raises:
-        UsageError: for an unknown metric or ``by``.
-        RecordError: for a metric no record has, or when ``merge`` meets records of several groups.
+        UsageError: for an unknown metric or ``by``, or too few ``replicates``.
+        RecordError: for a metric no record has, when ``merge`` meets records of several groups, or for
+            image scores that cannot be read.
     """
     chosen = _known_metrics(records, metrics or DEFAULT_METRICS, optional=metrics is None)
     _known_metrics(records, [sort] if sort else [], optional=False)
@@ -228,7 +263,19 @@ def boards(
         groups.setdefault(record.group, []).append(record)
     if merge and len(groups) > 1:
         raise RecordError(_odd_one(groups))
-    return [_board(group, groups[group], chosen, grouping, sort, published) for group in sorted(groups)]
+    tables = [_board(group, groups[group], chosen, grouping, sort, published) for group in sorted(groups)]
+    if not intervals and not paired:
+        return tables
+    from .comparison import with_statistics
+
+    if replicates < FEWEST_REPLICATES:
+        raise UsageError(f"{replicates} replicates say little; give {FEWEST_REPLICATES} or more")
+    if paired and all(len({row.label for row in board.rows}) < 2 for board in tables):
+        raise RecordError(_no_pair(groups))
+    return [
+        with_statistics(board, sort or board.shown[0], records, paired=paired, replicates=replicates, say=say)
+        for board in tables
+    ]
 
 
 def compare(
@@ -239,21 +286,39 @@ def compare(
     sort: str | None = None,
     published: bool = True,
     merge: bool = False,
+    intervals: bool = False,
+    paired: bool = False,
+    replicates: int = 1000,
 ) -> pd.DataFrame:
     """Return the boards of the records at or below ``paths`` as one frame, full precision in [0, 1].
 
     The columns ``dataset`` to ``metric_version`` name the group a row belongs to: only rows that
-    agree in them may be compared.
+    agree in them may be compared.  ``intervals`` adds 95 % intervals and ranks; ``paired`` returns one
+    row per pair of methods and metric instead, as
+    :func:`zsadbench.pairs.paired_frame` has it.
 
     Raises:
         RecordError: if there is no record, or as :func:`boards` says.
     """
     several = [paths] if isinstance(paths, str | Path) else paths
     folders = [Path(path) for path in several]
-    records = load_records(folders)
+    records = in_order(load_records(folders), folders)
     if not records:
         raise RecordError(nothing_there(folders))
-    return frame_of(boards(records, metrics=metrics, by=by, sort=sort, published=published, merge=merge))
+    tables = boards(
+        records,
+        metrics=metrics,
+        by=by,
+        sort=sort,
+        published=published,
+        merge=merge,
+        intervals=intervals,
+        paired=paired,
+        replicates=replicates,
+    )
+    if not paired:
+        return frame_of(tables)
+    return paired_frame(tables)
 
 
 def show_boards(records: Sequence[Record]) -> None:
@@ -268,7 +333,8 @@ def frame_of(tables: Sequence[Board]) -> pd.DataFrame:
     lines = [line for board in tables for line in board.lines()]
     metrics = list(dict.fromkeys(metric for board in tables for metric in board.metrics))
     frame = pd.DataFrame(lines, columns=_columns(lines, metrics))
-    return frame.astype(dict.fromkeys(metrics, float))
+    frame = frame.astype(dict.fromkeys(metrics, float))
+    return frame.astype({"rank": "Int64"}) if "rank" in frame else frame
 
 
 def nothing_there(paths: Sequence[Path]) -> str:
@@ -324,10 +390,17 @@ def _odd_one(groups: dict[Group, list[Record]]) -> str:
     )
 
 
+def _no_pair(groups: dict[Group, list[Record]]) -> str:
+    if len(groups) > 1:
+        return _odd_one(groups)
+    return "only one method here, and a pair needs two; give the results of another method on this dataset."
+
+
 def _columns(lines: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[str]:
-    """Return identity, metrics, spreads, then published columns, each only where a row has it."""
+    """Return identity, metrics, rank, spreads, bounds, published columns, each only where a row has it."""
     present = list(dict.fromkeys(key for line in lines for key in line))
     extra = [f"{m}_std" for m in metrics]
+    extra += [f"{bound}_{m}" for m in metrics for bound in ("low", "high")]
     extra += [f"published_{m}{suffix}" for m in metrics for suffix in ("", "_kind")]
     return [key for key in present if key not in extra] + [key for key in extra if key in present]
 

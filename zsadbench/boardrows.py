@@ -7,11 +7,14 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .files import digest_of
 from .published import Published, best_published
 from .records import Record
+
+if TYPE_CHECKING:
+    from .metrics.bootstrap import Interval
 
 By = Literal["method", "category"]
 MEAN = "mean"
@@ -26,6 +29,7 @@ class Cell:
     spread: float | None
     used: int
     total: int
+    interval: Interval | None = None
 
     @property
     def partial(self) -> bool:
@@ -37,6 +41,7 @@ class Cell:
             return "n/a"
         text = percent(self.value)
         text += f" ± {percent(self.spread)}" if self.spread is not None else ""
+        text += f" {bounds(self.interval)}" if self.interval else ""
         return text + (f" ({self.used}/{self.total})" if self.partial else "")
 
 
@@ -48,6 +53,8 @@ class Row:
     category: str
     records: tuple[Record, ...]
     published: Mapping[str, Published] = field(default_factory=dict)
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    rank: int | None = None
 
     @property
     def record(self) -> Record:
@@ -71,7 +78,8 @@ class Row:
         values = [value for value, _, _ in means if value is not None]
         spread = statistics.stdev(values) if len(values) > 1 else None
         value = math.fsum(values) / len(values) if values else None
-        return Cell(value, spread, min(used for _, used, _ in means), means[0][2])
+        used = min(used for _, used, _ in means)
+        return Cell(value, spread, used, means[0][2], self.intervals.get(metric))
 
     def _mean(self, record: Record, metric: str) -> tuple[float | None, int, int]:
         if self.category == MEAN:
@@ -83,6 +91,11 @@ class Row:
 def percent(value: float) -> str:
     """Return a rate as percent with one decimal."""
     return f"{100 * value:.1f}"
+
+
+def bounds(interval: Interval) -> str:
+    """Return an interval of rates as percent with one decimal."""
+    return f"[{percent(interval.low)}, {percent(interval.high)}]"
 
 
 def rows_of(records: Sequence[Record], metrics: Sequence[str], by: By, published: bool) -> list[Row]:

@@ -1,11 +1,11 @@
-"""Boards as text: for the terminal, and as csv, Markdown and JSON files that diff cleanly."""
+"""Boards as text: for the terminal, and as csv, Markdown, LaTeX and JSON files that diff cleanly."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich import box
@@ -13,26 +13,32 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .board import SYMBOLS, Board, frame_of
-from .boardrows import Row, percent
+from .board import Board, frame_of
+from .boardlatex import to_latex
+from .boardlines import (
+    PUBLISHED_NOTE,
+    lines_of,
+    names_of,
+    numbers_of,
+    pair_headings,
+    pairs_of,
+    pairs_title,
+)
 from .errors import UsageError, suggest
 from .files import write_atomic
-from .metrics import METRICS
-from .published import KINDS, Published
+from .pairs import pair_lines, paired_frame
 
-Line = tuple[list[str], list[str], bool]
-"""Leading cells, number cells, and whether the line is measured (or published)."""
-
-_PUBLISHED_NOTE = (
-    f"Published: one figure per metric, the most trusted kind first ({', '.join(KINDS)}); "
-    "AUPRO from 200 thresholds only under legacy200, with ? where its rule is not stated."
-)
 _SPECIAL = re.compile(r"([\\|<*`\[\]])")
 
 
 def to_csv(tables: Sequence[Board]) -> str:
     """Return all boards as one csv: full precision in [0, 1], no times, empty where undefined."""
     return frame_of(tables).to_csv(index=False, lineterminator="\n")
+
+
+def pairs_to_csv(tables: Sequence[Board]) -> str:
+    """Return the comparisons of all boards as one csv, numbers as in :func:`to_csv`."""
+    return paired_frame(tables).to_csv(index=False, lineterminator="\n")
 
 
 def to_json(tables: Sequence[Board]) -> str:
@@ -44,6 +50,7 @@ def to_json(tables: Sequence[Board]) -> str:
             "group": dataclasses.asdict(board.group),
             "metrics": list(board.metrics),
             "rows": board.lines(),
+            **({"comparisons": pair_lines(board)} if board.comparisons else {}),
             "footer": board.footer,
             "sources": board.sources,
         }
@@ -58,26 +65,44 @@ def to_markdown(tables: Sequence[Board]) -> str:
 
 
 def to_rich(board: Board) -> RenderableType:
-    """Return a board for the terminal: title, table, footer; the best value of a column has a star."""
-    lines = list(_lines(board, _star, _no_star))
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for name in _leading(board):
-        table.add_column(name, overflow="fold", min_width=16)
-    for column, metric in enumerate(board.shown):
-        heading = METRICS.get(metric, metric).replace(" ", "\n", 1)
-        cells = [part for _, numbers, _ in lines for part in _stacked(numbers[column]).split("\n")]
-        width = max(map(len, [*heading.split("\n"), *cells]))
-        table.add_column(heading, justify="right", no_wrap=True, min_width=width)
-    table.add_column("marks")
-    for leading, numbers, measured in lines:
-        cells = [*leading[:-1], *map(_stacked, numbers), leading[-1]]
-        table.add_row(*map(Text, cells), style="" if measured else "dim")
+    """Return a board for the terminal: title, tables, footer; the best value of a column has a star."""
     best = any(board.is_best(row, metric) for row in board.rows for metric in board.shown)
     notes = (["* The best of its column."] if best else []) + board.footer
     if board.sources:
-        notes.append(f"{_PUBLISHED_NOTE} Sources: --format md.")
-    heads = Text(board.title, style="bold"), Text(board.subtitle)
-    return Group(*heads, table, *(Text(line, style="dim") for line in notes), Text())
+        notes.append(f"{PUBLISHED_NOTE} Sources: --format md.")
+    parts: list[RenderableType] = [Text(board.title, style="bold"), Text(board.subtitle), _numbers(board)]
+    if board.comparisons:
+        parts += [Text(pairs_title(board)), _pairs(board)]
+    return Group(*parts, *(Text(line, style="dim") for line in notes), Text())
+
+
+def _numbers(board: Board) -> Table:
+    lines = list(lines_of(board, _star, _no_star, _no_star))
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for name in names_of(board):
+        table.add_column(name, overflow="fold", min_width=16)
+    for column, title in enumerate(numbers_of(board)):
+        heading = title.replace(" ", "\n", 1)
+        cells = [part for line in lines for part in _stacked(line.numbers[column]).split("\n")]
+        width = max(map(len, [*heading.split("\n"), *cells]))
+        table.add_column(heading, justify="right", no_wrap=True, min_width=width)
+    table.add_column("marks")
+    for line in lines:
+        names = line.names if line.measured else [f"  {line.names[0]}", *line.names[1:]]
+        cells = [*names, *map(_stacked, line.numbers), line.marks]
+        table.add_row(*map(Text, cells), style="" if line.measured else "dim")
+    return table
+
+
+def _pairs(board: Board) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    headings = pair_headings(board)
+    for place, heading in enumerate(headings):
+        number = place >= headings.index("A - B")
+        table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    for cells in pairs_of(board):
+        table.add_row(*map(Text, cells))
+    return table
 
 
 def print_boards(tables: Sequence[Board]) -> None:
@@ -93,7 +118,9 @@ FORMATS: dict[str, Callable[[Sequence[Board]], str]] = {
     "csv": to_csv,
     "md": to_markdown,
     "json": to_json,
+    "latex": to_latex,
 }
+_SUFFIXES = {"latex": "tex"}
 
 
 def known_formats(text: str) -> list[str]:
@@ -109,46 +136,26 @@ def known_formats(text: str) -> list[str]:
     return list(dict.fromkeys(names)) or ["table"]
 
 
-def file_name(tables: Sequence[Board], suffix: str) -> str:
+def file_name(tables: Sequence[Board], form: str, stem: str = "leaderboard") -> str:
     """Return the name of a board's file: boards by category do not replace those of means."""
-    return f"leaderboard-by-category.{suffix}" if tables[0].by == "category" else f"leaderboard.{suffix}"
+    by = "-by-category" if tables[0].by == "category" else ""
+    return f"{stem}{by}.{_SUFFIXES.get(form, form)}"
 
 
 def write_boards(tables: Sequence[Board], folder: Path, formats: Iterable[str]) -> list[Path]:
     """Write the boards into ``folder``, one file for each format, and return the paths.
 
+    Comparisons are part of every format but csv, where they are a file ``comparisons.csv``.
+
     Raises:
         RecordError: if the folder cannot be written.
     """
-    paths = []
-    for name in formats:
-        path = folder / file_name(tables, name)
-        write_atomic(path, FORMATS[name](tables).encode())
-        paths.append(path)
-    return paths
-
-
-def _leading(board: Board) -> list[str]:
-    return ["method", "category"] if board.by == "category" else ["method"]
-
-
-def _lines(board: Board, best: Callable[[str], str], other: Callable[[str], str]) -> Iterator[Line]:
-    """Yield the lines of a board; the last leading cell holds the marks."""
-    for row in board.rows:
-        numbers = [
-            (best if board.is_best(row, metric) else other)(str(row.cell(metric))) for metric in board.shown
-        ]
-        category = [row.category] if board.by == "category" else []
-        yield [row.label, *category, _marks(row)], numbers, True
-        for kind in KINDS:
-            beside = {metric: entry for metric, entry in row.published.items() if entry.kind == kind}
-            if beside:
-                numbers = [other(_printed(beside.get(metric))) for metric in board.shown]
-                yield [f"  published: {kind}", *category, ""], numbers, False
-
-
-def _printed(entry: Published | None) -> str:
-    return f"{percent(entry.value)}{'?' if entry.rule_unknown else ''}" if entry else ""
+    contents = {folder / file_name(tables, name): FORMATS[name](tables) for name in formats}
+    if "csv" in formats and any(board.comparisons for board in tables):
+        contents[folder / file_name(tables, "csv", "comparisons")] = pairs_to_csv(tables)
+    for path, content in contents.items():
+        write_atomic(path, content.encode())
+    return list(contents)
 
 
 def _star(number: str) -> str:
@@ -161,26 +168,32 @@ def _no_star(number: str) -> str:
 
 
 def _stacked(number: str) -> str:
-    """Put spread and count below the number, so that a table fits a narrow terminal."""
-    return number.replace(" ±", "\n±").replace(" (", "\n(")
-
-
-def _marks(row: Row) -> str:
-    return ", ".join(SYMBOLS.get(mark, mark) for mark in row.marks)
+    """Put spread, interval and count below the number, so that a table fits a narrow terminal."""
+    return number.replace(" ±", "\n±").replace(" [", "\n[").replace(" (", "\n(")
 
 
 def _markdown(board: Board) -> str:
-    heads = [*_leading(board), *(METRICS.get(metric, metric) for metric in board.shown), "marks"]
-    rules = [":--"] * len(_leading(board)) + ["--:"] * len(board.shown) + [":--"]
-    lines = [heads, rules]
-    for leading, numbers, measured in _lines(board, "**{}**".format, str):
-        names = [_escape(cell) for cell in leading]
-        names[0] = names[0] if measured else f"*{names[0].strip()}*"
-        lines.append([*names[:-1], *numbers, names[-1]])
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    published = [_PUBLISHED_NOTE, *board.sources] if board.sources else []
+    names, numbers = names_of(board), numbers_of(board)
+    rows = []
+    for line in lines_of(board, "**{}**".format, str, str):
+        named = [_escape(name) for name in line.names]
+        named[0] = named[0] if line.measured else f"*{named[0]}*"
+        rows.append([*named, *line.numbers, line.marks])
+    table = _grid([*names, *numbers, "marks"], len(names), rows)
+    published = [PUBLISHED_NOTE, *board.sources] if board.sources else []
     notes = "\n".join(f"- {_escape(line)}" for line in [*board.footer, *published])
-    return f"## {_escape(board.title)}\n\n{_escape(board.subtitle)}\n\n{table}\n\n{notes}\n"
+    parts = [f"## {_escape(board.title)}", _escape(board.subtitle), table]
+    if board.comparisons:
+        headings = pair_headings(board)
+        pairs = [[_escape(cell) for cell in cells] for cells in pairs_of(board)]
+        parts += [_escape(pairs_title(board)), _grid(headings, headings.index("A - B"), pairs)]
+    return "\n\n".join([*parts, notes]) + "\n"
+
+
+def _grid(headings: Sequence[str], names: int, rows: Sequence[Sequence[str]]) -> str:
+    """Return a table, the first columns (``names`` of them) and marks to the left, numbers to the right."""
+    rules = [":--" if i < names or heading == "marks" else "--:" for i, heading in enumerate(headings)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [headings, rules, *rows])
 
 
 def _escape(text: str) -> str:

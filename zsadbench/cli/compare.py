@@ -32,7 +32,9 @@ def compare(
     sort: Annotated[str | None, typer.Option(metavar="METRIC", help="Sort by this metric.")] = None,
     formats: Annotated[
         str,
-        typer.Option("--format", help="table, csv, md or json, or a comma list. One alone goes to stdout."),
+        typer.Option(
+            "--format", help="table, csv, md, latex or json, or a comma list. One alone goes to stdout."
+        ),
     ] = "table",
     out: Annotated[Path | None, typer.Option(help="Folder for the files; default: the first PATH.")] = None,
     write: Annotated[bool, typer.Option(help="Write leaderboard.csv and leaderboard.md.")] = True,
@@ -40,6 +42,14 @@ def compare(
     merge: Annotated[
         bool, typer.Option("--merge", help="Demand one table; refused where records do not belong together.")
     ] = False,
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="Give every number a 95 % interval and every method a rank.")
+    ] = False,
+    paired: Annotated[
+        bool,
+        typer.Option("--paired", help="Compare every pair of methods on the same images, first - second."),
+    ] = False,
+    replicates: Annotated[int, typer.Option(help="Bootstrap draws behind intervals and p-values.")] = 1000,
     baseline: Annotated[
         Path | None, typer.Option(help="A leaderboard.csv; exit code 1 when a value fell below it.")
     ] = None,
@@ -47,10 +57,14 @@ def compare(
         float, typer.Option(min=0.0, metavar="POINTS", help="Percent points a value may fall.")
     ] = 0.1,
 ) -> None:
-    """Compare records: one table per dataset and protocol, written beside the records."""
+    """Compare records: one table per dataset and protocol, written beside the records.
+
+    Intervals and pairs of pixel metrics are made from stored evidence, which takes a while the first time.
+    """
     from ..board import boards, nothing_there
     from ..boardtext import known_formats
     from ..errors import RecordError
+    from ..pairs import in_order
     from ..records import find_records
 
     chosen = known_formats(formats)
@@ -60,8 +74,19 @@ def compare(
         _say(f"left out: {problem}")
     if not records:
         raise RecordError(nothing_there(where))
-    tables = boards(records, metrics=metric, by=by, sort=sort, published=published, merge=merge)
-    _print(tables, chosen)
+    tables = boards(
+        in_order(records, where),
+        metrics=metric,
+        by=by,
+        sort=sort,
+        published=published,
+        merge=merge,
+        intervals=intervals,
+        paired=paired,
+        replicates=replicates,
+        say=_say,
+    )
+    _print(tables, chosen, paired)
     if len(records) == 1:
         _say("Only one record here; run another method on the same dataset to compare it with.")
     passed = _gate(records, baseline, tolerance) if baseline else True
@@ -71,11 +96,13 @@ def compare(
         raise typer.Exit(1)
 
 
-def _print(tables: Sequence[Board], formats: Sequence[str]) -> None:
-    from ..boardtext import FORMATS, print_boards
+def _print(tables: Sequence[Board], formats: Sequence[str], paired: bool) -> None:
+    from ..boardtext import FORMATS, pairs_to_csv, print_boards
 
     if "table" in formats:
         print_boards(tables)
+    elif paired and formats == ["csv"]:
+        typer.echo(pairs_to_csv(tables), nl=False)
     elif len(formats) == 1:
         typer.echo(FORMATS[formats[0]](tables), nl=False)
 
