@@ -260,6 +260,7 @@ class Clip:
         return ids[:, : int(lengths.max())].to(self.device)
 
 
+@torch.inference_mode(False)  # a caller's inference mode would make the parameters unfit for gradients
 def load_clip(
     backbone: Backbone, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Clip:
@@ -271,12 +272,10 @@ def load_clip(
     import open_clip
 
     weights = find_weights(backbone)
-    # A caller's inference mode must not make the parameters unfit for gradients.
-    with torch.inference_mode(False):
-        # Built on the meta device: no initialisation is computed only to be overwritten.
-        with torch.device("meta"):
-            model = open_clip.model.CLIP(**weights.architecture())
-        weights.load_into(model)
+    # Built on the meta device: no initialisation is computed only to be overwritten.
+    with torch.device("meta"):
+        model = open_clip.model.CLIP(**weights.architecture())
+    weights.load_into(model)
     model.attn_mask = None  # the causal rule is applied by Block; a meta buffer cannot be moved
     backbone = replace(backbone, activation=weights.activation)
     model.requires_grad_(False).eval().to(device)
