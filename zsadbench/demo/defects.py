@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from .noise import Field, Rng, fractal, grey, hue, smooth
-from .shapes import CANVAS, Plan, Points, as_field, draw, placed, polygon, region
+from .shapes import CANVAS, Part, Plan, Points, as_field, draw, placed, polygon, region
 
 Coverage = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 
@@ -93,13 +93,13 @@ def blob(rng: Rng, at: Points, radius: float, rough: float = 0.3) -> Points:
 def scratch(scene: Scene, rng: Rng) -> Scene:
     """Draw one to three thin, nearly straight lines."""
     at = spot(scene, rng)
-    colour = contrasting(scene, at, rng, rng.uniform(50, 110))
+    colour = contrasting(scene, at, rng, rng.uniform(80, 150))
     heading = rng.uniform(0, np.pi)
     for _ in range(rng.integers(1, 4)):
         line = placed(walk(rng, np.zeros(2, np.float32), rng.uniform(0.4, 1.0), 6, 0.06), 0, 0)
         ends = line[-1] - line[0]
         turned = placed(line, 0, 0, heading + rng.normal(0, 0.15) - float(np.arctan2(ends[1], ends[0])))
-        weight = region(turned + at + rng.normal(0, 0.08, 2).astype(np.float32), rng.uniform(0.015, 0.03))
+        weight = region(turned + at + rng.normal(0, 0.08, 2).astype(np.float32), rng.uniform(0.02, 0.04))
         scene = blend(scene, weight * rng.uniform(0.7, 1.0), colour)
     return scene
 
@@ -108,20 +108,20 @@ def crack(scene: Scene, rng: Rng) -> Scene:
     """Draw a jagged dark line with branches."""
     at = spot(scene, rng)
     main = walk(rng, at, rng.uniform(0.5, 1.1), 12, 0.55)
-    weight = region(main, rng.uniform(0.02, 0.035))
+    weight = region(main, rng.uniform(0.025, 0.045))
     for _ in range(rng.integers(0, 3)):
         start = main[int(rng.integers(3, 10))]
         branch = walk(rng, start, rng.uniform(0.2, 0.5), 6, 0.5)
-        weight = np.maximum(weight, region(branch - branch[0] + start, 0.02))
-    return blend(scene, weight * rng.uniform(0.7, 1.0), grey(rng, 5, 40))
+        weight = np.maximum(weight, region(branch - branch[0] + start, 0.025))
+    return blend(scene, weight * rng.uniform(0.8, 1.0), grey(rng, 0, 25))
 
 
 def hole(scene: Scene, rng: Rng) -> Scene:
     """Punch a round hole with a raised rim; through the object or into the surface."""
-    at, radius = spot(scene, rng, 0.12), rng.uniform(0.07, 0.15)
+    at, radius = spot(scene, rng, 0.12), rng.uniform(0.1, 0.18)
     outline = blob(rng, at, radius, 0.15)
     rim = region((outline - at) * 1.25 + at)
-    scene = blend(scene, rim * rng.uniform(0.3, 0.6), contrasting(scene, at, rng, 70))
+    scene = blend(scene, rim * rng.uniform(0.5, 0.9), contrasting(scene, at, rng, 100))
     inside = region(outline)
     if scene.plan is not None and rng.random() < 0.4:
         return replace(scene, alpha=(scene.alpha * (1 - inside)).astype(np.uint8))
@@ -130,23 +130,23 @@ def hole(scene: Scene, rng: Rng) -> Scene:
 
 def stain(scene: Scene, rng: Rng) -> Scene:
     """Soak an irregular patch with a translucent liquid."""
-    at, radius = spot(scene, rng), rng.uniform(0.16, 0.34)
+    at, radius = spot(scene, rng), rng.uniform(0.2, 0.4)
     soft = cv2.GaussianBlur(region(blob(rng, at, radius, 0.4)), (0, 0), rng.uniform(1.0, 4.0))
     liquid = hue(rng, rng.choice([0.08, 0.1, 0.6, 0.3]), 0.04, rng.uniform(0.3, 0.8), rng.uniform(0.15, 0.4))
     patchy = np.clip(1 + 0.25 * smooth(rng, 16), 0, 1.2)
-    return blend(scene, np.clip(soft * patchy * rng.uniform(0.4, 0.75), 0, 1), liquid)
+    return blend(scene, np.clip(soft * patchy * rng.uniform(0.5, 0.85), 0, 1), liquid)
 
 
 def contamination(scene: Scene, rng: Rng) -> Scene:
     """Scatter foreign particles and fibres over one place."""
     at, spread = spot(scene, rng), rng.uniform(0.1, 0.25)
-    colour = hue(rng, rng.random(), 0, rng.uniform(0.1, 0.9), rng.choice([0.2, 0.9]))
-    for _ in range(rng.integers(4, 12)):
+    colour = hue(rng, rng.random(), 0, rng.uniform(0.6, 0.95), rng.choice([0.3, 0.9]))
+    for _ in range(rng.integers(6, 14)):
         place = (at + rng.normal(0, spread, 2)).astype(np.float32)
         if rng.random() < 0.25:
             weight = region(walk(rng, place, rng.uniform(0.15, 0.3), 6, 0.5), 0.02)
         else:
-            weight = region(blob(rng, place, rng.uniform(0.025, 0.06), 0.4))
+            weight = region(blob(rng, place, rng.uniform(0.03, 0.07), 0.4))
         scene = blend(scene, weight * rng.uniform(0.8, 1), colour)
     return scene
 
@@ -154,12 +154,12 @@ def contamination(scene: Scene, rng: Rng) -> Scene:
 def cut(scene: Scene, rng: Rng) -> Scene:
     """Open a straight slit with a dark inside and one bright lip."""
     at, heading = spot(scene, rng, 0.1), rng.uniform(0, np.pi)
-    half, gape = rng.uniform(0.15, 0.35), rng.uniform(0.025, 0.05)
+    half, gape = rng.uniform(0.2, 0.4), rng.uniform(0.035, 0.065)
     slit = polygon(
         [(-half, 0), (-half / 2, -gape), (half / 2, -gape), (half, 0), (half / 2, gape), (-half / 2, gape)]
     )
     lip = region(placed(slit * [1.05, 1.2], at[0] + 0.02, at[1] + 0.02, heading))
-    scene = blend(scene, lip * 0.6, contrasting(scene, at, rng, 60))
+    scene = blend(scene, lip * 0.8, contrasting(scene, at, rng, 90))
     return blend(scene, region(placed(slit, float(at[0]), float(at[1]), heading)), grey(rng, 5, 35))
 
 
@@ -173,7 +173,9 @@ def broken(scene: Scene, rng: Rng) -> Scene:
     rows, columns = np.nonzero(edge > 128)
     pick = int(rng.integers(len(rows)))
     at = (np.array([columns[pick], rows[pick]], np.float32) * 2 / CANVAS - 1).astype(np.float32)
-    bite = region(jagged(rng, at, rng.uniform(0.16, 0.34)))
+    outline = jagged(rng, at, rng.uniform(0.2, 0.36))
+    bite, fracture = region(outline), region(np.concatenate([outline, outline[:1]]), rng.uniform(0.04, 0.07))
+    scene = blend(scene, fracture, contrasting(scene, at, rng, rng.uniform(70, 130)))
     return replace(scene, alpha=(scene.alpha * (1 - bite)).astype(np.uint8))
 
 
@@ -203,10 +205,22 @@ def missing_part(scene: Scene, rng: Rng) -> Scene:
     """Leave out one or two parts."""
     if scene.plan is None or not scene.plan.parts:
         raise Unfit
-    parts = list(scene.plan.parts)
+    parts, gone = list(scene.plan.parts), []
     for _ in range(min(len(parts), 1 + int(len(parts) > 5 and rng.random() < 0.5))):
-        parts.pop(int(rng.integers(len(parts))))
-    return redrawn(scene, replace(scene.plan, parts=parts))
+        gone.append(parts.pop(int(rng.integers(len(parts)))))
+    return scarred(redrawn(scene, replace(scene.plan, parts=parts)), gone, rng)
+
+
+def scarred(scene: Scene, gone: list[Part], rng: Rng) -> Scene:
+    """Roughen the places where parts were: dark at the edge, torn inside."""
+    tone = grey(rng, 30, 90)
+    rough = np.clip(np.array(tone, np.float32) + 60 * smooth(rng, 48)[..., None], 0, 255)
+    for shape in (shape for part in gone for shape in part if not shape.width):
+        scene = blend(scene, region(shape.points) * rng.uniform(0.5, 0.8), rough)
+        scene = blend(
+            scene, region(np.concatenate([shape.points, shape.points[:1]]), 0.025), grey(rng, 5, 40)
+        )
+    return scene
 
 
 def misplaced_part(scene: Scene, rng: Rng) -> Scene:
@@ -221,8 +235,10 @@ def misplaced_part(scene: Scene, rng: Rng) -> Scene:
     heading = rng.uniform(0, 2 * np.pi)
     shift = rng.uniform(0.12, 0.25) * np.array([np.cos(heading), np.sin(heading)], np.float32)
     about = np.concatenate([shape.points for shape in parts[pick]]).mean(axis=0)
-    parts.append([shape.moved(about, shift, float(angle)) for shape in parts.pop(pick)])
-    return redrawn(scene, replace(scene.plan, parts=parts))
+    part = parts.pop(pick)
+    without = scarred(redrawn(scene, replace(scene.plan, parts=parts)), [part], rng)
+    moved = [shape.moved(about, shift, float(angle)) for shape in part]
+    return redrawn(without, replace(scene.plan, parts=[*parts, moved]))
 
 
 def displaced(scene: Scene, rng: Rng, angle: float) -> Scene:
@@ -244,7 +260,7 @@ def discoloration(scene: Scene, rng: Rng) -> Scene:
     weight = cv2.GaussianBlur(region(blob(rng, at, radius, 0.25)), (0, 0), rng.uniform(0.7, 2))
     tint = np.array(hue(rng, rng.random(), 0, rng.uniform(0.6, 0.95), 0.9), np.float32) / 255
     level = scene.image.mean(axis=2, keepdims=True)
-    return blend(scene, weight * rng.uniform(0.5, 0.85), np.clip(1.5 * level * tint + 20 * tint, 0, 255))
+    return blend(scene, weight * rng.uniform(0.65, 0.95), np.clip(1.5 * level * tint + 40 * tint, 0, 255))
 
 
 FAULTS: dict[str, Callable[[Scene, Rng], Scene]] = {

@@ -74,16 +74,16 @@ def turn_of(scene: Scene) -> float:
 def camera(scene: Scene, rng: Rng) -> Camera:
     """Draw the circumstances of one photograph."""
     turn = turn_of(scene)
-    low, high = (1.15, 1.4) if scene.plan is None else (0.82, 1.02)
+    low, high = (1.15, 1.4) if scene.plan is None else (0.92, 1.06)
     pose = cv2.getRotationMatrix2D(
         (CANVAS / 2, CANVAS / 2), float(np.degrees(rng.uniform(-turn, turn))), rng.uniform(low, high)
     )
     pose[:, 2] += rng.uniform(-0.05, 0.05, 2) * CANVAS
     pose *= SIDE / CANVAS
     tone = hue(rng, rng.random(), 0, 0.15, 0.55) if rng.random() < 0.4 else grey(rng, 20, 235)
-    relief = rng.uniform(2, 7) * smooth(rng, 5, side=SIDE) + rng.uniform(0, 3) * smooth(rng, SIDE, side=SIDE)
+    relief = rng.uniform(1, 4) * smooth(rng, 5, side=SIDE) + rng.uniform(0, 2) * smooth(rng, SIDE, side=SIDE)
     ground = relief[..., None] + np.array(tone, np.float32)
-    heading, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.25)
+    heading, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.2)
     slope = np.cos(heading) * textures.X[::2, ::2] + np.sin(heading) * textures.Y[::2, ::2]
     light = (rng.uniform(0.75, 1.15) * (1 + strength * slope)).astype(np.float32)
     return Camera(
@@ -92,8 +92,8 @@ def camera(scene: Scene, rng: Rng) -> Camera:
         light,
         rng.uniform(0.94, 1.06, 3).astype(np.float32),
         rng.uniform(0, 0.7),
-        rng.standard_normal((SIDE, SIDE, 3), np.float32) * np.float32(rng.uniform(1, 6)),
-        int(rng.integers(55, 100)),
+        rng.standard_normal((SIDE, SIDE, 3), np.float32) * np.float32(rng.uniform(0.5, 3)),
+        int(rng.integers(70, 100)),
     )
 
 
