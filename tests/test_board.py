@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from zsadbench.board import MARKS, Board, boards, compare, frame_of
+from zsadbench.boardlatex import to_latex
 from zsadbench.boardtext import known_formats, to_csv, to_json, to_markdown, to_rich, write_boards
 from zsadbench.errors import RecordError, UsageError
 from zsadbench.gate import Verdict, gate
@@ -199,6 +200,46 @@ def test_marks_are_shown_and_explained(tmp_path: Path) -> None:
     for word in ("transductive", "failed", "seen data"):
         assert f"{word}: {MARKS[word]}." in text
     assert "subset" not in text
+
+
+def test_every_mark_stands_in_every_format(tmp_path: Path) -> None:
+    seen = observation(
+        flags={"transductive": True, "order_dependent": True},
+        failed=[{"key": "a", "reason": "b"}, {"key": "c", "reason": "d"}],
+        about={"selection": {"limit": 8, "categories": None}},
+        marks=["seen data"],
+    )
+    board = one([save(tmp_path, seen, rules=protocol("legacy200"))])
+    marks = ["transductive", "order-dependent", "subset", "2 failed", "legacy", "seen data"]
+    assert board.rows[0].marks == marks
+    assert board.lines()[0]["marks"] == "; ".join(marks)
+    for text in (text_of(board), to_markdown([board])):
+        assert "†, ‡, subset, 2 failed, legacy, seen data" in text
+    assert r"\dag{}, \ddag{}, subset, 2 failed, legacy, seen data \\" in to_latex([board])
+    for text in (text_of(board), to_markdown([board]), to_latex([board]), to_json([board])):
+        for word in ("transductive", "order-dependent", "subset", "failed", "legacy", "seen data"):
+            assert f"{word}: {MARKS[word]}." in text, word
+    inductive = one([save(tmp_path, seen, rules=protocol("common-1"))])
+    assert "transductive" not in inductive.rows[0].marks
+
+
+def test_the_footer_states_protocol_size_mask_rule_and_versions(tmp_path: Path) -> None:
+    board = one([save(tmp_path, observation(), rules=protocol("common-1"))])
+    last = board.footer[-1]
+    assert last.startswith("Protocol common-1: 518 px, masks bilinear50, image scores inductive")
+    assert "Metrics version 1, zsadbench 0.1.0; samples " in last
+    for text in (text_of(board), to_markdown([board]), to_latex([board]), to_json([board])):
+        assert "518 px, masks bilinear50" in text
+
+
+def test_the_second_best_printed_value_is_known(tmp_path: Path) -> None:
+    values = {"a": 0.70011, "b": 0.69999, "c": 0.5, "d": 0.4999, "e": 0.4}
+    records = [save(tmp_path, observation(name), row(value=value)) for name, value in values.items()]
+    board = one(records)
+    second = [line.label for line in board.rows if board.is_second(line, "image_ap")]
+    assert second == ["c", "d"]
+    alone = one(records[:1])
+    assert not alone.is_second(alone.rows[0], "image_ap")
 
 
 def test_rules_that_differ_by_method_are_told(tmp_path: Path) -> None:
