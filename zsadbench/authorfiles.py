@@ -136,14 +136,12 @@ def _taken(table: AuthorTable, contents: Mapping[str, Mapping[str, Any]]) -> dic
         )
     for key, value in table.fixed.items():
         if not torch.equal(state[key].to(value.dtype), value):
-            raise WeightsError(
-                f"{path}: {key} is not what this method's prompt gives; another prompt or CLIP"
-            )
+            raise WeightsError(f"{path}: {key} is not what this method's prompts give; trained with others")
     kept = {name: state[key] for name, key in table.learned.items()}
     for name, value in kept.items():
         if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
             raise WeightsError(f"{path}: {name} holds something else than finite real numbers")
-    return {name: value.float() for name, value in kept.items()}
+    return {name: value.float().clone() for name, value in kept.items()}  # some files share memory
 
 
 def _refuse_idle(contents: Mapping[str, Mapping[str, Any]], keys: Sequence[str], method: str) -> None:

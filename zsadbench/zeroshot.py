@@ -75,9 +75,13 @@ def checkpoints_for(
     Raises:
         MethodError: if there is none, saying how to come by one.
         UsageError: if one was trained on images of ``data``, unless ``allow_seen``.
-        WeightsError: if a file is absent or damaged.
+        WeightsError: if a file is absent or damaged, or all are of other methods.
     """
-    own = [file for file in files if read_provenance(file).method == method]
+    trained = {file: read_provenance(file).method for file in files}
+    own = [file for file, name in trained.items() if name == method]
+    if trained and not own:
+        given = ", ".join(f"{file} is of '{name}'" for file, name in trained.items())
+        raise WeightsError(f"no checkpoint of '{method}' was given: {given}; pass one of its own")
     if not own and (folder := environ.get(FOLDER)):
         own = _newest(Path(folder), method, backbone, data, allow_seen)
     if not own:
