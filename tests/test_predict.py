@@ -261,6 +261,7 @@ def test_a_score_does_not_depend_on_the_other_images(tmp_path: Path, method: str
     images = find_images([tmp_path])
     setup = replace(BASE, method=method)
     together = score(*images, setup=setup)
+    assert len({found.score for found in together}) == 4  # min-max over one image would be 0 for each
     for path, found in zip(images, together, strict=True):
         assert one(path, setup) == same(found.score)
 
