@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zsadbench.bench.metrics import CLASSICAL, bench_metrics, generate
+from zsadbench.bench.metrics import BOOTSTRAP, CLASSICAL, bench_metrics, generate
 from zsadbench.errors import MetricError
 
 
@@ -24,14 +24,16 @@ def test_rows_are_ratios_to_the_classical_chain() -> None:
     rows = bench_metrics(images=8, size=96, repeats=1, backends=("numpy",), legacy_images=2)
     assert [row["chain"] for row in rows] == [
         "zsadbench, numpy",
+        BOOTSTRAP,
         "scikit-learn",
         "200 thresholds",
         CLASSICAL,
     ]
     classical = rows[-1]
     assert classical["speedup"] == 1
-    assert classical["cpu_seconds"] == rows[1]["cpu_seconds"] + rows[2]["cpu_seconds"]
-    assert "scaled to 8" in rows[2]["note"]
+    assert classical["cpu_seconds"] == rows[2]["cpu_seconds"] + rows[3]["cpu_seconds"]
+    assert "scaled to 8" in rows[3]["note"]
+    assert " x the first row" in rows[1]["note"]
     for row in rows:
         assert row["speedup"] == classical["cpu_seconds"] / row["cpu_seconds"]
         assert row["memory_mb"] is None or row["memory_mb"] >= 0
