@@ -142,7 +142,7 @@ class AnoClipObserver:
         grids = as_grid(patches, self.clip.vision.grid(batch.images))
         views = anomaly_probability(torch.unflatten(feature, 0, (-1, tiles)), anchors)
         if self.method.augment and tiles == 1:
-            views = torch.cat([views, self.augmented(batch.images[:, 0], anchors)], dim=1)
+            views = torch.cat([views, self.augmented(batch, anchors)], dim=1)
         return {"map": torch.unflatten(grids, 0, (-1, tiles)), "views": views}
 
     def dual_path(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -155,13 +155,19 @@ class AnoClipObserver:
             local = local + trace.values(block)  # reads the ordinary stream; no MLP
         return vision.project(trace.output[:, 0]), vision.project(local[:, 1:])
 
-    def augmented(self, images: Tensor, anchors: Tensor) -> Tensor:
+    def augmented(self, batch: Batch, anchors: Tensor) -> Tensor:
         """Return the anomaly probabilities (B, 21) of the views other than the image itself."""
-        vision = self.clip.vision
-        views = torch.stack(augmentations(images), dim=1)
-        chunks = torch.split(views.flatten(0, 1), max(len(images), VIEWS_PER_FORWARD))
-        features = torch.cat([vision.encode(vision.embed(chunk)) for chunk in chunks])
-        return anomaly_probability(torch.unflatten(features, 0, views.shape[:2]), anchors)
+        trace = self.clip.vision.trace(batch)
+        features = trace.shared("augmented views", lambda: encode_views(self.clip, batch.images[:, 0]))
+        return anomaly_probability(features, anchors)
+
+
+def encode_views(clip: Clip, images: Tensor) -> Tensor:
+    """Return the class features (B, 21, C) of every augmented view, in large batches of equal length."""
+    views = torch.stack(augmentations(images), dim=1)
+    chunks = torch.split(views.flatten(0, 1), max(len(images), VIEWS_PER_FORWARD))
+    features = torch.cat([clip.vision.encode(clip.vision.embed(chunk)) for chunk in chunks])
+    return torch.unflatten(features, 0, views.shape[:2])
 
 
 def augmentations(images: Tensor) -> list[Tensor]:

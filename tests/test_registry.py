@@ -504,3 +504,11 @@ def test_cards_are_read_without_heavy_packages() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_tiles_are_refused_where_whole_images_are_wanted() -> None:
+    assert (
+        resolve("anoclip", settings={"tiles": "ends", "resize": "shortest"}).method.preprocess.tiles == "ends"
+    )
+    with pytest.raises(UsageError, match="clip: tiles=ends: this method looks at whole images only"):
+        resolve("clip", settings={"tiles": "ends"})

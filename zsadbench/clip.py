@@ -16,7 +16,7 @@ Axis order is batch first everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -162,6 +162,7 @@ class Trace:
     def __init__(self, vision: Vision, batch: Batch, taps: dict[str, set[int]]) -> None:
         self.batch = batch
         self._kept: dict[tuple[str, int], Tensor] = {}
+        self._shared: dict[str, Tensor] = {}
         x = vision.embed(batch.images.flatten(0, 1))
         for number, block in enumerate(vision.blocks):
             q, k, v = block.qkv(x)
@@ -184,6 +185,12 @@ class Trace:
     def values(self, block: int) -> Tensor:
         """Return the value-value attention of ``block`` (output-projected, no residual)."""
         return self._get("values", block)
+
+    def shared(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Return ``compute()``, computed once for all methods that share this trace and ``name``."""
+        if name not in self._shared:
+            self._shared[name] = compute()
+        return self._shared[name]
 
     def _get(self, name: str, block: int) -> Tensor:
         try:

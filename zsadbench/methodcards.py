@@ -26,7 +26,7 @@ REFERENCE = "reference"
 _IDENTITY = ("format", "id", "title", "version", "entry", "paper", "code", "bibtex")
 _DISPLAYED = ("backbone", "size")  # at the top only to be listed; in every other table they are fields
 _TABLES = ("reference", "scaling", "variants")
-_FLAGS = ("trained", "transductive", "order_dependent")
+_FLAGS = ("trained", "transductive", "order_dependent", "takes_tiles")
 _LISTS = ("map_parameters", "deviations")
 _CHANGEABLE = (*_FLAGS, *_LISTS, "wording", "words", "protocol", "inductive")
 _OCCASIONS = ("domain", "dataset", "backbone")
@@ -85,6 +85,7 @@ class MethodCard:
     trained: bool = False
     transductive: bool = False
     order_dependent: bool = False
+    takes_tiles: bool = False
     map_parameters: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
     wording: str = "words"

@@ -140,6 +140,10 @@ def resolve(
     if prompts is not None:
         method = _with_prompts(method, prompts, spec)
     method = override(method, settings, where=f"{spec}: ")
+    if "tiles" in settings and method.preprocess.tiles != "none" and not card.takes_tiles:
+        raise UsageError(
+            f"{spec}: tiles={settings['tiles']}: this method looks at whole images only; leave it out"
+        )
     if backbone is not None or "size" in settings:
         _check_size(method)
     card = card.under(layers)
