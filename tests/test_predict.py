@@ -220,6 +220,17 @@ def test_names_of_any_script(tmp_path: Path, zsad: Zsad, name: str) -> None:
     assert image["path"] == shown(tmp_path / name)
 
 
+def test_a_terminal_without_the_letters_gets_escapes(
+    tmp_path: Path,
+) -> None:
+    photo().save(tmp_path / "件.png")
+    app = typer.Typer()
+    verbs.register(app)
+    words = ["predict", str(tmp_path), *OPTIONS]
+    answer = CliRunner(charset="ascii").invoke(app, words)
+    assert answer.exception is None and "\\u4ef6.png" in answer.stdout
+
+
 def test_a_corrupt_file_is_reported_and_the_others_are_done(tmp_path: Path, zsad: Zsad) -> None:
     photo().save(tmp_path / "a.jpg")
     (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:400])

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -163,7 +163,7 @@ def predict(
     if json_file != "-":
         _show_scores(predictor, found, verdicts, limit)
         if out:
-            print(f"overlays in {out}, colours from {used[0]:.4g} to {used[1]:.4g}")
+            _say(f"overlays in {out}, colours from {used[0]:.4g} to {used[1]:.4g}")
     _say_notes(found)
     failed = _say_failed(found)
     if NG in verdicts:
@@ -245,7 +245,7 @@ def calibrate(
         f"the smallest rate they can tell is {limit.smallest_fpr:.2%}"
     )
     print(f"with 95 % confidence at most {limit.upper:.2%} of such images will be NG")
-    print(out)
+    _say(str(out))
     if failed:
         raise typer.Exit(3)
 
@@ -272,7 +272,7 @@ def inspect(
     if json_file:
         _write_json(json_file, found)
     if json_file != "-":
-        print("\n".join(describe(found)))
+        _say("\n".join(describe(found)))
 
 
 def _predictor(method: str | None, settings: list[str] | None, roi: str | None, **options: Any) -> Predictor:
@@ -302,14 +302,14 @@ def _show_scores(
     from ..views.predictor import shown
 
     backbone = predictor.method.backbone
-    print(f'{predictor.resolved.id} on {backbone.name}/{backbone.weights}, words "{predictor.words}"')
-    print(f"scores are {predictor.rule}; higher is more anomalous")
+    _say(f'{predictor.resolved.id} on {backbone.name}/{backbone.weights}, words "{predictor.words}"')
+    _say(f"scores are {predictor.rule}; higher is more anomalous")
     if limit:
-        print(f"NG above {limit.value:.6g} (from {limit.images} normal images, false alarms {limit.fpr:.2%})")
+        _say(f"NG above {limit.value:.6g} (from {limit.images} normal images, false alarms {limit.fpr:.2%})")
     for one, verdict in zip(found, verdicts, strict=True):
-        score = "failed" if one.score is None else f"{one.score:.6f}"
-        words = [f"{score:>10}", *([f"{verdict or '-':2}"] if limit else []), shown(one.path)]
-        print("  ".join(words))
+        score = "failed" if one.score is None else f"{one.score:.6g}"
+        words = [f"{score:>12}", *([f"{verdict or '-':2}"] if limit else []), shown(one.path)]
+        _say("  ".join(words))
 
 
 def _say_notes(found: Sequence[Prediction]) -> None:
@@ -317,7 +317,7 @@ def _say_notes(found: Sequence[Prediction]) -> None:
     for note in (note for one in found for note in one.notes):
         counts[note] = counts.get(note, 0) + 1
     for note, number in counts.items():
-        print(f"note: {number} of {len(found)} images: {note}", file=sys.stderr)
+        _say(f"note: {number} of {len(found)} images: {note}", sys.stderr)
 
 
 def _say_failed(found: Sequence[Prediction]) -> int:
@@ -326,9 +326,9 @@ def _say_failed(found: Sequence[Prediction]) -> int:
 
     failed = [one for one in found if one.error is not None]
     if failed:
-        print(f"{len(failed)} of {len(found)} images could not be scored:", file=sys.stderr)
+        _say(f"{len(failed)} of {len(found)} images could not be scored:", sys.stderr)
     for one in failed:
-        print(f"  {shown(one.path)}: {one.error}", file=sys.stderr)
+        _say(f"  {shown(one.path)}: {one.error}", sys.stderr)
     return len(failed)
 
 
@@ -340,3 +340,10 @@ def _write_json(target: str, content: Any) -> None:
         print(text)
     else:
         write_atomic(Path(target), f"{text}\n".encode())
+
+
+def _say(text: str, stream: TextIO | None = None) -> None:
+    """Print ``text``; characters that the terminal's encoding lacks become escapes."""
+    stream = stream or sys.stdout
+    encoding = stream.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
