@@ -106,7 +106,12 @@ class PromptRecipe:
         for number in range(method.deep_prompts):
             whole[f"compound_prompt_projections.{number}.weight"] = (UNUSED, width)
             whole[f"compound_prompt_projections.{number}.bias"] = (UNUSED,)
-        return [AuthorTable("prompt_learner", whole, {name: name for name in shapes}, fixed)]
+        embedded = {}
+        for side in ("pos", "neg"):
+            ids = fixed[f"tokenized_prompts_{side}"]
+            embedded[f"token_prefix_{side}"] = ids[..., :1]
+            embedded[f"token_suffix_{side}"] = ids[..., 1 + method.context :]
+        return [AuthorTable("prompt_learner", whole, {name: name for name in shapes}, fixed, embedded)]
 
 
 def prompt_ids(method: AnomalyClip, clip: Any) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from methods._training_anomalyclip import prompt_ids
 from methods.anomalyclip import AnomalyClip
+from tests import tiny
 from tests.factory import make_folder
 from tests.test_cli import zsad
 from zsadbench.authorfiles import outline, read_tables
@@ -213,6 +214,8 @@ def prompt_file() -> dict[str, dict[str, Tensor]]:
     method, clip = AnomalyClip(BACKBONE), outline(BACKBONE)
     (table,) = method.recipe("visa").author_tables(method, clip)
     state = {key: torch.full(shape, 0.5) for key, shape in table.shapes.items()}
+    embedding = tiny.clip("tiny-l14").text.module.token_embedding
+    state |= {key: embedding(ids) for key, ids in table.embedded.items()}
     return {"prompt_learner": state | {k: v.int() for k, v in prompt_ids(method, clip).items()}}
 
 

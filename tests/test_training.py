@@ -24,6 +24,7 @@ from methods.april_gan import AprilGan
 from methods.clip_ad import ClipAdPlus
 from tests import tiny
 from tests.factory import make_folder, save
+from zsadbench.bench.train import bench_train
 from zsadbench.checkpoints import read_provenance
 from zsadbench.errors import DatasetError, MethodError, RecordError, UsageError
 from zsadbench.files import sha256_of
@@ -437,3 +438,23 @@ def test_progress_tells_loss_and_time_left(
     trained("anomalyclip", folder, tmp_path / "a.safetensors", quiet=False)
     lines = capsys.readouterr().err.splitlines()
     assert any("epoch 1 of 2: loss " in line and line.endswith("left") for line in lines)
+
+
+def test_bench_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zsadbench.bench.train.load_clip", lambda b, device: tiny.clip(b.name, b.activation))
+    settings = PROMPTS | {"selection": "mean", "size": "84"}
+    options: dict[str, Any] = {
+        "images": 8,
+        "pixels": 100,
+        "repeats": 2,
+        "device": "cpu",
+        "settings": settings,
+    }
+    (row,) = bench_train("clip-ad+", backbone="tiny-l14", batch_size=4, **options)
+    assert (row["batch"], row["cached"]) == (4, "yes")
+    assert row["second_epoch_speedup"] > 1.5  # about 7 on a quiet machine
+    assert row["ratio"] == pytest.approx(row["bare_images_per_s"] / row["images_per_s"], rel=0.6)
+    with pytest.raises(UsageError, match="at least 2 images"):
+        bench_train("clip-ad+", images=1)
+    with pytest.raises(UsageError, match="needs no training"):
+        bench_train("clip", images=2, pixels=32)

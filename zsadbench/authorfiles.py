@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .checkpoints import AuthorTable, Provenance, compare_shapes, save_checkpoint
-from .clip import Text, Vision
+from .clip import Text, Vision, load_clip
 from .environment import installed
 from .errors import DatasetError, UsageError, WeightsError
 from .files import sha256_of
@@ -25,6 +25,8 @@ from .method import Backbone
 from .registry import Resolved, resolve
 from .samples import load_dataset
 from .weights import find_weights
+
+EMBEDDING_TOLERANCE = 1e-3
 
 
 def import_checkpoint(
@@ -61,6 +63,7 @@ def import_checkpoint(
     tensors: dict[str, Tensor] = {}
     for table in tables:
         tensors |= _taken(table, contents)
+        _check_embeddings(table, contents, resolved.method.backbone)
     _refuse_idle(contents, [table.key for table in tables], method)
     about = Provenance(
         method=resolved.card.id,
@@ -142,6 +145,26 @@ def _taken(table: AuthorTable, contents: Mapping[str, Mapping[str, Any]]) -> dic
         if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
             raise WeightsError(f"{path}: {name} holds something else than finite real numbers")
     return {name: value.float().clone() for name, value in kept.items()}  # some files share memory
+
+
+def _check_embeddings(
+    table: AuthorTable, contents: Mapping[str, Mapping[str, Any]], backbone: Backbone
+) -> None:
+    """Compare a table's copies of CLIP's token embeddings, where the weights can be had."""
+    if not table.embedded:
+        return
+    try:
+        clip = load_clip(backbone)
+    except WeightsError:  # without them the method cannot run either, and says so then
+        return
+    path = next(path for path, content in contents.items() if table.key in content)
+    for key, ids in table.embedded.items():
+        found, wanted = contents[path][table.key][key].float(), clip.text.module.token_embedding(ids)
+        if not torch.allclose(found, wanted, rtol=0, atol=EMBEDDING_TOLERANCE):
+            raise WeightsError(
+                f"{path}: {key} is not made of the token embeddings of {backbone.name}/{backbone.weights}; "
+                "give the CLIP it was trained on with --backbone and --weights"
+            )
 
 
 def _refuse_idle(contents: Mapping[str, Mapping[str, Any]], keys: Sequence[str], method: str) -> None:

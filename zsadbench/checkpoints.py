@@ -50,13 +50,15 @@ class AuthorTable:
     """One state dict of the authors' files.
 
     It stands under ``key``; ``shapes`` has every entry it must hold, ``learned`` our name of each one
-    that is kept, and ``fixed`` the values of entries that are not learned.
+    that is kept, ``fixed`` the values of entries that are not learned, and ``embedded`` the token ids of
+    entries that hold CLIP's embeddings.
     """
 
     key: str
     shapes: Shapes
     learned: Mapping[str, str]
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
+    embedded: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], provenance: Provenance) -> None:

@@ -238,7 +238,7 @@ class Feeder:
         chunks = [indices[i : i + stage.batch_size] for i in range(0, len(indices), stage.batch_size)]
         with closing(_ahead(self.data.example, indices, self.workers, self._ahead(stage))) as examples:
             for chunk in chunks:
-                rows = self._encode(stage, chunk, [next(examples) for _ in chunk])
+                rows = self.encode(stage, chunk, [next(examples) for _ in chunk])
                 if self.cache is None:
                     self.cache = self._allocate(rows)
                 if self.cache is None:
@@ -274,7 +274,7 @@ class Feeder:
             for start in range(0, count, stage.batch_size):
                 chunk = indices[start : start + stage.batch_size]
                 rows = self._rows(stage, chunk, [next(examples) for _ in chunk])
-                yield {k: v for k, v in rows.items() if k != "mask"}, self._truth(chunk, rows["mask"])
+                yield {k: v for k, v in rows.items() if k != "mask"}, self.truth(chunk, rows["mask"])
 
     def _vary(self, stage: Stage, number: int, epoch: int, index: int) -> Example | None:
         varied = None
@@ -290,7 +290,7 @@ class Feeder:
         computed: dict[str, Tensor] = {}
         if fresh:
             found = [example for example in examples if example is not None]
-            computed = self._encode(stage, [chunk[place] for place in fresh], found)
+            computed = self.encode(stage, [chunk[place] for place in fresh], found)
         if len(fresh) == len(chunk):
             return computed
         assert self.cache is not None
@@ -299,7 +299,8 @@ class Feeder:
             rows[name][fresh] = value
         return rows
 
-    def _encode(self, stage: Stage, indices: Sequence[int], examples: Sequence[Example]) -> dict[str, Tensor]:
+    def encode(self, stage: Stage, indices: Sequence[int], examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Return the frozen features and the ``mask`` (B, S, S) of examples, on the device."""
         images = torch.stack([example.image for example in examples]).to(self.device)
         side = images.shape[-1]
         samples = [self.data.samples[index] for index in indices]
@@ -315,7 +316,8 @@ class Feeder:
         masks = torch.stack([example.mask for example in examples]).to(self.device)
         return {**features, "mask": masks}
 
-    def _truth(self, indices: Sequence[int], masks: Tensor) -> Truth:
+    def truth(self, indices: Sequence[int], masks: Tensor) -> Truth:
+        """Return what is known of some samples."""
         from .training import Truth
 
         samples = [self.data.samples[index] for index in indices]

@@ -80,6 +80,8 @@ def execute(spec: str, dataset: str, out: Path, request: TrainRequest) -> Traine
     device = pick_device(request.device)
     data = find_training_samples(dataset, request)
     resolved, recipe = resolve_training(spec, data, request)
+    if request.shots is not None:
+        data = few_shot(data, request.shots, recipe.seed)
     clip = load_clip(resolved.method.backbone, device)
     words = wordings(resolved, {category: data.words.get(category, "") for category in data.categories})
     stages = make_stages(recipe, resolved, clip, words)
@@ -142,7 +144,6 @@ def find_training_samples(dataset: str, request: TrainRequest) -> Dataset:
 
     Raises:
         DatasetError: if there is a problem with a file, or an anomalous image has no mask.
-        UsageError: if a category has too few images for ``shots``.
     """
     wanted = Request(
         data=request.data,
@@ -153,9 +154,7 @@ def find_training_samples(dataset: str, request: TrainRequest) -> Dataset:
     )
     data, _ = find_samples(dataset, wanted)
     require_masks(data)
-    if request.shots is None:
-        return data
-    return few_shot(data, request.shots, request.seed or 0)
+    return data
 
 
 def resolve_training(spec: str, data: Dataset, request: TrainRequest) -> tuple[Resolved, Any]:

@@ -1,0 +1,112 @@
+"""Speed of training: whole epochs against the bare forward and backward pass, and what kept features save."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..clip import load_clip
+from ..engine import pick_device
+from ..errors import UsageError
+from ..registry import wordings
+from ..training import Stage
+from ..trainingdata import Feeder, TrainingSet
+from ..trainruns import TrainRequest, make_stages, resolve_training
+from .methods import generated_dataset
+
+
+def bench_train(
+    method: str,
+    *,
+    backbone: str | None = None,
+    weights: str | None = "random",
+    settings: Mapping[str, str] | None = None,
+    images: int = 24,
+    pixels: int = 512,
+    repeats: int = 3,
+    batch_size: int | None = None,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Train ``method`` for two epochs on generated pictures; a row per stage, medians over the repeats.
+
+    ``ratio`` is the first epoch's time, with reading files and the optimiser, over that of the frozen
+    features, the loss and its gradient alone; ``second_epoch_speedup`` is the first epoch's over the
+    second's.
+
+    Raises:
+        UsageError: for a method that is not trained, or fewer than two images.
+    """
+    if images < 2:
+        raise UsageError(f"--images {images}: a benchmark needs at least 2 images")
+    where = pick_device(device)
+    request = TrainRequest(
+        backbone=backbone, weights=weights, settings=settings or {}, batch_size=batch_size, epochs=2
+    )
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="zsad-bench-") as folder:
+        data = generated_dataset(Path(folder), images, pixels)
+        resolved, recipe = resolve_training(method, data, request)
+        rule: Any = resolved.mask_resize
+        examples = TrainingSet(data, resolved.method.preprocess, rule)
+        clip = load_clip(resolved.method.backbone, where)
+        words = wordings(resolved, dict.fromkeys(data.categories, ""))
+        for number, stage in enumerate(make_stages(recipe, resolved, clip, words)):
+            feeder = Feeder(examples, where, recipe.seed)
+            times = [_once(stage, number, feeder, where) for _ in range(repeats + 1)][1:]
+            rows.append(_row(resolved.id, stage, images, times))
+    return rows
+
+
+def _once(stage: Stage, number: int, feeder: Feeder, device: torch.device) -> tuple[float, float, float]:
+    """Return the seconds of the bare passes, of the first and of the second epoch."""
+    count = len(feeder.data.samples)
+    chunks = [range(i, min(i + stage.batch_size, count)) for i in range(0, count, stage.batch_size)]
+    loaded = [(chunk, [feeder.data.example(index) for index in chunk]) for chunk in chunks]
+
+    def bare() -> None:
+        for chunk, examples in loaded:
+            rows = feeder.encode(stage, chunk, examples)
+            stage.optimiser.zero_grad()
+            loss = stage.loss(rows, feeder.truth(chunk, rows["mask"]))["loss"]
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def epoch(which: int) -> None:
+        if which == 1:
+            feeder.begin(stage)
+        for features, truth in feeder.epoch(stage, number, which):
+            stage.step(features, truth)
+
+    return (
+        _timed(bare, device),
+        _timed(lambda: epoch(1), device),
+        _timed(lambda: epoch(2), device),
+    )
+
+
+def _timed(call: Callable[[], None], device: torch.device) -> float:
+    begin = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def _row(method: str, stage: Stage, images: int, times: list[tuple[float, float, float]]) -> dict[str, Any]:
+    bare, first, second = (statistics.median(column) for column in zip(*times, strict=True))
+    return {
+        "method": method,
+        "stage": stage.name,
+        "batch": stage.batch_size,
+        "images_per_s": images / first,
+        "bare_images_per_s": images / bare,
+        "ratio": statistics.median(f / b for b, f, _ in times),
+        "second_epoch_images_per_s": images / second,
+        "second_epoch_speedup": statistics.median(f / s for _, f, s in times),
+        "cached": "yes" if stage.cached else "no",
+    }
