@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from tests import boardkit
 from tests.reportkit import CATEGORIES, CATEGORY, HOSTILE, Page, make_results, pages
+from zsadbench.board import boards
 from zsadbench.boardrows import percent
 from zsadbench.cli import report as cli
 from zsadbench.errors import RecordError, UsageError
@@ -131,7 +132,7 @@ def test_pages_can_be_read_without_seeing_them(parsed: dict[str, Page]) -> None:
 def test_a_record_page_tells_everything_but_the_machine(
     records: list[Record], parsed: dict[str, Page], made: tuple[Path, Path]
 ) -> None:
-    record = next(record for record in records if record.method == "anoclip")
+    record = next(record for record in records if record.method == "mine.Mine")
     page = next(page for name, page in parsed.items() if record.digest[:12] in name)
     for text in (
         "preprocess.size 42",
@@ -139,10 +140,10 @@ def test_a_record_page_tells_everything_but_the_machine(
         str(record.observation["dataset"]["contents"]),
         str(record.observation["environment"]["torch"]),
         str(record.observation["backbone"]["sha256"]),
-        "augment no",
+        "window 2, 3",
     ):
         assert text in page.text
-    assert str(made[1]) not in "".join(page.path.read_text() for page in parsed.values())
+    assert str(made[1].parents[1]) not in "".join(page.path.read_text() for page in parsed.values())
 
 
 def test_equal_records_give_equal_files(results: Path, site: Path, tmp_path: Path) -> None:
@@ -201,6 +202,16 @@ def test_what_cannot_be_shown_is_said(made: tuple[Path, Path], tmp_path: Path) -
     assert any("cut short" in problem for problem in summary.problems)
 
 
+def test_boards_have_intervals_where_they_are_asked_for(made: tuple[Path, Path], tmp_path: Path) -> None:
+    results = shutil.copytree(made[0], tmp_path / "results")
+    build_report([results], tmp_path / "report", gallery=0, intervals=True)
+    index = Page(tmp_path / "report" / "index.html")
+    table = index.text[index.text.index("Rank Method") :]
+    value = boards(load_records([results]), intervals=True)[0].rows[0].cell("pixel_auroc")
+    assert value.interval and f"{percent(value.interval.low)}, {percent(value.interval.high)}]" in table
+    assert "95 % interval" in table
+
+
 def test_data_may_lie_elsewhere_and_other_images_are_noticed(made: tuple[Path, Path], tmp_path: Path) -> None:
     data = shutil.copytree(made[1], tmp_path / "moved" / "parts")
     image = data / "cloth" / "test" / "good" / "0.png"
@@ -232,7 +243,7 @@ def test_the_browser_sorts_tables(site: Path, tmp_path: Path, records: list[Reco
         return re.findall(r'<tr><th scope="row">([^<]*)</th>', body)
 
     page = next(site.glob("parts-cloth*.html"))
-    first = next(r for r in records if r.method == board_order(page)[0])
+    first = next(record for record in records if record.method == boards(records)[0].rows[0].label)
     scores = {row.key: row.image_score or 0.0 for row in first.images() if row.category == "cloth"}
     rising = sorted(scores, key=lambda key: scores[key])
     assert order("ascending") == rising
@@ -274,10 +285,6 @@ def browse(address: str, folder: Path) -> tuple[str, str]:
     )
     assert done.stdout, done.stderr
     return done.stdout, done.stderr
-
-
-def board_order(page: Path) -> list[str]:
-    return re.findall(r'<a href="record-([a-z]+)-', page.read_text())
 
 
 def row(key: str, anomalous: bool, score: float | None) -> ImageRow:

@@ -26,6 +26,10 @@ Methods = Annotated[
     list[str] | None, typer.Option("--method", "-m", help="Only this method, in this order; repeatable.")
 ]
 
+Intervals = Annotated[
+    bool, typer.Option("--intervals", help="Add 95 % intervals over images; pixel metrics take a while.")
+]
+
 figure = typer.Typer(
     name="figure",
     help="Figures for papers, from the records of one dataset and protocol.",
@@ -45,6 +49,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path("report"),
     data: Data = None,
     gallery: Annotated[int, typer.Option("--gallery", min=0, help="Images in each gallery.")] = 8,
+    intervals: Intervals = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Write a static site: boards, curves, histograms, galleries and the origin of every number."""
@@ -56,6 +61,7 @@ def report(
         out,
         data=data,
         gallery=gallery,
+        intervals=intervals,
         say=(lambda line: None) if quiet else _say,
     )
     for problem in done.problems:
@@ -120,12 +126,14 @@ def bars(
     method: Methods = None,
     dataset: DatasetId = None,
     protocol: ProtocolId = None,
+    intervals: Intervals = False,
 ) -> None:
     """One bar per method for each metric: the mean over categories, or one category."""
     _require("matplotlib")
     from ..views.figures import bars_figure, choose
 
-    chosen = choose(paths or [Path("results")], dataset, protocol, method)
+    by = "category" if category else None
+    chosen = choose(paths or [Path("results")], dataset, protocol, method, by=by, intervals=intervals)
     bars_figure(chosen, out, metrics=metric or [], category=category)
     typer.echo(out)
 

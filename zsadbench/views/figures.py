@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..board import Board, boards, nothing_there
-from ..boardrows import MEAN, Row
+from ..boardrows import MEAN, Cell, Row
 from ..errors import RecordError, UsageError, suggest
 from ..records import Record, find_records
 from . import plots
@@ -29,11 +30,14 @@ def choose(
     dataset: str | None = None,
     protocol: str | None = None,
     methods: Sequence[str] | None = None,
+    *,
+    by: str | None = None,
+    intervals: bool = False,
 ) -> Board:
     """Return the one board of the records at or below ``paths`` that a figure is made of.
 
     ``protocol`` is an id, with or without its version; ``methods`` (ids, or labels of the board) choose
-    rows and their order.
+    rows and their order; ``by`` and ``intervals`` are those of :func:`zsadbench.board.boards`.
 
     Raises:
         UsageError: if the choice leaves several boards, or names what is not there.
@@ -46,13 +50,13 @@ def choose(
         records = _only(records, "dataset", dataset, {record.dataset: record for record in records})
     if protocol is not None:
         records = _only(records, "protocol", protocol, {r.protocol_label: r for r in records})
-    found = boards(records, published=False)
+    found = boards(records, by=by, published=False, intervals=intervals)
     if len(found) > 1:
         names = "; ".join(str(board.group) for board in found)
         raise UsageError(f"these results hold several boards ({names}); choose with --dataset and --protocol")
     board = found[0]
     rows = _chosen(board.rows, methods) if methods else board.rows
-    return Board(board.group, board.by, board.metrics, tuple(rows))
+    return replace(board, rows=tuple(rows))
 
 
 def _only(records: Sequence[Record], what: str, name: str, known: Iterable[str]) -> list[Record]:
@@ -187,7 +191,8 @@ def curves_figure(
 def bars_figure(board: Board, out: Path, *, metrics: Sequence[str] = (), category: str | None = None) -> None:
     """Write one bar per method for each metric: the mean over categories, or one category.
 
-    Intervals are the standard deviation over seeds, where there are several.
+    ``category`` needs a board by category.  Lines over the bars are the 95 % intervals of the board, or
+    where it has none the standard deviation over seeds.
 
     Raises:
         UsageError: for an unknown metric or category, or another file format.
@@ -199,26 +204,29 @@ def bars_figure(board: Board, out: Path, *, metrics: Sequence[str] = (), categor
         if metric not in present:
             raise UsageError(f"no record has the metric '{metric}'.{suggest(metric, present)}")
     place = known_category(board, category) if category else MEAN
-    shown = [(m, bars) for m in metrics or board.shown if (bars := _bars(board.rows, m, place))]
+    rows = [row for row in board.rows if row.category == place]
+    shown = [(m, bars) for m in metrics or board.shown if (bars := _bars(rows, m))]
     if not shown:
         raise RecordError("no method of this board has a value to draw")
     with plots.style():
-        height = 0.9 + 0.32 * len(board.rows)
+        height = 0.9 + 0.32 * len(rows)
         figure, panels = plots.sheet(3.6, height, len(shown))
         for axes, (metric, bars) in zip(panels, shown, strict=True):
             plots.draw_bars(axes, bars, metric_name(metric))
         plots.save(figure, out)
 
 
-def _bars(rows: Sequence[Row], metric: str, category: str) -> list[plots.Bar]:
-    bars = []
-    for row in rows:
-        cell = Row(row.label, category, row.records).cell(metric)
-        if cell.value is not None:
-            spread = cell.spread
-            interval = (max(0.0, cell.value - spread), min(1.0, cell.value + spread)) if spread else None
-            bars.append(plots.Bar(row.label, cell.value, interval))
-    return bars
+def _bars(rows: Sequence[Row], metric: str) -> list[plots.Bar]:
+    cells = [(row.label, row.cell(metric)) for row in rows]
+    return [plots.Bar(label, cell.value, _bounds(cell)) for label, cell in cells if cell.value is not None]
+
+
+def _bounds(cell: Cell) -> tuple[float, float] | None:
+    if cell.interval:
+        return cell.interval.low, cell.interval.high
+    if cell.value is None or not cell.spread:
+        return None
+    return max(0.0, cell.value - cell.spread), min(1.0, cell.value + cell.spread)
 
 
 def known_category(board: Board, name: str | None) -> str:

@@ -170,7 +170,7 @@ def draw_bars(axes: Axes, bars: Sequence[Bar], metric: str) -> None:
     """Draw one bar for each method in percent, with its interval where there is one."""
     for index, bar in enumerate(bars):
         value = 100 * bar.value
-        axes.barh(index, value, color=colour(0), height=0.65)
+        axes.barh(index, value, color=colour(0), alpha=0.6, height=0.65)
         inside = value
         if bar.interval:
             low, high = (100 * bound for bound in bar.interval)

@@ -8,7 +8,7 @@ equal records give equal files.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,14 @@ def build_report(
     *,
     data: Path | None = None,
     gallery: int = GALLERY,
+    intervals: bool = False,
     say: Say = lambda line: None,
 ) -> Summary:
     """Write the report of all records at or below ``paths`` into the folder ``out``.
 
     ``data`` is where the datasets lie now, by default where they lay when they were observed;
-    ``gallery`` is the number of images of each gallery.
+    ``gallery`` is the number of images of each gallery; ``intervals`` adds 95 % intervals and ranks to
+    the boards, which takes longer.
 
     Raises:
         RecordError: if there is no record, or a file cannot be written.
@@ -71,7 +73,10 @@ def build_report(
     if not records:
         raise RecordError(nothing_there(paths))
     site = Site(out)
-    return _Builder(site, records, _relative(unreadable, paths), data, gallery, say).build()
+    means = boards(records, intervals=intervals, say=say)
+    details = boards(records, by="category", intervals=intervals, say=say)
+    tables = list(zip(means, details, strict=True))
+    return _Builder(site, tables, _relative(unreadable, paths), data, gallery, say).build()
 
 
 class _Builder:
@@ -80,18 +85,17 @@ class _Builder:
     def __init__(
         self,
         site: Site,
-        records: Sequence[Record],
+        tables: Sequence[tuple[Board, Board]],
         unreadable: Sequence[str],
         data: Path | None,
         gallery: int,
         say: Say,
     ) -> None:
-        self.site, self.records, self.gallery, self.say = site, records, gallery, say
+        self.site, self.data, self.gallery, self.say = site, data, gallery, say
         self.names = Names()
         self.problems = list(unreadable)
         self.unreadable = tuple(unreadable)
-        self.data = data
-        self.parts = self._parts()
+        self.parts = self._parts(tables)
         self.record_pages = {
             record.path: self.names.new("record", record.method, record.dataset, record.digest[:12])
             for part in self.parts
@@ -114,11 +118,10 @@ class _Builder:
         problems = tuple(dict.fromkeys(self.problems))
         return Summary(self.site.folder / "index.html", self.site.files, self.site.bytes, problems)
 
-    def _parts(self) -> list[_Part]:
-        means, details = boards(self.records), boards(self.records, by="category")
+    def _parts(self, tables: Sequence[tuple[Board, Board]]) -> list[_Part]:
         pages: dict[str, str] = {}
         parts = []
-        for board, detailed in zip(means, details, strict=True):
+        for board, detailed in tables:
             name = board.group.dataset
             if name not in pages:
                 pages[name] = self.names.new(name)
@@ -143,7 +146,7 @@ class _Builder:
         context = {
             "part": part,
             "category": category,
-            "board": Board(part.detailed.group, "category", part.detailed.metrics, tuple(rows)),
+            "board": replace(part.detailed, rows=tuple(rows)),
             "entries": entries,
             "reasons": reasons,
             "curves": curve_plots(entries, page),

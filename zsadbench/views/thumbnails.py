@@ -13,7 +13,7 @@ from .overlay import Scale, overlay, resized
 
 Mask = NDArray[np.bool_]
 
-LONGEST = 240
+LONGEST = 320
 """Longer side of a thumbnail in pixels."""
 
 

@@ -65,7 +65,8 @@
       button.append(...head.childNodes);
       head.append(button);
       button.addEventListener("click", () => {
-        const first = head.classList.contains("number") ? "descending" : "ascending";
+        const kind = head.classList;
+        const first = kind.contains("number") && !kind.contains("low-first") ? "descending" : "ascending";
         const other = first === "descending" ? "ascending" : "descending";
         sort(table, column, head.getAttribute("aria-sort") === first ? other : first);
       });
