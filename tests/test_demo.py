@@ -42,11 +42,11 @@ def test_enough_categories_and_none_in_both_sets() -> None:
 
 @pytest.mark.parametrize("category", [*AUXILIARY, *HELD_OUT])
 def test_a_picture_depends_on_seed_category_and_number_alone(category: str) -> None:
-    first, again = (factory.bad(category, generator(3, category, 5)) for _ in range(2))
+    first, again = (factory.bad(category, generator(3, category, 5), "hole") for _ in range(2))
     assert np.array_equal(first.image, again.image)
     assert np.array_equal(first.mask, again.mask)
-    assert not np.array_equal(first.image, factory.bad(category, generator(4, category, 5)).image)
-    assert not np.array_equal(first.image, factory.bad(category, generator(3, category, 6)).image)
+    assert not np.array_equal(first.image, factory.bad(category, generator(4, category, 5), "hole").image)
+    assert not np.array_equal(first.image, factory.bad(category, generator(3, category, 6), "hole").image)
 
 
 @pytest.mark.parametrize(

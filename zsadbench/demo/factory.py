@@ -24,8 +24,8 @@ AUXILIARY = (*objects.AUXILIARY, *textures.AUXILIARY)
 HELD_OUT = (*objects.HELD_OUT, *textures.HELD_OUT)
 _OBJECTS = objects.AUXILIARY | objects.HELD_OUT
 _TEXTURES = textures.AUXILIARY | textures.HELD_OUT
-MIN_AREA = 14
-"""Pixels that a defect covers at least; a smaller one is made again."""
+MIN_AREA, TRIES = 110, 8
+"""Pixels that a defect should cover at least, and how often a smaller one is made again."""
 
 
 @dataclass(frozen=True)
@@ -123,19 +123,25 @@ def seen(change: Field, scene: Scene, view: Camera) -> NDArray[np.bool_]:
     return np.asarray(covered > 0.3)
 
 
-def faulty(scene: Scene, view: Camera, rng: Rng, fault: str | None = None) -> Picture:
-    """Return the picture of ``scene`` with ``fault`` (else any), drawn again until it is large enough."""
-    names = [fault] if fault else list(FAULTS)
-    for _ in range(60):
-        name = str(rng.choice(names))
-        try:
-            other = FAULTS[name](scene, rng)
-        except Unfit:
-            continue
-        mask = seen(difference(scene, other), scene, view)
+def faulty(scene: Scene, view: Camera, rng: Rng, fault: str) -> Picture:
+    """Return the picture of ``scene`` with ``fault``, made again until it is large enough.
+
+    Of a few that are all too small (a part can be) the largest is taken.
+
+    Raises:
+        Unfit: if the fault does not apply to the scene, or never shows.
+    """
+    best, mask = scene, np.zeros((SIDE, SIDE), bool)
+    for _ in range(TRIES):
+        other = FAULTS[fault](scene, rng)
+        change = seen(difference(scene, other), scene, view)
+        if change.sum() > mask.sum():
+            best, mask = other, change
         if mask.sum() >= MIN_AREA:
-            return Picture(photograph(other, view), mask, name)
-    raise Unfit(fault)
+            break
+    if not mask.any():
+        raise Unfit(fault)
+    return Picture(photograph(best, view), mask, fault)
 
 
 def faults_of(category: str) -> tuple[str, ...]:
@@ -150,7 +156,7 @@ def good(category: str, rng: Rng) -> Picture:
     return Picture(picture, np.zeros((SIDE, SIDE), bool), "good")
 
 
-def bad(category: str, rng: Rng, fault: str | None = None) -> Picture:
+def bad(category: str, rng: Rng, fault: str) -> Picture:
     """Return a picture of a faulty specimen."""
     scene = specimen(category, rng)
     return faulty(scene, camera(scene, rng), rng, fault)
