@@ -17,6 +17,7 @@ from zsadbench.board import Board, boards
 from zsadbench.boardlatex import to_latex
 from zsadbench.boardtext import pairs_to_csv, to_csv, to_json, to_markdown, to_rich, write_boards
 from zsadbench.errors import RecordError, UsageError
+from zsadbench.gate import gate
 from zsadbench.metrics import image_metrics
 from zsadbench.metrics.bootstrap import image_replicates, interval, resample
 from zsadbench.metrics.paired import bootstrap_p, delong, delong_p, holm, placements
@@ -313,3 +314,9 @@ def test_latex_escapes_what_names_bring(tmp_path: Path) -> None:
     assert r"\input" not in text
     bare = text.replace(r"\{", "").replace(r"\}", "")
     assert bare.count("{") == bare.count("}")
+
+
+def test_a_leaderboard_with_intervals_is_a_baseline_too(three: list[Record], tmp_path: Path) -> None:
+    (path,) = write_boards([one_board(three)], tmp_path / "out", ["csv"])[:1]
+    verdict = gate(three, path, 0.1)
+    assert (verdict.fell, verdict.compared) == ([], 9)

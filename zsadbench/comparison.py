@@ -50,14 +50,14 @@ def with_statistics(
     Raises:
         RecordError: if the image scores of a record cannot be read.
     """
-    pixels = any(metric.startswith("pixel_") for metric in board.shown)
+    metrics = list(dict.fromkeys([*board.shown, ranked_by]))
+    pixels = any(metric.startswith("pixel_") for metric in metrics)
     draws = {
         record.digest: draws_of(record, pixels=pixels, replicates=replicates, workers=workers, say=say)
         for record in board.records
     }
     places = {record.digest: place for place, record in enumerate(order)}
     rows = sorted(board.rows, key=lambda row: min(places[record.digest] for record in row.records))
-    metrics = list(dict.fromkeys([*board.shown, ranked_by]))
     found = [
         comparison
         for metric in metrics
