@@ -19,7 +19,7 @@ from .templates import Segment, Template, TemplateError, Token, nfc, unsafe
 Masks = Literal["required", "optional", "none"]
 Values = Mapping[str, tuple[Any, ...]]
 
-_ABOUT = ("format", "id", "title", "domain", "license", "url", "citation")
+_ABOUT = ("format", "id", "title", "domain", "license", "url", "citation", "backbone")
 _FILES = ("subroot", "exclude", "masks", "mask_positive", "mask_mismatch", "empty_mask")
 _TOP = (*_ABOUT, *_FILES, "expect", "classes", "classes_from", "samples")
 _LISTED = ("image", "mask", "table", "records", "columns")
@@ -74,6 +74,7 @@ class Description:
     expect: Expect | None
     classes: Mapping[str, str]
     rules: tuple[Rule, ...]
+    backbone: str = ""
 
     def words(self, category: str) -> str:
         """Return the default words of a category: the class table's, else the name without underscores."""
@@ -126,6 +127,7 @@ class _Parser:
             license=card.take(data, "license", str, "not stated"),
             url=card.take(data, "url", str, "-"),
             citation=card.take(data, "citation", str, "").strip(),
+            backbone=card.take(data, "backbone", str, ""),
             subroot=self.folders(),
             exclude=self.strings(data, "exclude", []),
             masks=cast(Masks, masks),

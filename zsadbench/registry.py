@@ -184,9 +184,10 @@ def _on_backbone(
     method: Any, card: MethodCard, variant: str, name: str, weights: str | None, settings: Mapping[str, Any]
 ) -> Any:
     """Return ``method`` on another CLIP: its native size, scaled layers and lengths, the card's table."""
-    from .weights import layers_and_patch, native_size
+    from .weights import layers_and_patch, native_size, shipped_weights
 
     table = card.backbone_fields(variant, name)
+    weights = weights or shipped_weights(name)
     where = f"{card.path.name} [reference.backbone.{name}]: "
     if not (weights or "weights" in settings or "weights" in table):
         raise UsageError(_without_weights(card, name, method.backbone.name))

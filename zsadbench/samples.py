@@ -18,6 +18,7 @@ from .cards import card_paths
 from .checks import settle
 from .descriptions import Description, Expect, Masks, read_description, shipped_description
 from .errors import DatasetError, suggest
+from .files import cache_dir
 from .folders import describe_folder
 from .listing import Candidate, Listing, list_root
 from .templates import SUFFIXES, is_image, nfc
@@ -34,6 +35,9 @@ __all__ = [
     "subset",
     "survey_dataset",
 ]
+
+GENERATED = ("demo", "demo-aux")
+"""Datasets that are rendered into the user's cache on first use."""
 
 SHOWN = 20
 """Problems of one severity that a message lists before it only counts them."""
@@ -56,6 +60,7 @@ class Dataset:
     """A description resolved against a folder: the evaluated split as a list of samples.
 
     ``samples`` are in class order, then by key.  ``categories`` has only those with samples.
+    ``backbone`` is the CLIP that runs use unless another is named (empty: the method's own).
     ``problems`` is everything that was found while listing; samples with an error are left out.
     """
 
@@ -74,6 +79,7 @@ class Dataset:
     samples: tuple[Sample, ...] = field(repr=False)
     split: str = "test"
     expect: Expect | None = None
+    backbone: str = ""
     problems: tuple[Problem, ...] = field(default=(), repr=False)
 
     @property
@@ -224,6 +230,10 @@ def describe(spec: str) -> Description:
 def _places(spec: str, data: Path | None, description: Description) -> list[Path]:
     """Return the folders in which the files of a dataset are looked for, in order."""
     shipped = spec in card_paths("datasets")
+    if data is None and spec in GENERATED:
+        from .demo.data import ensure_demo
+
+        return [ensure_demo(cache_dir(), auxiliary=spec == "demo-aux")]
     if not shipped and is_folder(Path(spec)):
         if data is not None:
             raise DatasetError(f"'{spec}' is a folder already; leave out --data {data}.")
@@ -299,6 +309,7 @@ def _resolved(listing: Listing, candidates: list[Candidate]) -> Dataset:
         ),
         split=listing.split,
         expect=d.expect,
+        backbone=d.backbone,
         problems=tuple(listing.problems),
     )
 

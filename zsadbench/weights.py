@@ -24,6 +24,7 @@ from .errors import WeightsError, suggest
 from .files import sha256_of
 from .method import Backbone
 from .randomweights import random_state
+from .tokens import PrunedTokenizer
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -84,9 +85,11 @@ class Weights:
         """Return CLIP's tokenizer: a call ``(texts, context_length=n)`` gives token ids."""
         import open_clip
 
-        return open_clip.tokenizer.SimpleTokenizer(
+        full = open_clip.tokenizer.SimpleTokenizer(
             context_length=self.config["text_cfg"].get("context_length", 77)
         )
+        kept = self.config.get("vocabulary")
+        return PrunedTokenizer(full, kept) if kept else full
 
 
 def architectures() -> list[str]:
@@ -152,6 +155,16 @@ def _shipped() -> Path:
     return Path(__file__).parent / "backbones"
 
 
+def shipped_weights(name: str) -> str:
+    """Return the tag of the weights that come with backbone ``name``; empty if none do."""
+    return name if _shipped_file(name, name) else ""
+
+
+def _shipped_file(name: str, tag: str) -> Path | None:
+    path = _shipped() / f"{name}.safetensors"
+    return path if tag == name and not Path(name).suffix and path.is_file() else None
+
+
 def native_size(name: str) -> int:
     """Return the input side in pixels that backbone ``name`` was made for."""
     size = _config(name)["vision_cfg"]["image_size"]
@@ -177,7 +190,7 @@ def find_weights(backbone: Backbone) -> Weights:
     if tag == "random" or tag.startswith("random:"):
         source, digest = _random_source(name, tag)
     else:
-        source = _file(tag) if _is_file(tag) else fetch(name, tag)
+        source = _shipped_file(name, tag) or (_file(tag) if _is_file(tag) else fetch(name, tag))
         digest = sha256_of(source)
     chosen = backbone.activation
     activation: Activation = _activation(name, config, tag, source) if chosen == "auto" else chosen
@@ -207,7 +220,7 @@ def _activation(name: str, config: dict[str, Any], tag: str, source: Path | str)
     """Return the activation the weights were trained with; a wrong one gives no error, only bad numbers."""
     if config.get("quick_gelu"):
         return "quick_gelu"
-    if isinstance(source, str):
+    if isinstance(source, str) or (_shipped() / f"{name}.json").is_file():
         return "gelu"
     if not _is_file(tag):
         return "quick_gelu" if entry(name, tag)["quick_gelu"] else "gelu"

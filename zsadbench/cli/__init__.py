@@ -12,7 +12,7 @@ import typer
 
 from .. import __version__
 from ..errors import ZsadError
-from . import bench, compare, datasets, methods, run, train, weights
+from . import bench, compare, datasets, demo, methods, predict, report, run, train, weights
 
 app = typer.Typer(
     name="zsad",
@@ -25,9 +25,12 @@ app = typer.Typer(
 run.register(app)
 train.register(app)
 compare.register(app)
+predict.register(app)
+report.register(app)
 app.add_typer(methods.app, name="methods")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(weights.app, name="weights")
+app.add_typer(demo.app, name="demo")
 bench.register(app)
 
 
@@ -56,5 +59,11 @@ def main() -> None:
     except ZsadError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(error.exit_code)
+
+
+def say(line: str) -> None:
+    """Print a line to the error output, with escapes for what the terminal cannot show."""
+    encoding = sys.stderr.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
