@@ -5,6 +5,7 @@ Modules of this package import neither torch nor pandas until a verb that needs 
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -54,16 +55,12 @@ def main() -> None:
     """Run the command line; a user's mistake becomes one line and exit code 2."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app([word for word in arguments if word != "--debug"])
     except ZsadError as error:
         if debug:
             raise
-        say(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-
-
-def say(line: str) -> None:
-    """Print a line to the error output, with escapes for what the terminal cannot show."""
-    encoding = sys.stderr.encoding or "utf-8"
-    print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
