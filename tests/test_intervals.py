@@ -65,7 +65,7 @@ def test_every_metric_of_large_enough_categories_is_drawn(record: Record) -> Non
     assert {category for category, _ in found.values} == {"bolt", "cloth"}
     assert all(each.shape == (DRAWS,) for each in found.values.values())
     assert found.notes == (
-        "no interval with fewer than 5 normal or anomalous images: nut",
+        "no interval with fewer than 5 normal or anomalous images, nor for a mean with such a category: nut",
         "rough interval, fewer than 20 normal or anomalous images: bolt, cloth",
     )
 
@@ -182,4 +182,4 @@ def test_foreign_maps_have_intervals_of_image_metrics(source: Path, tmp_path: Pa
     (theirs,), _ = find_records([tmp_path / "out"])
     found = draws(theirs)
     assert ("bolt", "image_auroc") in found.values
-    assert found.notes[-1] == "theirs: no interval of pixel metrics: foreign maps are not kept"
+    assert found.notes[-1] == "no interval of pixel metrics of theirs: foreign maps are not kept"

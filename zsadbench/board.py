@@ -393,7 +393,10 @@ def _odd_one(groups: dict[Group, list[Record]]) -> str:
 def _no_pair(groups: dict[Group, list[Record]]) -> str:
     if len(groups) > 1:
         return _odd_one(groups)
-    return "only one method here, and a pair needs two; give the results of another method on this dataset."
+    return (
+        "only one method here (equal runs count once), and a pair needs two; give the results of another "
+        "method on this dataset."
+    )
 
 
 def _columns(lines: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[str]:

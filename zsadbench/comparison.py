@@ -135,7 +135,7 @@ def _same_images(one: Row, other: Row, metric: str, draws: SeedDraws) -> bool:
     for row in (one, other):
         for record in row.records:
             images = draws[record.digest].images
-            made_of.append([(name, images[name].keys) for name in _used(row, record, metric)])
+            made_of.append({name: images[name].keys for name in _used(row, record, metric)})
     return all(each == made_of[0] for each in made_of)
 
 
@@ -215,4 +215,4 @@ def _notes(
             f"give --replicates {enough}."
         )
     told = dict.fromkeys(note for each in draws for note in each.notes)
-    return lines + [f"{note[0].upper()}{note[1:]}." for note in told]
+    return lines + [f"{note[0].upper()}{note[1:].rstrip('.')}." for note in told]

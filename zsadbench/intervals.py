@@ -102,7 +102,7 @@ def draws_of(
                 record, replicates, _pixel_draws(record, large, weights, workers, say)
             )
         except ZsadError as error:
-            notes.append(f"{record.method}: no interval of pixel metrics: {error}")
+            notes.append(f"no interval of pixel metrics of {record.method}: {error}")
     if record.legacy:
         notes.append("AUPRO from 200 thresholds has no interval")
     defined = {place: draws for place, draws in values.items() if not np.isnan(draws).any()}
@@ -138,7 +138,10 @@ def _check(record: Record, images: Mapping[str, Images]) -> None:
 def _doubts(images: Mapping[str, Images]) -> list[str]:
     none = [name for name, found in images.items() if found.fewest < FEWEST]
     doubtful = [name for name, found in images.items() if FEWEST <= found.fewest < FEW]
-    notes = [f"no interval with fewer than {FEWEST} normal or anomalous images: {', '.join(none)}"]
+    notes = [
+        f"no interval with fewer than {FEWEST} normal or anomalous images, nor for a mean with such a "
+        f"category: {', '.join(none)}"
+    ]
     more = [f"rough interval, fewer than {FEW} normal or anomalous images: {', '.join(doubtful)}"]
     return (notes if none else []) + (more if doubtful else [])
 
