@@ -21,6 +21,7 @@ from zsadbench.board import boards
 from zsadbench.boardrows import percent
 from zsadbench.cli import report as cli
 from zsadbench.errors import RecordError, UsageError
+from zsadbench.methodcards import method_cards
 from zsadbench.records import ImageRow, Record, load_records
 from zsadbench.views.galleries import Standing, galleries, standings
 from zsadbench.views.replay import Replay, shrink_mask
@@ -143,6 +144,8 @@ def test_a_record_page_tells_everything_but_the_machine(
         "window 2, 3",
     ):
         assert text in page.text
+    clip = next(page for name, page in parsed.items() if name.startswith("record-clip"))
+    assert method_cards()["clip"].paper in clip.text
     assert str(made[1].parents[1]) not in "".join(page.path.read_text() for page in parsed.values())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ..records import Record, find_records
 from . import plots
 from .category import CURVES, Entry, curves_of, enter, open_replays, pro_limit, ranked, title
 from .galleries import Standing
+from .replay import CategoryMaps, Replay
 from .site import metric_name
 from .thumbnails import outlined, with_map
 
@@ -100,8 +101,7 @@ def qualitative_figure(
     plots.check_format(out)
     replays = open_replays(board.records, data)
     categories = [known_category(board, category)] if category else _categories(board)
-    entered = {name: enter(board.rows, name, replays, pixels=False) for name in categories}
-    _require(entry for entries in entered.values() for entry in entries)
+    entered = {name: _enter(board, name, replays, pixels=False) for name in categories}
     shown = _by_key(entered, keys) if keys else _spread(entered, rows)
     with plots.style():
         figure, grid = plots.panels(len(shown), 2 + len(board.rows))
@@ -112,18 +112,30 @@ def qualitative_figure(
 
 
 def _pictures(entries: Sequence[Entry], key: str) -> list[tuple[str, Pixels]]:
-    first = entries[0].maps
-    assert first is not None  # _require has seen to it
-    photo, mask = first.picture(key, LONGEST)
+    photo, mask = _maps(entries[0]).picture(key, LONGEST)
     empty = np.zeros((photo.height, photo.width), np.bool_)
     truth = np.where(empty if mask is None else mask, 255, 0).astype(np.uint8)
     found = [("image", np.asarray(photo)), ("mask", np.repeat(truth[..., None], 3, axis=2))]
     for entry in entries:
-        assert entry.maps is not None
-        values = entry.maps.map(key, (photo.height, photo.width))
+        values = _maps(entry).map(key, (photo.height, photo.width))
         drawn = outlined(with_map(photo, values, entry.scale), mask)
         found.append((entry.label, np.asarray(drawn)))
     return found
+
+
+def _enter(board: Board, category: str, replays: Mapping[Path, Replay | str], *, pixels: bool) -> list[Entry]:
+    """Return the methods of a board in one category; a figure without one of them is refused."""
+    entries = enter(board.rows, category, replays, pixels=pixels)
+    for entry in entries:
+        if "images" in entry.reasons:
+            raise RecordError(f"{entry.label}: {entry.reasons['images']}")
+    return entries
+
+
+def _maps(entry: Entry) -> CategoryMaps:
+    if entry.maps is None:
+        raise RecordError(f"{entry.label}: {entry.reasons['maps']}")
+    return entry.maps
 
 
 def _by_key(entered: dict[str, list[Entry]], keys: Sequence[str]) -> list[tuple[list[Entry], str]]:
@@ -174,8 +186,10 @@ def curves_figure(
             raise UsageError(f"unknown curve '{kind}'.{suggest(kind, known)}")
     name = known_category(board, category)
     pixels = any(kind.startswith("pixel") for kind in kinds) or not kinds
-    entries = enter(board.rows, name, open_replays(board.records, data), pixels=pixels)
-    _require(entries if any(kind.startswith("pixel") for kind in kinds) else (), "pixels")
+    entries = _enter(board, name, open_replays(board.records, data), pixels=pixels)
+    for entry in entries:
+        if "pixels" in entry.reasons and any(kind.startswith("pixel") for kind in kinds):
+            raise RecordError(f"{entry.label}: {entry.reasons['pixels']}")
     drawn = [known[kind] for kind in kinds] or [place for place in CURVES if curves_of(entries, *place)]
     with plots.style():
         figure, panels = plots.sheet(3.2, 3.1, len(drawn), 5)
@@ -245,9 +259,3 @@ def known_category(board: Board, name: str | None) -> str:
 
 def _categories(board: Board) -> list[str]:
     return list(dict.fromkeys(name for record in board.records for name in record.categories))
-
-
-def _require(entries: Iterable[Entry], what: str = "maps") -> None:
-    for entry in entries:
-        if why := entry.reasons.get(what) or entry.reasons.get("images"):
-            raise RecordError(f"{entry.label}: {why}")

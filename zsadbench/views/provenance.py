@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..methodcards import method_cards
 from ..records import Record
 
 Facts = list[tuple[str, str]]
@@ -41,8 +42,9 @@ def sections(record: Record) -> list[Section]:
         "backbone weights": (seen["backbone"] or {}).get("sha256"),
         "checkpoint": (seen.get("checkpoint") or {}).get("sha256"),
     }
-    found = [
+    found: list[tuple[str, dict[str, Any]]] = [
         ("Method", {key: value for key, value in method.items() if key != "spec"}),
+        ("Paper and code", _card_of(record)),
         ("Parameters", parameters),
         ("Backbone", {key: value for key, value in (seen["backbone"] or {}).items() if key != "sha256"}),
         ("Checkpoint", {k: v for k, v in (seen.get("checkpoint") or {}).items() if k != "sha256"}),
@@ -56,6 +58,15 @@ def sections(record: Record) -> list[Section]:
         ("Marks", {str(number): mark for number, mark in enumerate(record.marks, 1)}),
     ]
     return [Section(title, list(flat(facts))) for title, facts in found if facts]
+
+
+def _card_of(record: Record) -> dict[str, Any]:
+    """Return what the method's card says of its origin; nothing for a card of another version."""
+    card = method_cards().get(record.method_id)
+    if card is None or card.version != record.observation["method"].get("version"):
+        return {}
+    facts = {"paper": card.paper, "code": card.code, "known deviations": list(card.deviations)}
+    return {name: value for name, value in facts.items() if value}
 
 
 def flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
