@@ -91,16 +91,16 @@ def blob(rng: Rng, at: Points, radius: float, rough: float = 0.3) -> Points:
 
 
 def scratch(scene: Scene, rng: Rng) -> Scene:
-    """Draw one to three thin, nearly straight lines."""
+    """Draw two to four thin, nearly straight lines."""
     at = spot(scene, rng)
-    colour = contrasting(scene, at, rng, rng.uniform(80, 150))
+    colour = contrasting(scene, at, rng, rng.uniform(110, 180))
     heading = rng.uniform(0, np.pi)
-    for _ in range(rng.integers(1, 4)):
+    for _ in range(rng.integers(2, 5)):
         line = placed(walk(rng, np.zeros(2, np.float32), rng.uniform(0.4, 1.0), 6, 0.06), 0, 0)
         ends = line[-1] - line[0]
         turned = placed(line, 0, 0, heading + rng.normal(0, 0.15) - float(np.arctan2(ends[1], ends[0])))
-        weight = region(turned + at + rng.normal(0, 0.08, 2).astype(np.float32), rng.uniform(0.02, 0.04))
-        scene = blend(scene, weight * rng.uniform(0.7, 1.0), colour)
+        weight = region(turned + at + rng.normal(0, 0.08, 2).astype(np.float32), rng.uniform(0.03, 0.05))
+        scene = blend(scene, weight * rng.uniform(0.85, 1.0), colour)
     return scene
 
 
@@ -174,8 +174,8 @@ def broken(scene: Scene, rng: Rng) -> Scene:
     pick = int(rng.integers(len(rows)))
     at = (np.array([columns[pick], rows[pick]], np.float32) * 2 / CANVAS - 1).astype(np.float32)
     outline = jagged(rng, at, rng.uniform(0.2, 0.36))
-    bite, fracture = region(outline), region(np.concatenate([outline, outline[:1]]), rng.uniform(0.04, 0.07))
-    scene = blend(scene, fracture, contrasting(scene, at, rng, rng.uniform(70, 130)))
+    bite, fracture = region(outline), region(np.concatenate([outline, outline[:1]]), rng.uniform(0.07, 0.11))
+    scene = blend(scene, fracture, contrasting(scene, at, rng, rng.uniform(100, 160)))
     return replace(scene, alpha=(scene.alpha * (1 - bite)).astype(np.uint8))
 
 

@@ -24,7 +24,7 @@ AUXILIARY = (*objects.AUXILIARY, *textures.AUXILIARY)
 HELD_OUT = (*objects.HELD_OUT, *textures.HELD_OUT)
 _OBJECTS = objects.AUXILIARY | objects.HELD_OUT
 _TEXTURES = textures.AUXILIARY | textures.HELD_OUT
-MIN_AREA, TRIES = 110, 8
+MIN_AREA, TRIES = 160, 8
 """Pixels that a defect should cover at least, and how often a smaller one is made again."""
 
 
