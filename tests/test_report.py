@@ -205,6 +205,17 @@ def test_what_cannot_be_shown_is_said(made: tuple[Path, Path], tmp_path: Path) -
     assert any("cut short" in problem for problem in summary.problems)
 
 
+def test_of_several_seeds_the_first_is_drawn(tmp_path: Path) -> None:
+    for seed in (3, 4):
+        boardkit.save(tmp_path / "results", boardkit.observation("anoclip", seed=seed))
+    build_report([tmp_path / "results"], tmp_path / "report")
+    site = pages(tmp_path / "report")
+    assert "anoclip (2 seeds) seed 4" in site["index"].text
+    drawn = next(page for name, page in site.items() if name.startswith("mtd-tile"))
+    assert "anoclip (seed 3) no normal image; 1 anomalous" in drawn.text
+    assert len([name for name in site if name.startswith("record-")]) == 2
+
+
 def test_boards_have_intervals_where_they_are_asked_for(made: tuple[Path, Path], tmp_path: Path) -> None:
     results = shutil.copytree(made[0], tmp_path / "results")
     build_report([results], tmp_path / "report", gallery=0, intervals=True)

@@ -120,24 +120,30 @@ def open_replays(records: Iterable[Record], data: Path | None) -> dict[Path, Rep
 
 
 def _entry(row: Row, category: str, replay: Replay | str, pixels: bool) -> Entry:
-    record, reasons = row.record, {}
+    record, label, reasons = row.record, _label(row), {}
     rows: list[ImageRow] = []
     try:
         rows = [image for image in record.images() if image.category == category]
     except ZsadError as error:
         reasons["images"] = str(error)
     if isinstance(replay, str):
-        return Entry(row.label, record, rows, reasons=reasons | {"maps": replay, "pixels": replay})
+        return Entry(label, record, rows, reasons=reasons | {"maps": replay, "pixels": replay})
     try:
         maps = replay.category(category)
     except ZsadError as error:
-        return Entry(row.label, record, rows, reasons=reasons | dict.fromkeys(("maps", "pixels"), str(error)))
+        return Entry(label, record, rows, reasons=reasons | dict.fromkeys(("maps", "pixels"), str(error)))
     if not pixels:
-        return Entry(row.label, record, rows, maps, None, reasons)
+        return Entry(label, record, rows, maps, None, reasons)
     try:
-        return Entry(row.label, record, rows, maps, maps.pixel_curve(), reasons)
+        return Entry(label, record, rows, maps, maps.pixel_curve(), reasons)
     except ZsadError as error:
-        return Entry(row.label, record, rows, maps, None, reasons | {"pixels": str(error)})
+        return Entry(label, record, rows, maps, None, reasons | {"pixels": str(error)})
+
+
+def _label(row: Row) -> str:
+    """Return the label of what is drawn: of several seeds the first."""
+    several = len(row.records)
+    return row.label.replace(f"({several} seeds)", f"(seed {row.record.seed})") if several > 1 else row.label
 
 
 def curve_plots(entries: Sequence[Entry], name: str) -> list[Plot]:
