@@ -55,8 +55,10 @@ def near(name: str, found: Any, golden: Any) -> None:
 
 
 def clip_of(meta: Arrays) -> Clip:
-    """Return the miniature with the activation of ``meta``."""
-    return tiny.clip(meta["config"], "quick_gelu" if meta.get("quick_gelu") else "gelu")
+    """Return the miniature with the activation of ``meta``, or its own."""
+    if "quick_gelu" not in meta:
+        return tiny.clip(meta["config"])
+    return tiny.clip(meta["config"], "quick_gelu" if meta["quick_gelu"] else "gelu")
 
 
 def shared_fields(meta: Arrays) -> dict[str, Any]:
