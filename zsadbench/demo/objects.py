@@ -185,7 +185,7 @@ def pill(rng: Rng) -> Plan:
     body = [Shape(box(0, 0, 1.5, 0.64, corner=0.32), first)]
     cap = box(0, 0, 1.5, 0.64, corner=0.32)
     body.append(Shape(np.minimum(cap, [0.02, 9]).astype(np.float32), second))
-    ink = shade(first, 0.5)
+    ink = shade(first, 0.75)
     parts: list[Part] = [
         [Shape(box(0.36, 0, 0.34, 0.06), ink), Shape(box(0.36, 0, 0.06, 0.24), ink)],
         [Shape(box(0.02, 0, 0.05, 0.64), shade(second, 0.8))],
@@ -195,7 +195,7 @@ def pill(rng: Rng) -> Plan:
 
 def domino(rng: Rng) -> Plan:
     """A domino with pips in two fields."""
-    bone, ink = hue(rng, 0.12, 0.03, 0.12, 0.9), grey(rng, 20, 60)
+    bone, ink = hue(rng, 0.12, 0.03, 0.12, 0.9), hue(rng, rng.random(), 0, 0.5, 0.5)
     body = [Shape(box(0, 0, 0.86, 1.6, corner=0.1), bone), Shape(box(0, 0, 0.7, 0.035), shade(ink, 1.5))]
     spots = [(-0.24, -0.24), (0.24, 0.24), (-0.24, 0.24), (0.24, -0.24), (0, 0)]
     parts = [[Shape(ellipse(x, y + half, 0.085), ink)] for half in (-0.4, 0.4) for x, y in spots]
@@ -223,7 +223,7 @@ def hinge(rng: Rng) -> Plan:
         Shape(box(0, 0, 0.18, 1.4, corner=0.05), shade(metal, 0.75)),
     ]
     parts = [
-        [Shape(ellipse(x, y, 0.11), shade(metal, 0.6)), Shape(box(x, y, 0.16, 0.035, 0.6), shade(metal, 0.3))]
+        [Shape(ellipse(x, y, 0.11), shade(metal, 0.8)), Shape(box(x, y, 0.16, 0.035, 0.6), shade(metal, 0.6))]
         for x in (-0.48, 0.48)
         for y in (-0.42, 0.0, 0.42)
     ]
@@ -232,18 +232,18 @@ def hinge(rng: Rng) -> Plan:
 
 def dial(rng: Rng) -> Plan:
     """A round gauge with ticks and a needle."""
-    face, ink = grey(rng, 205, 245), grey(rng, 20, 50)
+    face, ink = grey(rng, 205, 245), grey(rng, 100, 140)
     body = [
-        Shape(ellipse(0, 0, 0.8), grey(rng, 70, 150)),
+        Shape(ellipse(0, 0, 0.8), grey(rng, 150, 190)),
         Shape(ellipse(0, 0, 0.7), face),
-        Shape(ellipse(0, 0, 0.34), shade(face, 0.93)),
+        Shape(ellipse(0, 0, 0.34), shade(face, 0.96)),
     ]
     parts = [
         [Shape(box(x, y, 0.13, 0.04, float(np.arctan2(y, x))), ink)]
         for x, y in ring(12, 0.58)[[*range(2), *range(4, 12)]]
     ]
     angle = rng.uniform(2.6, 6.0)
-    parts.append([Shape(placed(box(0.2, 0, 0.56, 0.055), 0, 0, angle), hue(rng, 0.0, 0.02, 0.75, 0.8))])
+    parts.append([Shape(placed(box(0.2, 0, 0.56, 0.055), 0, 0, angle), hue(rng, 0.0, 0.02, 0.45, 0.75))])
     return Plan([*body, Shape(ellipse(0, 0, 0.08), ink)], parts, shading=0.1, grain=1.5, turn=0.3)
 
 

@@ -119,8 +119,8 @@ def terrazzo(rng: Rng) -> Field:
     image = painted(ground) + 2 * grain(rng)[..., None]
     picture = np.ascontiguousarray(np.clip(image, 0, 255).astype(np.uint8))
     tones = [
-        grey(rng, 90, 130),
-        hue(rng, 0.05, 0.02, 0.25, 0.6),
+        grey(rng, 130, 160),
+        hue(rng, 0.05, 0.02, 0.2, 0.7),
         hue(rng, 0.1, 0.03, 0.2, 0.75),
         grey(rng, 220, 245),
     ]
