@@ -433,11 +433,14 @@ def test_an_image_that_breaks_in_mid_training_is_named(folder: Path, tmp_path: P
 
 
 def test_progress_tells_loss_and_time_left(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("zsadbench.training.PLAIN_EVERY_SECONDS", -1.0)  # within the epoch too
     trained("anomalyclip", folder, tmp_path / "a.safetensors", quiet=False)
-    lines = capsys.readouterr().err.splitlines()
-    assert any("epoch 1 of 2: loss " in line and line.endswith("left") for line in lines)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "epoch 1 of 2: loss " in line]
+    assert len(lines) == 3  # two batches and their mean
+    assert all(line.endswith(" s left") for line in lines)
+    assert "focal" in lines[2]
 
 
 def test_bench_train(monkeypatch: pytest.MonkeyPatch) -> None:

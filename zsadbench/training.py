@@ -25,6 +25,7 @@ from torch import Tensor
 from .engine import _is_out_of_memory as is_out_of_memory
 from .errors import MethodError, UsageError
 from .files import write_atomic
+from .progress import PLAIN_EVERY_SECONDS
 
 if TYPE_CHECKING:
     from .clip import Clip
@@ -235,6 +236,9 @@ def _epoch(stage: Stage, number: int, epoch: int, feeder: Feeder, progress: Prog
             found.setdefault(name, []).append(value)
         if progress.live:
             progress.live.update(TaskID(0), description=f"{title}, loss {losses['loss']:.4f}")
+        elif time.monotonic() - progress.told > PLAIN_EVERY_SECONDS:
+            progress.told = time.monotonic()
+            progress.say(f"{title}: loss {losses['loss']:.4f}, {_left(progress)} left")
         progress.advance(len(truth.labels))
     means = {name: sum(values) / len(values) for name, values in found.items()}
     parts = ", ".join(f"{name} {value:.4f}" for name, value in means.items() if name != "loss")
