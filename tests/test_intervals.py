@@ -24,7 +24,7 @@ from zsadbench.metrics import PixelMetrics
 from zsadbench.metrics.bootstrap import resample
 from zsadbench.records import Record, find_records, read_record
 from zsadbench.runs import Request, execute
-from zsadbench.scores import score_run
+from zsadbench.scores import StoredMaps, score_run
 
 DRAWS = 120
 
@@ -72,8 +72,7 @@ def test_every_metric_of_large_enough_categories_is_drawn(record: Record) -> Non
 
 def test_draws_are_metrics_of_the_drawn_maps_and_masks(record: Record) -> None:
     found = draws(record)
-    readers = dict(intervals._evidence(record))
-    reader = readers["cloth"]
+    reader = StoredMaps.of(record).reader("cloth")
     rows = sorted(range(12), key=lambda row: reader.maps.keys[row])
     assert found.images["cloth"].keys == tuple(reader.maps.keys[row] for row in rows)
     weights = resample("cloth", found.images["cloth"].labels, DRAWS)
@@ -182,4 +181,5 @@ def test_foreign_maps_have_intervals_of_image_metrics(source: Path, tmp_path: Pa
     (theirs,), _ = find_records([tmp_path / "out"])
     found = draws(theirs)
     assert ("bolt", "image_auroc") in found.values
-    assert found.notes[-1] == "no interval of pixel metrics of theirs: foreign maps are not kept"
+    assert found.notes[-1].startswith("no interval of pixel metrics of theirs")
+    assert found.notes[-1].endswith("maps of other code, scored here; they are not stored")

@@ -305,9 +305,9 @@ class TestSettings:
         assert type(found) is type(value)
 
     def test_nested_names(self, card: MethodCard) -> None:
-        settings = {"size": "140", "tiles": "ends", "activation": "gelu", "weights": "random:3"}
+        settings = {"size": "140", "resize": "shortest", "activation": "gelu", "weights": "random:3"}
         method = resolve("toy", settings=settings).method
-        assert (method.preprocess.size, method.preprocess.tiles) == (140, "ends")
+        assert (method.preprocess.size, method.preprocess.resize) == (140, "shortest")
         assert method.backbone == Backbone("tiny-l14", "random:3", "gelu")
 
     @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .runs import run
     from .samples import Sample, load_dataset
     from .scores import score
+    from .trainruns import train
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ _HOMES = {
     "run": "runs",
     "score": "scores",
     "score_maps": "foreign",
+    "train": "trainruns",
 }
 __all__ = [
     "Backbone",
@@ -52,6 +54,7 @@ __all__ = [
     "run",
     "score",
     "score_maps",
+    "train",
 ]
 
 # In a checkout, methods/, datasets/ and results/ lie beside the package (a wheel carries them inside it).

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,9 @@ from .metrics.image import image_metrics
 from .metrics.pixel import PixelMetrics
 from .recordfiles import RESCORE, is_metric
 from .records import IMAGES_CSV, ImageRow, Record
+
+if TYPE_CHECKING:
+    from .scoring import MapReader
 
 Place = tuple[str, str]
 """A category and a metric."""
@@ -162,11 +165,14 @@ def _pixel_draws(
     say: Callable[[str], None],
 ) -> dict[Place, Reals]:
     """Return the draws of every pixel metric a category of ``images`` has."""
+    from .scores import StoredMaps
+
     values: dict[Place, Reals] = {}
-    for name, evidence in _evidence(record):
+    stored = StoredMaps.of(record)
+    for name in stored.categories:
         if name in images and record.value(name, "pixel_auroc") is not None:
             say(f"{record.dataset}: {record.method}: maps of {name} are made again for intervals")
-            counted = _count(record, name, evidence, workers)
+            counted = _count(record, name, stored.reader(name), workers)
             keys = images[name].keys
             limits = () if record.legacy else tuple(record.protocol["aupro_limits"])
             drawn = counted.replicates(keys, weights[name], limits)
@@ -178,51 +184,12 @@ def _pixel_draws(
     return values
 
 
-def _evidence(record: Record) -> Iterator[tuple[str, Any]]:
-    """Yield each category with the reader of its maps and masks, as the record's protocol has them."""
-    from .scores import observed_dataset, restore
-    from .scoring import EvaluationProtocol, EvidenceMaps, _Reader
-    from .settings import override
-    from .store import EvidenceStore, by_category, plan
-
-    said, run_dir = record.observation, record.path.parent.parent
-    if said["method"].get("foreign"):
-        raise RecordError("foreign maps are not kept")
-    rule = record.protocol
-    rules = EvaluationProtocol(
-        rule["id"],
-        rule["version"],
-        rule["size"],
-        rule["mask_resize"],
-        inductive=rule["image_score"] == "inductive",
-        legacy=rule["legacy"],
-        limits=tuple(rule["aupro_limits"]),
-        connectivity=rule["connectivity"],
-        exact_maps=rule["exact_maps"],
-        map_parameters=rule["map_parameters"],
-    )
-    resolved, dataset = restore(said), observed_dataset(said, None)
-    method = override(resolved.inductive if rules.inductive else resolved.method, rules.map_parameters)
-    known = {sample.key: sample for sample in dataset.samples}
-    store = EvidenceStore(run_dir)
-    slices = plan(dataset.samples, whole_categories=resolved.card.order_dependent)
-    for category, numbers in by_category(dataset.samples, slices):
-        maps = EvidenceMaps(method, store.category(numbers), rules.exact_maps)
-        if maps.keys:
-            yield category, _Reader(rules, maps, known, dataset)
-
-
-def _count(record: Record, category: str, reader: Any, workers: int | None) -> PixelHistograms:
+def _count(record: Record, category: str, reader: MapReader, workers: int | None) -> PixelHistograms:
     """Return the histograms of a category; maps that do not give the record's numbers are refused."""
-    from .decoding import default_workers
-    from .scoring import _ahead
-
-    threads, keys = workers or default_workers(), reader.maps.keys
+    keys = reader.maps.keys
     connectivity = record.protocol["connectivity"]
     exact = PixelMetrics((), connectivity, keep="source", source=reader.again, aupimo=None)
-    # Anomalous images first: their scores are the thresholds normal pixels are counted against.
-    order = sorted(range(len(keys)), key=lambda row: not reader.known[keys[row]].anomalous)
-    for row, (one, mask) in zip(order, _ahead(reader.read, order, threads), strict=True):
+    for row, one, mask in reader.visit(workers):
         if mask is not None:
             exact.update(one, mask, keys[row])
     again = exact.compute()
@@ -234,7 +201,7 @@ def _count(record: Record, category: str, reader: Any, workers: int | None) -> P
                 "evidence, masks or method changed since; repeat zsad score"
             )
     counted = PixelHistograms(bin_edges(exact.curve()), connectivity)
-    for row, (one, mask) in zip(order, _ahead(reader.read, order, threads), strict=True):
+    for row, one, mask in reader.visit(workers):
         if mask is not None:
             counted.add(one, mask, keys[row])
     return counted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -61,8 +62,9 @@ _RECORD_KEYS: _Shape = {
 
 
 def is_metric(name: str) -> bool:
-    """Tell whether a column is a metric: an id such as ``pixel_aupro@0.05``, and no threshold."""
-    return name in METRICS or name.partition("@")[0] in METRICS
+    """Tell whether a column is a metric: an id such as ``pixel_aupro@0.05``, no threshold and no spread."""
+    base, _, limit = name.partition("@")
+    return name in METRICS or (base in METRICS and re.fullmatch(r"[0-9.e-]+", limit) is not None)
 
 
 def metric_order(name: str) -> tuple[int, str]:

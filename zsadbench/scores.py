@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,17 @@ from .metrics import METRIC_VERSION
 from .records import Record, read_observation, write_record
 from .registry import Resolved, resolve
 from .samples import Dataset, Sample, load_dataset, subset
-from .scoring import CategoryScores, EvaluationProtocol, EvidenceMaps, Maps, protocol, score_category
+from .scoring import (
+    CategoryScores,
+    EvaluationProtocol,
+    EvidenceMaps,
+    MapReader,
+    Maps,
+    protocol,
+    score_category,
+)
 from .settings import override
-from .store import EvidenceStore, by_category, plan
+from .store import EvidenceStore, Slice, by_category, plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,16 +50,62 @@ def score_observation(
         RecordError: if evidence is missing or damaged, or the record cannot be written.
         DatasetError: if a mask cannot be read.
     """
-    method = resolved.inductive if rules.inductive else resolved.method
-    method = override(method, rules.map_parameters)
-    slices = plan(dataset.samples, whole_categories=resolved.card.order_dependent)
-    store = EvidenceStore(run_dir)
+    stored = StoredMaps(run_dir, resolved, dataset, rules)
+    maps = ((category, stored.reader(category).maps) for category in stored.categories)
+    return score_all(run_dir, observation, dataset, rules, maps, workers)
 
-    def categories() -> Iterator[tuple[str, Maps]]:
-        for category, numbers in by_category(dataset.samples, slices):
-            yield category, EvidenceMaps(method, store.category(numbers), rules.exact_maps)
 
-    return score_all(run_dir, observation, dataset, rules, categories(), workers)
+class StoredMaps:
+    """The maps of a finished run, rendered from its evidence under one protocol."""
+
+    def __init__(
+        self, run_dir: Path, resolved: Resolved, dataset: Dataset, rules: EvaluationProtocol
+    ) -> None:
+        method = resolved.inductive if rules.inductive else resolved.method
+        self.method = override(method, rules.map_parameters)
+        self.dataset, self.rules, self.store = dataset, rules, EvidenceStore(run_dir)
+        slices = plan(dataset.samples, whole_categories=resolved.card.order_dependent)
+        self._slices = dict(by_category(dataset.samples, slices))
+
+    @classmethod
+    def of(cls, record: Record, data: Path | None = None) -> StoredMaps:
+        """Return the maps a record was computed from.
+
+        Raises:
+            RecordError: for foreign maps, which are not kept, and evidence of another version of a method.
+            DatasetError: if the dataset is not found.
+        """
+        said = record.observation
+        if said["method"].get("foreign") or not said["method"].get("spec"):
+            raise RecordError(f"{record.method}: maps of other code, scored here; they are not stored")
+        rules = EvaluationProtocol.of(record.protocol)
+        return cls(record.path.parents[1], restore(said), observed_dataset(said, data), rules)
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories, in the order of the dataset."""
+        return list(self._slices)
+
+    def part(self, category: str) -> Slice:
+        """Return the evidence of a category.
+
+        Raises:
+            RecordError: if a slice is missing, damaged or of other images.
+        """
+        part = self.store.category(self._slices[category])
+        known = {sample.key for sample in self.dataset.samples if sample.category == category}
+        if not known.issuperset(part.keys):
+            raise RecordError(
+                f"{self.store.folder}: the evidence of '{category}' is of other images; delete the folder and "
+                "repeat the zsad run command"
+            )
+        return part
+
+    def reader(self, category: str) -> MapReader:
+        """Return the maps and masks of a category."""
+        maps = EvidenceMaps(self.method, self.part(category), self.rules.exact_maps)
+        known = {sample.key: sample for sample in self.dataset.samples if sample.category == category}
+        return MapReader(self.rules, maps, known, self.dataset)
 
 
 def score_all(
@@ -59,7 +113,7 @@ def score_all(
     observation: Mapping[str, Any],
     dataset: Dataset,
     rules: EvaluationProtocol,
-    categories: Iterator[tuple[str, Maps]],
+    categories: Iterable[tuple[str, Maps]],
     workers: int | None,
 ) -> Record:
     """Score the maps of every category and write the record into ``run_dir``.

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .ahead import ahead
 from .decoding import default_workers
 from .errors import DatasetError, UsageError, suggest
 from .files import digest_of
@@ -34,8 +32,6 @@ from .store import Slice, select_rows
 
 MASK_RULES: dict[str, MaskRule] = {"bilinear50": "bilinear50", "nearest": "nearest", "native": "native"}
 Map = NDArray[np.float32]
-T = TypeVar("T")
-S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,22 @@ class EvaluationProtocol:
     connectivity: int = 8
     exact_maps: bool = False
     map_parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> EvaluationProtocol:
+        """Return the protocol that :meth:`describe` described."""
+        return cls(
+            id=said["id"],
+            version=said["version"],
+            size=said["size"],
+            mask_resize=said["mask_resize"],
+            inductive=said["image_score"] == "inductive",
+            legacy=bool(said["legacy"]),
+            limits=tuple(said["aupro_limits"]),
+            connectivity=said["connectivity"],
+            exact_maps=bool(said["exact_maps"]),
+            map_parameters=said["map_parameters"],
+        )
 
     @property
     def folder(self) -> str:
@@ -203,13 +215,11 @@ def score_category(
     known = {sample.key: sample for sample in samples}
     labels = np.array([known[key].anomalous for key in maps.keys], dtype=bool)
     extrema = torch.zeros(len(labels), 2)
-    reader = _Reader(rules, maps, known, dataset)
+    reader = MapReader(rules, maps, known, dataset)
     pixels = None
     if dataset.masks != "none":
         pixels = PixelMetrics(rules.limits, rules.connectivity, keep="source", source=reader.again)
-    # Anomalous images first: their scores are the thresholds normal pixels are counted against.
-    order = np.argsort(~labels, kind="stable").tolist()
-    for row, (one, mask) in zip(order, _ahead(reader.read, order, workers or default_workers()), strict=True):
+    for row, one, mask in reader.visit(workers):
         extrema[row, 0], extrema[row, 1] = float(one.min()), float(one.max())
         if pixels and mask is not None:
             pixels.update(one, mask, maps.keys[row], label=bool(labels[row]))
@@ -238,8 +248,8 @@ def score_category(
     return CategoryScores(row_out, images, [f"{category}: {warning}" for warning in warnings])
 
 
-class _Reader:
-    """Brings the map and the mask of an image to the same size."""
+class MapReader:
+    """The maps of one category beside their masks, both at the size the protocol evaluates at."""
 
     def __init__(
         self, rules: EvaluationProtocol, maps: Maps, known: Mapping[str, Sample], dataset: Dataset
@@ -248,10 +258,23 @@ class _Reader:
         self.rows = {key: row for row, key in enumerate(maps.keys)}
         self.sizes: dict[int, tuple[int, int]] = {}
 
+    def visit(self, workers: int | None = None) -> Iterator[tuple[int, Map, NDArray[np.bool_] | None]]:
+        """Yield row, map and mask of every image, read ahead by threads, anomalous images first.
+
+        Their scores are the thresholds that normal pixels are counted against.
+        """
+        order = sorted(
+            range(len(self.maps.keys)), key=lambda row: not self.known[self.maps.keys[row]].anomalous
+        )
+        for row, (one, mask) in zip(
+            order, ahead(self.read, order, workers or default_workers()), strict=True
+        ):
+            yield row, one, mask
+
     def read(self, row: int) -> tuple[Map, NDArray[np.bool_] | None]:
         """Return a map and its mask; no mask where the dataset or the sample has none."""
         sample = self.known[self.maps.keys[row]]
-        size = self._size(row)
+        size = self.size(row)
         if self.dataset.masks == "none" or (sample.anomalous and sample.mask is None):
             return self.maps.render(row, size), None
         mask = mask_at(
@@ -269,14 +292,15 @@ class _Reader:
         row = self.rows[key]
         return self.maps.render(row, self.sizes[row])
 
-    def _size(self, row: int) -> tuple[int, int] | None:
+    def size(self, row: int) -> tuple[int, int] | None:
+        """Return the evaluation size of an image; None where that is the mask's own."""
         if isinstance(self.rules.size, int):
             return self.rules.size, self.rules.size
         return None if self.rules.size == "native" else self.maps.own_size(row)
 
 
 def _pixel_values(
-    exact: PixelMetrics, rules: EvaluationProtocol, reader: _Reader, extrema: Tensor
+    exact: PixelMetrics, rules: EvaluationProtocol, reader: MapReader, extrema: Tensor
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """Return pixel metrics and reasons; under a legacy protocol AUPRO comes from 200 thresholds."""
     values, reasons = exact.compute(), dict(exact.reasons())
@@ -303,16 +327,3 @@ def _require_finite(scores: NDArray[np.float64], keys: Sequence[str]) -> None:
     for key, score in zip(keys, scores, strict=True):
         if not math.isfinite(score):
             raise DatasetError(f"{key}: its image score is {score}; the method gave no finite number")
-
-
-def _ahead(call: Callable[[S], T], items: Sequence[S], workers: int) -> Iterator[T]:
-    """Yield ``call(item)`` in order, computed by threads a little ahead."""
-    queue: deque[Future[T]] = deque()
-    rest = iter(items)
-    with ThreadPoolExecutor(workers, thread_name_prefix="zsad-score") as pool:
-        for item in islice(rest, 4 * workers):
-            queue.append(pool.submit(call, item))
-        while queue:
-            done = queue.popleft().result()
-            queue.extend(pool.submit(call, item) for item in islice(rest, 1))
-            yield done

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from .ahead import ahead
 from .decoding import default_workers
 from .errors import DatasetError, MethodError, UsageError
 from .images import decode, mask_at, preprocess, to_batch_images
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from .training import Features, Stage, Truth
 
 BATCHES_AHEAD = 3
-E = TypeVar("E")
 
 
 class Example(NamedTuple):
@@ -236,7 +233,7 @@ class Feeder:
             return
         indices = list(range(len(self.data.samples)))
         chunks = [indices[i : i + stage.batch_size] for i in range(0, len(indices), stage.batch_size)]
-        with closing(_ahead(self.data.example, indices, self.workers, self._ahead(stage))) as examples:
+        with closing(ahead(self.data.example, indices, self.workers, self._ahead(stage))) as examples:
             for chunk in chunks:
                 rows = self.encode(stage, chunk, [next(examples) for _ in chunk])
                 if self.cache is None:
@@ -270,7 +267,7 @@ class Feeder:
             order = np.random.default_rng([self.seed, number, epoch]).permutation(count)
         indices = [int(index) for index in order]
         call = partial(self._vary, stage, number, epoch)
-        with closing(_ahead(call, indices, self.workers, self._ahead(stage))) as examples:
+        with closing(ahead(call, indices, self.workers, self._ahead(stage))) as examples:
             for start in range(0, count, stage.batch_size):
                 chunk = indices[start : start + stage.batch_size]
                 rows = self._rows(stage, chunk, [next(examples) for _ in chunk])
@@ -323,20 +320,3 @@ class Feeder:
         samples = [self.data.samples[index] for index in indices]
         labels = torch.tensor([int(sample.anomalous) for sample in samples], device=self.device)
         return Truth(masks.float(), labels, [sample.category for sample in samples])
-
-
-def _ahead(
-    call: Callable[[int], E], indices: Sequence[int], workers: int, ahead: int
-) -> Generator[E, None, None]:
-    """Yield ``call`` of each index in order, worked on by threads at most ``ahead`` of them early."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="zsad-train")
-    queue: deque[Future[E]] = deque()
-    waiting = iter(indices)
-    try:
-        queue.extend(pool.submit(call, index) for index in islice(waiting, ahead))
-        while queue:
-            done = queue.popleft().result()
-            queue.extend(pool.submit(call, index) for index in islice(waiting, 1))
-            yield done
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

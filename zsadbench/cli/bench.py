@@ -21,7 +21,8 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     what: Annotated[
-        list[str] | None, typer.Argument(metavar="METHOD...|metrics|loader", help="What to measure.")
+        list[str] | None,
+        typer.Argument(metavar="METHOD...|metrics|loader|train METHOD", help="What to measure."),
     ] = None,
     backbone: Annotated[
         str | None, typer.Option("--backbone", help="Another CLIP than the method's.")
@@ -50,8 +51,24 @@ def bench(
 
         _table("Loader against bare PIL", bench_loader(**_given(images=images, size=pixels, repeats=repeats)))
         _table("Memory over a long list", [bench_memory()])
-    elif not chosen or {"metrics", "loader"} & set(chosen):
-        raise UsageError("name one or several methods, or 'metrics' or 'loader' alone")
+    elif chosen[:1] == ["train"] and len(chosen) == 2:
+        from ..bench.train import bench_train
+
+        rows = bench_train(
+            chosen[1],
+            backbone=backbone,
+            weights=weights,
+            settings=pairs(settings, "--set NAME=VALUE"),
+            repeats=repeats,
+            batch_size=batch_size,
+            device=device,
+            **_given(images=images, pixels=pixels),
+        )
+        _table(f"Training of {chosen[1]} against bare forward and backward passes", rows)
+    elif not chosen or {"metrics", "loader", "train"} & set(chosen):
+        raise UsageError(
+            "name one or several methods, or 'metrics' or 'loader' alone, or 'train' and a method"
+        )
     else:
         from ..bench.methods import bench_methods
 

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +13,13 @@ from PIL import Image
 
 from ..decoding import decode, read
 from ..errors import DatasetError, RecordError
-from ..masks import mask_at, read_mask
+from ..masks import read_mask
 from ..metrics.curve import Curve
 from ..metrics.pixel import PixelMetrics
 from ..records import Record
 from ..samples import Dataset, Sample
-from ..scores import observed_dataset, restore
-from ..scoring import MASK_RULES, EvaluationProtocol, EvidenceMaps, Map
-from ..settings import override
-from ..store import EvidenceStore, by_category, plan
+from ..scores import StoredMaps
+from ..scoring import Map, MapReader
 from .overlay import as_rgb
 
 Mask = NDArray[np.bool_]
@@ -41,11 +38,18 @@ class PixelCurve:
 class CategoryMaps:
     """The maps of one category, in the size the record's protocol evaluates at."""
 
-    dataset: Dataset
-    samples: Mapping[str, Sample]
-    maps: EvidenceMaps
+    reader: MapReader
     hashes: Mapping[str, str]
-    rules: EvaluationProtocol
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset the category belongs to."""
+        return self.reader.dataset
+
+    @property
+    def samples(self) -> Mapping[str, Sample]:
+        """The samples of the category by key."""
+        return self.reader.known
 
     def map(self, key: str, image_size: tuple[int, int] | None = None) -> Map:
         """Return the map (H, W) of an image; ``image_size`` (H, W) is used where masks keep their own.
@@ -53,8 +57,8 @@ class CategoryMaps:
         Raises:
             KeyError: for an image without evidence.
         """
-        row = list(self.maps.keys).index(key)
-        return self.maps.render(row, self._size(row) or image_size)
+        row = self.reader.rows[key]
+        return self.reader.maps.render(row, self.reader.size(row) or image_size)
 
     def pixel_curve(self) -> PixelCurve:
         """Return the exact curve over all pixels, as the record's metrics were read from.
@@ -64,40 +68,15 @@ class CategoryMaps:
         """
         if self.dataset.masks == "none":
             raise DatasetError("the dataset has no masks")
-        rows = {key: row for row, key in enumerate(self.maps.keys)}
-        sizes: dict[str, tuple[int, int]] = {}
+        rules = self.reader.rules
         metrics = PixelMetrics(
-            self.rules.limits,
-            self.rules.connectivity,
-            keep="source",
-            source=lambda key: self.maps.render(rows[key], sizes[key]),
-            aupimo=None,
+            rules.limits, rules.connectivity, keep="source", source=self.reader.again, aupimo=None
         )
-        # Anomalous images first: their scores are the thresholds normal pixels are counted against.
-        for key in sorted(rows, key=lambda key: not self.samples[key].anomalous):
-            sample = self.samples[key]
-            if sample.anomalous and sample.mask is None:
-                continue
-            mask = self._mask(sample, self._size(rows[key]))
-            sizes[key] = (mask.shape[0], mask.shape[1])
-            metrics.update(self.maps.render(rows[key], sizes[key]), mask, key)
+        for row, one, mask in self.reader.visit():
+            if mask is not None:
+                metrics.update(one, mask, self.reader.maps.keys[row])
         found = {row["image_id"]: row["found"] for row in metrics.per_image(fpr=0.01)}
         return PixelCurve(metrics.curve(), found)
-
-    def _mask(self, sample: Sample, size: tuple[int, int] | None) -> Mask:
-        rule = MASK_RULES[self.rules.mask_resize if size else "native"]
-        return mask_at(
-            sample,
-            size,
-            rule,
-            positive=self.dataset.mask_positive,
-            mismatch="nearest" if self.dataset.mask_mismatch == "nearest" else "error",
-        )
-
-    def _size(self, row: int) -> tuple[int, int] | None:
-        if isinstance(self.rules.size, int):
-            return self.rules.size, self.rules.size
-        return None if self.rules.size == "native" else self.maps.own_size(row)
 
     def picture(self, key: str, longest: int) -> tuple[Image.Image, Mask | None]:
         """Return an image in RGB, its longer side at most ``longest`` pixels, and its mask of that size.
@@ -124,17 +103,11 @@ class Replay:
     """
 
     def __init__(self, record: Record, data: Path | None = None) -> None:
-        observation = record.observation
-        if observation["method"].get("foreign") or not observation["method"].get("spec"):
-            raise RecordError(f"{record.method}: maps of other code, scored here; they are not stored")
-        resolved = restore(observation)
-        self.rules = protocol_of(record)
-        method = resolved.inductive if self.rules.inductive else resolved.method
-        self._method = override(method, self.rules.map_parameters)
-        self.dataset = observed_dataset(observation, data)
-        self._store = EvidenceStore(record.path.parents[1])
-        slices = plan(self.dataset.samples, whole_categories=resolved.card.order_dependent)
-        self._slices = dict(by_category(self.dataset.samples, slices))
+        said = record.observation["method"]
+        if not said.get("foreign") and "spec" not in said:
+            raise RecordError(f"{record.method}: the record does not say where the method is; run it again")
+        self._stored = StoredMaps.of(record, data)
+        self.dataset, self.rules = self._stored.dataset, self._stored.rules
 
     def category(self, name: str) -> CategoryMaps:
         """Return the maps of one category.
@@ -142,31 +115,8 @@ class Replay:
         Raises:
             RecordError: if evidence is missing or damaged.
         """
-        part = self._store.category(self._slices[name])
-        return CategoryMaps(
-            self.dataset,
-            {sample.key: sample for sample in self.dataset.samples if sample.category == name},
-            EvidenceMaps(self._method, part, self.rules.exact_maps),
-            dict(zip(part.keys, part.hashes, strict=True)),
-            self.rules,
-        )
-
-
-def protocol_of(record: Record) -> EvaluationProtocol:
-    """Return the protocol that a record was computed under, with every rule it holds."""
-    said: Mapping[str, Any] = record.protocol
-    return EvaluationProtocol(
-        id=said["id"],
-        version=said["version"],
-        size=said["size"],
-        mask_resize=said["mask_resize"],
-        inductive=said["image_score"] == "inductive",
-        legacy=bool(said["legacy"]),
-        limits=tuple(said["aupro_limits"]),
-        connectivity=said["connectivity"],
-        exact_maps=bool(said["exact_maps"]),
-        map_parameters=said["map_parameters"],
-    )
+        part = self._stored.part(name)
+        return CategoryMaps(self._stored.reader(name), dict(zip(part.keys, part.hashes, strict=True)))
 
 
 def picture(sample: Sample, longest: int, sha256: str, *, orient: bool) -> Image.Image:

@@ -1,0 +1,32 @@
+"""Work done by threads a little ahead of where its results are used."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def ahead(
+    call: Callable[[S], T], items: Iterable[S], workers: int, early: int | None = None
+) -> Generator[T, None, None]:
+    """Yield ``call(item)`` in order; at most ``early`` (default 4 per worker) results wait.
+
+    Closing the generator drops what is queued and ends the threads.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="zsad-ahead")
+    waiting = iter(items)
+    queue: deque[Future[T]] = deque()
+    try:
+        queue.extend(pool.submit(call, item) for item in islice(waiting, early or 4 * workers))
+        while queue:
+            done = queue.popleft().result()
+            queue.extend(pool.submit(call, item) for item in islice(waiting, 1))
+            yield done
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
