@@ -96,8 +96,8 @@ class StoredMaps:
         known = {sample.key for sample in self.dataset.samples if sample.category == category}
         if not known.issuperset(part.keys):
             raise RecordError(
-                f"{self.store.folder}: the evidence of '{category}' is of other images; delete the folder and "
-                "repeat the zsad run command"
+                f"{self.store.folder}: the evidence of '{category}' is of other images; delete the folder "
+                "and repeat the zsad run command"
             )
         return part
 
