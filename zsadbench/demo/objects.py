@@ -185,12 +185,12 @@ def pill(rng: Rng) -> Plan:
     body = [Shape(box(0, 0, 1.5, 0.64, corner=0.32), first)]
     cap = box(0, 0, 1.5, 0.64, corner=0.32)
     body.append(Shape(np.minimum(cap, [0.02, 9]).astype(np.float32), second))
-    ink = shade(first, 0.75)
+    ink = shade(first, 0.87)
     parts: list[Part] = [
         [Shape(box(0.36, 0, 0.34, 0.06), ink), Shape(box(0.36, 0, 0.06, 0.24), ink)],
-        [Shape(box(0.02, 0, 0.05, 0.64), shade(second, 0.8))],
+        [Shape(box(0.02, 0, 0.05, 0.64), shade(second, 0.9))],
     ]
-    return Plan(body, parts, shading=0.4, grain=1.5, turn=1.0)
+    return Plan(body, parts, shading=0.3, grain=1.5, turn=1.0)
 
 
 def domino(rng: Rng) -> Plan:

@@ -94,21 +94,21 @@ def carpet(rng: Rng) -> Field:
     loops = np.abs(np.sin(X * count * np.pi / 2 + row * 1.57)) * np.abs(np.cos(Y * count * np.pi / 2))
     yarn = hue(rng, rng.random(), 0, 0.3, 0.5)
     image = painted(shade(yarn, 0.6), (loops.astype(np.float32), shade(yarn, 1.25)))
-    return image + (8 * grain(rng) + 5 * smooth(rng, 12))[..., None]
+    return image + (5 * grain(rng) + 2 * smooth(rng, 12))[..., None]
 
 
 def wood(rng: Rng) -> Field:
-    """A planed board with growth rings and up to three knots."""
+    """A planed board with growth rings and up to four knots."""
     height = Y * rng.uniform(0.8, 1.3) + 0.12 * smooth(rng, 3, 2) + 0.05 * X
     knots = np.zeros_like(X)
-    for x, y in rng.uniform(-0.8, 0.8, (rng.integers(0, 4), 2)):
+    for x, y in rng.uniform(-0.8, 0.8, (rng.integers(1, 5), 2)):
         knots += np.exp(-((X - x) ** 2 / 0.02 + (Y - y) ** 2 / 0.006) / rng.uniform(0.3, 1.2))
     rings = np.sin(9 * (height + 0.5 * knots))
     fibre = smooth(rng, 6, CANVAS // 2)
     base = hue(rng, 0.08, 0.015, 0.5, 0.65)
     dark = shade(base, 0.6)
     image = painted(
-        base, (as_field(0.175 + 0.175 * rings), dark), (as_field(0.7 * knots.clip(0, 1)), shade(base, 0.4))
+        base, (as_field(0.175 + 0.175 * rings), dark), (as_field(0.8 * knots.clip(0, 1)), shade(base, 0.4))
     )
     return image + (6 * fibre + 2 * grain(rng))[..., None]
 
