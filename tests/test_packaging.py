@@ -32,6 +32,14 @@ def test_every_data_file_has_a_rule() -> None:
     assert backbones <= {Path(rule).suffix for rule in rules["zsadbench"]}
 
 
+def test_templates_and_styles_are_in_the_wheel() -> None:
+    views = ROOT / "zsadbench" / "views"
+    rules = SETUP["package-data"]["zsadbench.views"]
+    matched = {path for rule in rules for path in views.glob(rule)}
+    others = {path for path in views.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert matched == others and others
+
+
 def test_no_method_is_imported_by_a_statement() -> None:
     for path in [*(ROOT / "zsadbench").rglob("*.py"), *(ROOT / "methods").glob("*.py")]:
         assert "import zsadbench.methods." not in path.read_text(), path
