@@ -26,7 +26,7 @@ def data(
 @app.command()
 def train(
     out: Annotated[Path, typer.Option("--out", help="The weight file to write (.safetensors).")],
-    images: Annotated[int, typer.Option("--images", min=1, help="Pictures to train on.")] = 170_000,
+    images: Annotated[int, typer.Option("--images", min=1, help="Pictures to train on.")] = 90_000,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0, help="Stop after this time; go on later with --resume.")
     ] = float("inf"),

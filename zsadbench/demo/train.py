@@ -56,7 +56,7 @@ class Recipe:
     pairs: int = 12
     rate: float = 1e-3
     warm: int = 5_000
-    decay: float = 0.3
+    decay: float = 0.35
 
     @property
     def step(self) -> int:
