@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test check wheel clean
+.PHONY: install demo board test check wheel clean
 
 install: .venv/installed
 
@@ -11,6 +11,17 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
+
+# Every method on the demo set, the board and one picture; nothing is downloaded.
+demo: .venv/installed
+	rm -rf results/run
+	ZSAD_CHECKPOINTS=results/boards/checkpoints $(BIN)/zsad run --method all --dataset demo --out results/run
+	$(BIN)/zsad compare results/run
+	$(BIN)/zsad demo picture results/run/demo --out results/run/demo.png
+
+# The committed board, rebuilt by `make demo` and compared: a value that fell by half a point fails.
+board: demo
+	$(BIN)/zsad compare results/run --baseline results/boards/demo.csv --tolerance 0.5 --no-write
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -86,7 +86,7 @@ def check(resolved: Resolved, load: Load = _load) -> list[Check]:
         clip = load(resolved.method.backbone, torch.float32)
     except ZsadError as error:
         return [Check("backbone", False, str(error))]
-    with _with_checkpoint(resolved, clip) as ready:
+    with with_checkpoint(resolved, clip) as ready:
         bench = Bench(ready, clip, load)
         for name, point, vital in points:
             found.append(_run(name, point, bench))
@@ -121,7 +121,7 @@ def miniature(spec: str, **options: Any) -> Resolved:
 
 
 @contextmanager
-def _with_checkpoint(resolved: Resolved, clip: Clip) -> Iterator[Resolved]:
+def with_checkpoint(resolved: Resolved, clip: Clip) -> Iterator[Resolved]:
     """Give a trained method that has no checkpoint one of noise, seeded by the names of its tensors."""
     method: Any = resolved.method
     shapes_of = getattr(sys.modules[type(method).__module__], "checkpoint_shapes", None)
