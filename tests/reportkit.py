@@ -13,8 +13,9 @@ from tests import tiny, toy
 from tests.factory import make_folder
 from zsadbench import engine
 from zsadbench.clip import Clip
+from zsadbench.jobs import Request
 from zsadbench.method import Backbone
-from zsadbench.runs import Request, execute
+from zsadbench.runs import execute
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 CATEGORY = 'bolt"><script>alert(2)</script>'.replace("/", "")

@@ -22,9 +22,10 @@ from zsadbench.cli import predict as verbs
 from zsadbench.clip import Clip
 from zsadbench.errors import RecordError, UsageError
 from zsadbench.foreign import score_maps_record
+from zsadbench.jobs import Request
 from zsadbench.method import Backbone
 from zsadbench.records import ImageRow, Record
-from zsadbench.runs import Request, execute
+from zsadbench.runs import execute
 from zsadbench.scores import score_run
 from zsadbench.store import EvidenceStore
 from zsadbench.views.inspect import SIDE, describe, inspect_image, ranking, write_map

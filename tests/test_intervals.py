@@ -19,11 +19,12 @@ from zsadbench.clip import Clip
 from zsadbench.errors import RecordError
 from zsadbench.foreign import score_maps
 from zsadbench.intervals import Draws, draws_of
+from zsadbench.jobs import Request
 from zsadbench.method import Backbone
 from zsadbench.metrics import PixelMetrics
 from zsadbench.metrics.bootstrap import resample
 from zsadbench.records import Record, find_records, read_record
-from zsadbench.runs import Request, execute
+from zsadbench.runs import execute
 from zsadbench.scores import StoredMaps, score_run
 
 DRAWS = 120

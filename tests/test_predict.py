@@ -22,8 +22,9 @@ from zsadbench import engine
 from zsadbench.cli import predict as verbs
 from zsadbench.clip import Clip
 from zsadbench.errors import DatasetError, MethodError, RecordError, UsageError
+from zsadbench.jobs import Request
 from zsadbench.method import Backbone
-from zsadbench.runs import Request, execute
+from zsadbench.runs import execute
 from zsadbench.views.calibrate import (
     Threshold,
     check_fits,

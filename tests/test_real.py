@@ -9,7 +9,8 @@ import pytest
 
 from tests import tiny
 from zsadbench import engine
-from zsadbench.runs import Request, execute
+from zsadbench.jobs import Request
+from zsadbench.runs import execute
 
 DATA = os.environ.get("ZSAD_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="ZSAD_DATA names no folder with brainmri, headct and mtd")

@@ -20,9 +20,10 @@ from tests.factory import make_folder, save
 from zsadbench import engine, files, images
 from zsadbench.clip import Clip
 from zsadbench.errors import DatasetError, MethodError, RecordError, UsageError
+from zsadbench.jobs import Request
 from zsadbench.method import Backbone
 from zsadbench.records import Record
-from zsadbench.runs import Outcome, Request, execute
+from zsadbench.runs import Outcome, execute
 from zsadbench.scores import score_run
 from zsadbench.store import EvidenceStore
 

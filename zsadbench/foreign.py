@@ -16,8 +16,8 @@ from torch import Tensor
 from .environment import environment
 from .errors import RecordError
 from .files import contents_digest, digest_of
+from .jobs import Request, describe_dataset, find_samples
 from .records import Record, write_observation
-from .runs import Request, describe_dataset, find_samples
 from .scores import frame, read_scores, score_all
 from .scoring import Maps
 from .scoring import protocol as make_protocol

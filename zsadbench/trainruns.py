@@ -17,9 +17,9 @@ from .engine import pick_device
 from .environment import installed
 from .errors import UsageError, suggest
 from .files import digest_of, sha256_of
+from .jobs import Request, find_samples
 from .progress import Progress
 from .registry import Resolved, parse_spec, resolve, wordings
-from .runs import Request, find_samples
 from .samples import Dataset
 from .settings import convert, describe, hints, places
 from .training import Losses, Position, ResumeFile, Stage, fit, images_left

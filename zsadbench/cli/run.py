@@ -170,7 +170,8 @@ def run(
         raise UsageError("name a method with --method (repeatable, or 'all'); see: zsad methods")
     if not dataset:
         raise UsageError("name a dataset with --dataset: an id, a .toml or a folder; see: zsad datasets")
-    from ..runs import Request, execute
+    from ..jobs import Request
+    from ..runs import execute
 
     request = Request(
         data=data,
