@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from zsadbench.errors import DatasetError, UsageError
+from zsadbench.images import to_rgb
 from zsadbench.views import overlay
 from zsadbench.views.tiles import MAX_TILES, fades, parse_roi, spans, tiling
 
@@ -74,7 +75,7 @@ def test_a_small_picture_gets_no_scale_bar(size: tuple[int, int]) -> None:
 
 def test_sixteen_bits_become_eight_over_their_full_range() -> None:
     deep = Image.fromarray(np.array([[0, 257, 65535]], np.uint16))
-    assert np.asarray(overlay.as_rgb(deep))[0, :, 0].tolist() == [0, 1, 255]
+    assert np.asarray(to_rgb(deep))[0, :, 0].tolist() == [0, 1, 255]
 
 
 def test_a_png_holds_its_texts(tmp_path: Path) -> None:

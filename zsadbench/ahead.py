@@ -13,13 +13,18 @@ T = TypeVar("T")
 
 
 def ahead(
-    call: Callable[[S], T], items: Iterable[S], workers: int, early: int | None = None
+    call: Callable[[S], T],
+    items: Iterable[S],
+    workers: int,
+    early: int | None = None,
+    *,
+    name: str = "zsad-ahead",
 ) -> Generator[T, None, None]:
     """Yield ``call(item)`` in order; at most ``early`` (default 4 per worker) results wait.
 
-    Closing the generator drops what is queued and ends the threads.
+    ``name`` begins the names of the threads.  Closing the generator drops the queue and ends the threads.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="zsad-ahead")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
     waiting = iter(items)
     queue: deque[Future[T]] = deque()
     try:

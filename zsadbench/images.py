@@ -8,11 +8,8 @@ masks and the scan of a whole dataset are offered here too.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .ahead import ahead as worked_ahead
 from .decoding import MAX_PIXELS, SIXTEEN_BIT, ImageInfo, decode, default_workers, frame_size, probe, read
 from .errors import DatasetError, UsageError
 from .masks import mask_at, read_mask
@@ -85,19 +83,19 @@ def preprocess(image: Image.Image, spec: Preprocess, *, name: str = "image") -> 
     scaled by 1/257.  Raises DatasetError for a mode that has no RGB form and for a frame that
     ``tiles="ends"`` cannot cover (longer than 2:1).
     """
-    image = _eight_bit(image)
+    image = eight_bit(image)
     width, height = frame_size(image.size, spec, name)
     if spec.rgb == "before":
-        image = _rgb(image, name)
+        image = to_rgb(image, name)
     image = image.resize((width, height), _FILTERS[spec.interpolation])
-    pixels = np.array(_rgb(image, name))
+    pixels = np.array(to_rgb(image, name))
     boxes = _boxes(width, height, spec)
     tiles = [pixels[top:bottom, left:right] for left, top, right, bottom in boxes]
     stacked = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2)
     return Prepared(stacked, torch.tensor(boxes), torch.tensor((height, width)))
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def eight_bit(image: Image.Image) -> Image.Image:
     """Bring 16-bit grey to 8 bit over its full range: PIL itself would clip at 255."""
     if image.mode != "I" and image.mode not in SIXTEEN_BIT:
         return image
@@ -105,7 +103,13 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
+    """Return an image of any mode as the methods see it: 16 bit brought to 8, alpha dropped.
+
+    Raises:
+        DatasetError: for a mode that has no RGB form.
+    """
+    image = eight_bit(image)
     if image.mode == "RGB":
         return image
     try:
@@ -161,22 +165,11 @@ def stream(
     """
     workers = workers or default_workers()
     distinct = tuple(dict.fromkeys(specs))
-    numbered = iter(enumerate(samples))
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="zsad-decode")
-    queue: deque[Future[Loaded]] = deque()
 
-    def fill(count: int) -> None:
-        for index, sample in islice(numbered, count):
-            queue.append(pool.submit(_load, index, sample, distinct, orient, max_pixels))
+    def load(numbered: tuple[int, Sample]) -> Loaded:
+        return _load(*numbered, distinct, orient, max_pixels)
 
-    try:
-        fill(ahead or 4 * workers)
-        while queue:
-            done = queue.popleft().result()
-            fill(1)
-            yield done
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    yield from worked_ahead(load, enumerate(samples), workers, ahead, name="zsad-decode")
 
 
 def _load(index: int, sample: Sample, specs: Sequence[Preprocess], orient: bool, max_pixels: int) -> Loaded:

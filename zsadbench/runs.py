@@ -22,6 +22,7 @@ from .records import Record, read_observation, write_observation
 from .registry import Resolved, method_cards, parse_spec, resolve
 from .samples import Dataset
 from .scores import frame, rules_for, score_observation
+from .settings import places
 from .zeroshot import FOLDER, checkpoints_for, refuse_seen
 
 if TYPE_CHECKING:
@@ -174,8 +175,6 @@ def _with_seeds(
     spec: str, dataset: Dataset, request: Request, several: bool
 ) -> list[tuple[Resolved, int | None]]:
     """Return the method once per checkpoint and seed."""
-    from .settings import places
-
     if request.seeds < 1:
         raise UsageError(f"--seeds {request.seeds}: give 1 or more")
     found: list[tuple[Resolved, int | None]] = []
@@ -211,8 +210,6 @@ def _checkpoints(spec: str, dataset: Dataset, request: Request) -> list[dict[str
 def _resolve(
     spec: str, dataset: Dataset, request: Request, several: bool, extra: Mapping[str, str]
 ) -> Resolved:
-    from .settings import places
-
     plain = resolve(spec, dataset=dataset.id, domain=dataset.domain)
     known, at_scoring = places(plain.method), plain.card.map_parameters
     settings = {
@@ -241,8 +238,6 @@ def _backbone(dataset: Dataset, request: Request) -> str | None:
 
 def _check_settings(request: Request, found: Sequence[Resolved]) -> None:
     """Refuse a setting that no method of the run has."""
-    from .settings import places
-
     known = {name for resolved in found for name in places(resolved.method)}
     for name in request.settings:
         if name not in known:

@@ -11,36 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from ..errors import UsageError
-from .run import pairs
+from .run import MACHINE, Activation, Backbone, Settings, Weights, Workers, pairs
 
 if TYPE_CHECKING:
     from ..views.calibrate import Threshold
     from ..views.predictor import Prediction, Predictor
 
-CLIP = "CLIP"
 PARTS = "Parts of an image"
-MACHINE = "Machine"
 
 Method = Annotated[
     str | None, typer.Option("--method", "-m", help="A method id, id@variant or FILE.py:Class.")
 ]
 Words = Annotated[str, typer.Option("--words", help='What is seen, for the prompts: "metal nut".')]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Set a parameter of the method; repeatable."),
-]
 Prompts = Annotated[Path | None, typer.Option("--prompts", help="A TOML file of states and templates.")]
 Checkpoint = Annotated[Path | None, typer.Option("--checkpoint", help="Checkpoint of a trained method.")]
-Backbone = Annotated[
-    str | None,
-    typer.Option("--backbone", help="Another CLIP: a name of open_clip or a JSON.", rich_help_panel=CLIP),
-]
-Weights = Annotated[
-    str | None, typer.Option("--weights", help="A tag, a file, or random[:SEED].", rich_help_panel=CLIP)
-]
-Activation = Annotated[
-    str | None, typer.Option("--activation", help="auto, gelu or quick_gelu.", rich_help_panel=CLIP)
-]
 Tile = Annotated[
     int | None,
     typer.Option(
@@ -72,9 +56,6 @@ BatchSize = Annotated[
     typer.Option(
         "--batch-size", help="Images per batch; halved when memory runs out.", rich_help_panel=MACHINE
     ),
-]
-Workers = Annotated[
-    int | None, typer.Option("--workers", help="Threads that decode ahead.", rich_help_panel=MACHINE)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 

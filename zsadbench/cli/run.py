@@ -30,6 +30,16 @@ Data = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+Backbone = Annotated[
+    str | None,
+    typer.Option("--backbone", help="Another CLIP: a name of open_clip or a JSON.", rich_help_panel=CLIP),
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="A tag, a file, or random[:SEED].", rich_help_panel=CLIP)
+]
+Activation = Annotated[
+    str | None, typer.Option("--activation", help="auto, gelu or quick_gelu.", rich_help_panel=CLIP)
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Set a parameter of the method; repeatable."),
@@ -105,18 +115,9 @@ def run(
     allow_seen: Annotated[
         bool, typer.Option("--allow-seen", help="Test on images trained on too; marks the result.")
     ] = False,
-    backbone: Annotated[
-        str | None,
-        typer.Option("--backbone", help="Another CLIP: a name of open_clip or a JSON.", rich_help_panel=CLIP),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option("--weights", help="A tag, a file, or random[:SEED].", rich_help_panel=CLIP),
-    ] = None,
-    activation: Annotated[
-        str | None,
-        typer.Option("--activation", help="auto, gelu or quick_gelu.", rich_help_panel=CLIP),
-    ] = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    activation: Activation = None,
     wording: Annotated[
         str,
         typer.Option(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .run import CLIP, DATA, MACHINE, Data, Workers, pairs
+from .run import DATA, MACHINE, Activation, Backbone, Data, Weights, Workers, pairs
 
 RECIPE = "Recipe (else the authors')"
 SHOWN = 4
@@ -27,16 +27,6 @@ def register(app: typer.Typer) -> None:
     app.add_typer(checkpoints, name="checkpoints")
 
 
-Backbone = Annotated[
-    str | None,
-    typer.Option("--backbone", help="Another CLIP: a name of open_clip or a JSON.", rich_help_panel=CLIP),
-]
-Weights = Annotated[
-    str | None, typer.Option("--weights", help="A tag, a file, or random[:SEED].", rich_help_panel=CLIP)
-]
-Activation = Annotated[
-    str | None, typer.Option("--activation", help="auto, gelu or quick_gelu.", rich_help_panel=CLIP)
-]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

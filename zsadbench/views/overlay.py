@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from ..decoding import SIXTEEN_BIT
 from ..files import write_atomic
 
 Scale = tuple[float, float]
@@ -49,14 +48,6 @@ def heat(values: NDArray[np.float32], scale: Scale) -> NDArray[np.uint8]:
         places = (values[top : top + BAND].astype(np.float32) - low) * steps
         colours[top : top + BAND] = palette()[np.rint(places.clip(0, 255)).astype(np.uint8)]
     return colours
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode as the methods see it: 16 bit brought to 8, alpha dropped."""
-    if image.mode == "I" or image.mode in SIXTEEN_BIT:
-        values = np.asarray(image).astype(np.float64).clip(0, 65535)
-        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def overlay(

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from ..decoding import decode
 from ..errors import DatasetError, RecordError, UsageError
+from ..images import to_rgb
 from ..progress import Progress
 from ..samples import list_images
 from ..store import EvidenceStore
-from .overlay import Scale, as_rgb, draw_scale, overlay, write_png
+from .overlay import Scale, draw_scale, overlay, write_png
 from .predictor import Prediction, Predictor, shown
 
 
@@ -102,7 +103,7 @@ def paint(prediction: Prediction, values: NDArray[np.float32], scale: Scale, pat
     if prediction.tiles is None:
         raise UsageError(f"{shown(prediction.path)}: has no map, because {prediction.error}")
     corner = prediction.tiles.region[:2]
-    photo = as_rgb(decode(prediction.path, name=shown(prediction.path), orient=True))
+    photo = to_rgb(decode(prediction.path, name=shown(prediction.path), orient=True))
     picture = overlay(photo, values, scale, corner)
     notes = prediction.notes
     if not draw_scale(picture, values, scale, corner):

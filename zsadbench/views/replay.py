@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..decoding import decode, read
 from ..errors import DatasetError, RecordError
+from ..images import to_rgb
 from ..masks import read_mask
 from ..metrics.curve import Curve
 from ..metrics.pixel import PixelMetrics
@@ -20,7 +21,6 @@ from ..records import Record
 from ..samples import Dataset, Sample
 from ..scores import StoredMaps
 from ..scoring import Map, MapReader
-from .overlay import as_rgb
 
 Mask = NDArray[np.bool_]
 
@@ -128,7 +128,7 @@ def picture(sample: Sample, longest: int, sha256: str, *, orient: bool) -> Image
     data = read(sample.image, sample.key)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise DatasetError(f"{sample.key}: the file is another one than when it was observed; run again")
-    image = as_rgb(decode(data, name=sample.key, orient=orient))
+    image = to_rgb(decode(data, name=sample.key, orient=orient), sample.key)
     share = min(1.0, longest / max(image.size))
     width, height = (max(1, round(share * side)) for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
