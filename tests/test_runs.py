@@ -26,6 +26,7 @@ from zsadbench.records import Record
 from zsadbench.runs import Outcome, execute
 from zsadbench.scores import score_run
 from zsadbench.store import EvidenceStore
+from zsadbench.trainruns import TrainRequest, find_training_samples, resolve_training
 
 SMALL = {"size": "42"}
 Run = Callable[..., Outcome]
@@ -343,6 +344,22 @@ def test_seeds_of_random_weights_are_runs_of_their_own(go: Run) -> None:
         "random:0",
         "random:1",
     ]
+
+
+def test_weights_alone_keep_the_backbone_that_the_dataset_names(go: Run, folder: Path) -> None:
+    about = folder.parent / "own.toml"
+    about.write_text(
+        'format = 1\nid = "own"\ntitle = "Own"\ndomain = "industrial"\nlicense = "none"\n'
+        'url = "none"\nmasks = "required"\nbackbone = "tiny-l14"\n'
+        '[classes]\nbolt = "bolt"\n'
+        '[[samples]]\nimage = "{class}/test/{specie}/{stem}.png"\n'
+        'mask = "{class}/ground_truth/{specie}/{stem}_mask.png"\nnormal_when = { specie = ["good"] }\n'
+    )
+    (record,) = go("clip", where=about, data=folder, backbone=None).records
+    assert record.backbone == "tiny-l14/random"
+    request = TrainRequest(data=folder, weights="random", settings=SMALL)
+    resolved, _ = resolve_training("clip-ad+", find_training_samples(str(about), request), request)
+    assert resolved.method.backbone.name == "tiny-l14"
 
 
 def test_unknown_names_are_answered_with_the_nearest(go: Run) -> None:

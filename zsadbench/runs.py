@@ -202,7 +202,7 @@ def _checkpoints(spec: str, dataset: Dataset, request: Request) -> list[dict[str
             refuse_seen(file, dataset)
         return [{"checkpoint": file}]
     plain = resolve(spec, dataset=dataset.id, domain=dataset.domain)
-    backbone = _backbone(dataset, request) or plain.method.backbone.name
+    backbone = dataset.backbone_or(request.backbone) or plain.method.backbone.name
     files = checkpoints_for(card.id, backbone, dataset, request.checkpoints, allow_seen=request.allow_seen)
     return [{"checkpoint": str(file)} for file in files]
 
@@ -221,19 +221,12 @@ def _resolve(
         spec,
         dataset=dataset.id,
         domain=dataset.domain,
-        backbone=_backbone(dataset, request),
+        backbone=dataset.backbone_or(request.backbone),
         weights=request.weights,
         activation=request.activation,
         prompts=request.prompts,
         settings=settings | dict(extra),
     )
-
-
-def _backbone(dataset: Dataset, request: Request) -> str | None:
-    """Return the backbone asked for, else the one the dataset names, else None: the method's own."""
-    if request.backbone or request.weights:
-        return request.backbone
-    return dataset.backbone or None
 
 
 def _check_settings(request: Request, found: Sequence[Resolved]) -> None:

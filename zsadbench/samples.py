@@ -96,6 +96,10 @@ class Dataset:
             total.update("\t".join((s.key, s.category, str(int(s.anomalous)), nfc(mask))).encode() + b"\n")
         return total.hexdigest()
 
+    def backbone_or(self, asked: str | None) -> str | None:
+        """Return the CLIP that was ``asked`` for, else the dataset's, else None: the method's own."""
+        return asked or self.backbone or None
+
     def counts(self) -> dict[str, tuple[int, int]]:
         """Return (normal, anomalous) samples of each category."""
         found = Counter((s.category, s.anomalous) for s in self.samples)

@@ -179,7 +179,7 @@ def resolve_training(spec: str, data: Dataset, request: TrainRequest) -> tuple[R
         spec,
         dataset=data.id,
         domain=data.domain,
-        backbone=request.backbone,
+        backbone=data.backbone_or(request.backbone),
         weights=request.weights,
         activation=request.activation,
         settings={name: value for name, value in request.settings.items() if name not in own},
