@@ -248,7 +248,9 @@ def test_rules_that_differ_by_method_are_told(tmp_path: Path) -> None:
     other = save(tmp_path, observation("anoclip"), rules=protocol(size=240))
     board = one([*same, other])
     assert board.subtitle.endswith("rules of each method's authors, see below")
-    assert any("anoclip 240 px, masks" in line for line in board.footer)
+    (line,) = (line for line in board.footer if line.startswith("Rules of each method's authors: "))
+    assert "anoclip: 240 px, masks" in line
+    assert "clip, winclip: network input size, masks" in line  # what is the same is said once
 
 
 def test_unknown_metrics_and_groupings_are_refused(tmp_path: Path) -> None:

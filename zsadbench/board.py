@@ -192,9 +192,12 @@ class Board:
 
     def _conditions(self) -> list[str]:
         lines = [self._unit()]
-        if len({record.rules for record in self.records}) > 1:
-            rules = dict.fromkeys(f"{row.record.method} {row.record.rules}" for row in self.rows)
-            lines.append("Rules of each method's authors: " + "; ".join(rules) + ".")
+        rules: dict[str, dict[str, None]] = {}
+        for row in self.rows:
+            rules.setdefault(row.record.rules, {})[row.record.method] = None
+        if len(rules) > 1:
+            each = (f"{', '.join(methods)}: {rule}" for rule, methods in rules.items())
+            lines.append(f"Rules of each method's authors: {'; '.join(each)}.")
         missing: dict[str, list[str]] = {}
         for metric in self.metrics:
             for reason in dict.fromkeys(r for record in self.records for r in record.reasons(metric)):
