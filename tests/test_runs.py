@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import zsadbench
@@ -278,6 +279,27 @@ def test_problems_of_the_scan_stop_before_the_encoder_or_are_skipped(
     ]
     again = score_run(run_dir(record), "common-1", settings={})
     assert again.content["categories"][0]["normal"] == 2
+
+
+def test_a_shape_that_a_method_must_refuse_stops_in_the_scan_or_is_skipped(go: Run, tmp_path: Path) -> None:
+    where = make_folder(tmp_path / "parts")
+    save(where / "bolt" / "test" / "good" / "0.png", np.full((40, 90, 3), 120))
+    (whole,) = go("clip", where=where).records  # squashed, as this method wants it
+    assert whole.failed == 0
+    with pytest.raises(DatasetError, match=r"bolt/test/good/0\.png: 90 x 40 pixels are longer than 2:1"):
+        go("anoclip@tiled", where=where)
+    (record,) = go("anoclip@tiled", where=where, skip_bad=True).records
+    assert record.content["observation"]["dataset"]["skipped"] == ["bolt/test/good/0.png"]
+
+
+def test_what_the_scan_noticed_is_told_once(go: Run, tmp_path: Path) -> None:
+    where = make_folder(tmp_path / "parts")
+    deep = Image.fromarray(np.full((40, 40), 30000, np.uint16))
+    deep.save(where / "bolt" / "test" / "good" / "0.png")
+    notes = go("clip", where=where).notes
+    assert [note for note in notes if "16-bit" in note] == [note for note in notes if "1/257" in note]
+    (note,) = (note for note in notes if "16-bit" in note)
+    assert note.startswith("parts: warning: 1 of 12 images have 16-bit values")
 
 
 def test_memory_that_runs_out_halves_the_batch(

@@ -58,17 +58,10 @@ class Pass:
     seconds: dict[str, float] = field(default_factory=dict)
     images: int = 0
     batch_size: int = 0
-    notes: dict[str, int] = field(default_factory=dict)
 
     def add(self, phase: str, seconds: float) -> None:
         """Count ``seconds`` towards ``phase``."""
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-
-    def count(self, loaded: Sequence[Loaded]) -> None:
-        """Count finished images and what their conversion changed."""
-        self.images += len(loaded)
-        for note in (note for item in loaded for note in item.notes):
-            self.notes[note] = self.notes.get(note, 0) + 1
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -258,7 +251,7 @@ def observe(
                 evidence = encoder.observe([item for item in loaded if item.error is None], active)
                 for owner, rows in zip(owners, evidence, strict=True):
                     buffers.setdefault(owner, []).append((loaded, rows))
-                report.count(loaded)
+                report.images += len(loaded)
                 progress.advance(len(loaded))
                 done += len(loaded)
             start = time.perf_counter()

@@ -13,6 +13,7 @@ from .engine import Task
 from .errors import DatasetError
 from .files import digest_of, sha256_of
 from .images import scan
+from .method import Preprocess
 from .registry import Resolved, wordings
 from .samples import Dataset, load_dataset, problem_report, subset
 from .scores import map_settings, without
@@ -66,10 +67,20 @@ class Job:
 
 
 def find_samples(spec: str, request: Request) -> tuple[Dataset, list[str]]:
-    """Return the samples to run on and the keys of files left out with ``skip_bad``; reads headers only.
+    """Return the samples to work on and the keys of files left out with ``skip_bad``; reads headers only.
 
     Raises:
         DatasetError: listing every problem, unless ``skip_bad``.
+    """
+    data, left_out, _ = usable(list_samples(spec, request), request)
+    return data, left_out
+
+
+def list_samples(spec: str, request: Request) -> Dataset:
+    """Return the samples that were asked for, before any file of theirs is opened.
+
+    Raises:
+        DatasetError: if the folder does not fit its description.
     """
     dataset = load_dataset(
         spec,
@@ -78,9 +89,22 @@ def find_samples(spec: str, request: Request) -> tuple[Dataset, list[str]]:
         allow_missing=request.allow_missing,
         follow_outside=request.follow_outside,
     )
-    dataset = subset(dataset, limit=request.limit, categories=request.categories)
+    return subset(dataset, limit=request.limit, categories=request.categories)
+
+
+def usable(
+    dataset: Dataset, request: Request, specs: Sequence[Preprocess] = ()
+) -> tuple[Dataset, list[str], list[str]]:
+    """Return the samples whose files can be used, the keys of the others, and what else was noticed.
+
+    Reads headers only.  An image that one of ``specs`` must refuse by its shape cannot be used either.
+
+    Raises:
+        DatasetError: listing every problem, unless ``skip_bad``.
+    """
     problems = scan(
         dataset.samples,
+        specs,
         orient=dataset.masks == "none",
         positive=dataset.mask_positive,
         mismatch="nearest" if dataset.mask_mismatch == "nearest" else "error",
@@ -93,10 +117,10 @@ def find_samples(spec: str, request: Request) -> tuple[Dataset, list[str]]:
             f"leave them out with --skip-bad:\n{problem_report(errors)}"
         )
     bad = sorted({problem.key for problem in errors})
-    dataset = without(dataset, bad)
-    if not dataset.samples:
+    rest = without(dataset, bad)
+    if not rest.samples:
         raise DatasetError(f"dataset '{dataset.id}' in {dataset.root}: no usable sample is left")
-    return dataset, bad
+    return rest, bad, [str(problem) for problem in problems if problem.severity == "warning"]
 
 
 def make_job(

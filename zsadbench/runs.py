@@ -15,7 +15,7 @@ from .engine import DTYPES, Encoder, observe, peak_memory_mb, pick_device
 from .environment import environment
 from .errors import MethodError, UsageError, ZsadError, suggest
 from .files import contents_digest
-from .jobs import Job, Request, find_samples, make_job
+from .jobs import Job, Request, list_samples, make_job, usable
 from .method import Backbone
 from .progress import Progress
 from .records import Record, read_observation, write_observation
@@ -90,9 +90,6 @@ def execute(
                 progress.say(f"{data.id}: scoring {job.task.name}")
                 outcome.records.append(_score(job, data, request))
                 outcome.failed |= {item["key"]: item["reason"] for item in job.observation["failed"]}
-            outcome.notes += [
-                f"{data.id}: {count} images: {note}" for note, count in encoder.report.notes.items()
-            ]
     return outcome
 
 
@@ -100,11 +97,13 @@ def _plan(
     chosen: Sequence[str], everything: bool, spec: str, request: Request, outcome: Outcome
 ) -> tuple[Dataset, list[Job]]:
     """Return a dataset and its jobs; what is left out and what was noticed goes to ``outcome``."""
-    data, skipped_samples = find_samples(spec, request)
-    outcome.notes += [f"{data.id}: {note}" for note in data.notes]
-    resolved, skipped = _methods(chosen, everything, data, request)
+    listed = list_samples(spec, request)
+    resolved, skipped = _methods(chosen, everything, listed, request)
     outcome.skipped |= skipped
-    jobs = [make_job(item, seed, spec, data, skipped_samples, request) for item, seed in resolved]
+    specs = list(dict.fromkeys(item.method.preprocess for item, _ in resolved))
+    data, left_out, warnings = usable(listed, request, specs)
+    outcome.notes += [f"{data.id}: {note}" for note in (*data.notes, *warnings)]
+    jobs = [make_job(item, seed, spec, data, left_out, request) for item, seed in resolved]
     jobs = list({job.run_dir: job for job in jobs}.values())
     outcome.notes += _choices(jobs, request)
     for job in jobs:
