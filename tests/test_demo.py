@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 
 from zsadbench.demo import captions, data, factory
-from zsadbench.demo.batches import GRID, pairs
+from zsadbench.demo.batches import GRID, LOOKS, WINDOWS, pairs, said, window
 from zsadbench.demo.defects import FAULTS, Unfit
 from zsadbench.demo.factory import AUXILIARY, HELD_OUT, generator
+from zsadbench.demo.sheet import newest
+from zsadbench.demo.traits import GROUPS, colour, group, meaning, traits
 from zsadbench.errors import UsageError
 from zsadbench.samples import load_dataset
 from zsadbench.tokens import PrunedTokenizer, rows_for, tokens_of
 from zsadbench.weights import _config
+
+from .boardkit import observation, save
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +111,14 @@ def test_a_folder_in_use_is_not_written_to(tmp_path: Path) -> None:
         data.write_demo(tmp_path)
 
 
+def test_the_picture_shows_the_newest_record_of_each_method_and_no_noise(tmp_path: Path) -> None:
+    old, new = (save(tmp_path / day, observation("clip"), created=f"2026-01-{day}") for day in ("02", "03"))
+    noise = save(tmp_path / "noise", observation("clip", weights="random:1"), created="2026-01-04")
+    other = save(tmp_path / "other", observation("anoclip"), created="2026-01-01")
+    assert newest([new, old, noise, other]) == [other, new]
+    assert newest([noise]) == [noise]
+
+
 def test_a_caption_fits_the_pictures_it_is_true_of() -> None:
     good = captions.Caption("", "gear", captions.GOOD)
     some = captions.Caption("", "", captions.ANY)
@@ -115,6 +127,54 @@ def test_a_caption_fits_the_pictures_it_is_true_of() -> None:
     assert [good.fits(*t) for t in truths] == [True, False, False, False, False]
     assert [some.fits(*t) for t in truths] == [False, True, True, False, True]
     assert [crack.fits(*t) for t in truths] == [False, True, False, False, False]
+
+
+def test_a_caption_with_a_trait_fits_what_has_it() -> None:
+    red = captions.Caption("", "", captions.GOOD, frozenset({"red"}))
+    assert red.fits("gear", "good", frozenset({"red", "dark"}))
+    assert not red.fits("gear", "good", frozenset({"blue", "dark"}))
+    assert not red.fits("gear", "hole", frozenset({"red"}))
+
+
+def test_captions_say_no_trait_that_is_not_true() -> None:
+    rng, true = generator(0, "captions", 1), frozenset({"red", "bright", "grainy"})
+    false = {word for group in GROUPS for word in group} - true
+    made = [captions.caption(rng, "gear", captions.GOOD, true) for _ in range(1000)]
+    words = [set(c.text.replace("black and white", "").replace(".", "").split()) for c in made]
+    assert not [found & false for found in words if found & false]
+    said = {word for c in made for word in c.traits}
+    assert said == true
+    assert [c.traits for c in made] == [found & true for found in words]
+
+
+def test_traits_are_read_off_the_scene_and_the_camera() -> None:
+    rng = generator(0, "gear", 0)
+    scene = factory.specimen("gear", rng)
+    view = factory.camera(scene, rng)
+    painted = np.zeros_like(scene.image)
+    for tone, word in (((200, 20, 20), "red"), ((30, 40, 190), "blue"), ((250, 245, 240), "white")):
+        painted[:] = tone
+        assert colour(replace(scene, image=painted)) == word
+    side = np.ones((factory.SIDE, factory.SIDE), np.float32)
+    noise = np.zeros((*side.shape, 3), np.float32)
+    dull = replace(view, light=0.8 * side, blur=0.6, noise=noise)
+    assert traits(scene, dull) == {"grey", "dark", "blurry", "smooth"}
+    plain = replace(
+        view, light=0.95 * side, blur=0.35, noise=noise + 1.8 * rng.standard_normal(noise.shape, np.float32)
+    )
+    assert traits(scene, plain) == {"grey"}
+
+
+def test_twins_differ_in_one_word(full: Any) -> None:
+    rng, known = generator(0, "twins", 0), frozenset({"red", "bright"})
+    for _ in range(200):
+        first, second = captions.rivals(rng, known)
+        assert first in known and second not in known
+        assert group(first) == group(second) and first != second
+        for words in ((first, second), captions.idle(rng, AUXILIARY)):
+            texts = captions.twins(rng, words)
+            assert texts[0].replace(words[0], words[1], 1) == texts[1] != texts[0]
+        assert not group(words[0]) and not group(words[1])
 
 
 def test_some_names_and_states_never_meet_in_training() -> None:
@@ -159,3 +219,39 @@ def test_a_batch_is_pairs_with_true_captions() -> None:
     assert (batch.share[1::2].reshape(4, -1).max(axis=1) > 0).all()
     assert batch.fits.diagonal().all()
     assert not batch.fits[0::2, 1::2].any() and not batch.fits[1::2, 0::2].any()
+    assert len(batch.twins) == 8 and batch.says.shape == (8, 4)
+    assert set(np.unique(batch.says)) <= {-1, 0, 1}
+    assert not batch.says[:, 0::2].any()  # idle words
+    assert batch.says[2, 1] == 1  # the first of two rivals is true of the picture it was made for
+
+
+def test_windows_are_squares_and_half_of_those_in_faulty_pictures_see_the_fault() -> None:
+    batch = pairs(12, 0, 0)
+    for side, places in zip(WINDOWS, batch.windows, strict=True):
+        assert places.shape == (24, LOOKS, side * side)
+        rows, columns = np.divmod(places, GRID)
+        assert (rows.max(axis=2) - rows.min(axis=2) == side - 1).all()
+        assert (columns.max(axis=2) - columns.min(axis=2) == side - 1).all()
+    share = np.zeros((GRID, GRID), np.float32)
+    share[0, 5] = 0.5
+    rng = generator(0, "windows", 0)
+    hits = [5 in window(rng, share, 2) for _ in range(400)]
+    assert 0.45 < np.mean(hits) < 0.57
+
+
+def test_of_two_rivals_only_a_true_one_tells() -> None:
+    seen = frozenset({"red", "dark"})
+    assert [said(*both, seen) for both in (("red", "blue"), ("blue", "red"), ("blue", "green"))] == [1, -1, 0]
+    assert said("red", "old", seen) == said("old", "new", seen) == 0
+    assert said("dull", "shiny", seen, connote=True) == 1
+    assert said("shiny", "red", seen, connote=True) == -1
+    assert said("red", "warm", seen, connote=True) == said("dull", "zzz", seen, connote=True) == 0
+
+
+def test_every_idle_word_has_a_connotation_and_no_trait_another() -> None:
+    rng, traits_ = generator(0, "connoted", 0), {word for words in GROUPS for word in words}
+    for _ in range(300):
+        for word in captions.connoted(rng):
+            assert meaning(word, connote=True) <= traits_
+            assert meaning(word, connote=True)
+            assert meaning(word) == ({word} if word in traits_ else set())

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from methods.winclip import embed_windows, window_index
 from zsadbench.demo import train as training
 from zsadbench.demo.batches import pairs
 from zsadbench.demo.train import Recipe, Student
-from zsadbench.errors import WeightsError
+from zsadbench.errors import UsageError, WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,14 @@ def test_one_walk_gives_the_class_feature_and_the_value_value_stream(student: St
     assert (gaze.sum(dim=2) < 1).all() and (gaze > 0).all()  # the rest is attention to itself
 
 
+def test_windows_are_looked_at_as_winclip_does(student: Student) -> None:
+    images = torch.randn(2, 3, 96, 96)
+    windows = window_index((12, 12), 3)[[7, 50]]
+    clip: Any = SimpleNamespace(vision=student.vision)
+    wanted = embed_windows(clip, student.vision.embed(images), windows)
+    assert torch.allclose(student.peep(images, windows.expand(2, -1, -1)), wanted, atol=1e-5)
+
+
 def test_several_positives_share_the_probability() -> None:
     logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     fits = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
@@ -60,6 +72,20 @@ def test_attention_is_counted_where_the_fault_is() -> None:
     gaze = torch.tensor([[[0.5, 0.25, 0.1]], [[0.2, 0.2, 0.2]]])
     share = torch.tensor([[0.9, 0.2, 0.0], [0.0, 0.0, 0.0]])  # the second picture is sound
     assert float(training.unseen(gaze, share)) == pytest.approx(-np.log(0.75 + 1e-4), rel=1e-6)
+
+
+def test_a_word_that_is_true_should_win() -> None:
+    margin = torch.tensor([[2.0, 5.0], [-1.0, 5.0]])  # second word less first
+    says = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    wanted = (F.softplus(torch.tensor(2.0)) + F.softplus(torch.tensor(1.0))) / 2
+    assert float(training.mistold(margin, says)) == pytest.approx(float(wanted), rel=1e-6)
+    assert float(training.mistold(margin, torch.zeros(2, 2))) == 0
+
+
+def test_there_is_a_weight_for_each_term(student: Student) -> None:
+    terms = training.losses(student, pairs(2, 0, 0), torch.float32)
+    assert terms.shape == (len(training.WEIGHTS),)
+    assert 0 <= float(terms[-1].detach()) <= 1  # a squared cosine
 
 
 def test_the_rate_warms_up_holds_and_falls_to_zero() -> None:
@@ -89,6 +115,31 @@ def test_an_interrupted_training_ends_at_the_same_weights(tmp_path: Path) -> Non
     assert not training.train(recipe, parts, seconds=0, resume=True)
     assert training.train(recipe, parts, resume=True)
     assert whole.read_bytes() == parts.read_bytes()
+    assert not list(tmp_path.glob("*.resume"))
+
+
+def test_the_second_stage_teaches_the_text_tower_alone(tmp_path: Path) -> None:
+    recipe = Recipe(images=4, shards=1, pairs=2, more=3)
+    student = Student(0)
+    before = {name: value.clone() for name, value in student.model.state_dict().items()}
+    with ThreadPoolExecutor(1) as pool:
+        training.connote(student, recipe, pool, torch.float32, 120, print)
+    after = student.model.state_dict()
+    same = {name for name, value in after.items() if torch.equal(value, before[name].half().float())}
+    assert {name for name in after if name.startswith("visual.")} | {"logit_scale"} <= same
+    assert {
+        "token_embedding.weight",
+        "text_projection",
+        "transformer.resblocks.8.mlp.c_fc.weight",
+    }.isdisjoint(same)
+
+
+def test_weights_that_exist_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "mine.safetensors").write_text("an hour of work")
+    with pytest.raises(UsageError, match="exists already; go on with --resume"):
+        training.train(Recipe(images=4), tmp_path / "mine.safetensors")
+    with pytest.raises(UsageError, match=r"weights are a \.safetensors file"):
+        training.train(Recipe(images=4), tmp_path / "mine.pt")
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:

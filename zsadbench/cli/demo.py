@@ -26,7 +26,7 @@ def data(
 @app.command()
 def train(
     out: Annotated[Path, typer.Option("--out", help="The weight file to write (.safetensors).")],
-    images: Annotated[int, typer.Option("--images", min=1, help="Pictures to train on.")] = 90_000,
+    images: Annotated[int, typer.Option("--images", min=1, help="Pictures of the first stage.")] = 160_000,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0, help="Stop after this time; go on later with --resume.")
     ] = float("inf"),
@@ -52,7 +52,10 @@ def picture(
 ) -> None:
     """Write a contact sheet: an image of every category, its mask and the map of every method."""
     from ..demo.sheet import contact_sheet
+    from ..errors import UsageError
     from ..views.overlay import write_png
 
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out}: the picture is a .png file; name one")
     write_png(out, contact_sheet(results, data))
     print(out)

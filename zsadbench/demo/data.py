@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from .factory import AUXILIARY, HELD_OUT, Picture, bad, faults_of, generator, good
 
-VERSION = 1
+VERSION = 2
 """Of the rendered sets: pictures that differ are another version, in a folder of their own in the cache."""
 
 NORMAL, ANOMALOUS = 12, 18

@@ -215,19 +215,22 @@ def comb(rng: Rng) -> Plan:
 
 
 def hinge(rng: Rng) -> Plan:
-    """A door hinge: two leaves, a pin and six screws."""
+    """A door hinge: two leaves, a pin and six screws, some of them worn or tarnished."""
     metal = hue(rng, 0.11, 0.04, 0.3, 0.7) if rng.random() < 0.5 else grey(rng, 130, 190)
     body = [
         Shape(box(-0.45, 0, 0.74, 1.3, corner=0.08), metal),
-        Shape(box(0.45, 0, 0.74, 1.3, corner=0.08), shade(metal, 0.95)),
+        Shape(box(0.45, 0, 0.74, 1.3, corner=0.08), shade(metal, rng.uniform(0.85, 1.05))),
         Shape(box(0, 0, 0.18, 1.4, corner=0.05), shade(metal, 0.75)),
     ]
     parts = [
-        [Shape(ellipse(x, y, 0.11), shade(metal, 0.8)), Shape(box(x, y, 0.16, 0.035, 0.6), shade(metal, 0.6))]
+        [
+            Shape(ellipse(x, y, 0.11), shade(metal, rng.uniform(0.55, 1.1))),
+            Shape(box(x, y, 0.16, 0.035, rng.uniform(0, 3.1)), shade(metal, 0.5)),
+        ]
         for x in (-0.48, 0.48)
         for y in (-0.42, 0.0, 0.42)
     ]
-    return Plan(body, parts, shading=0.15, grain=3, turn=0.4)
+    return Plan(body, parts, shading=0.15, grain=4, turn=0.4)
 
 
 def dial(rng: Rng) -> Plan:

@@ -48,8 +48,9 @@ def contact_sheet(results: Path, data: Path | None = None) -> Image.Image:
 
 
 def newest(records: Sequence[Record]) -> list[Record]:
-    """Return the last made record of each method, by name."""
-    by_method = {record.method: record for record in sorted(records, key=lambda r: str(r.created))}
+    """Return the last made record of each method, by name; one of random weights only where all are."""
+    shown = [record for record in records if not record.untrained] or records
+    by_method = {record.method: record for record in sorted(shown, key=lambda r: str(r.created))}
     return [by_method[name] for name in sorted(by_method)]
 
 

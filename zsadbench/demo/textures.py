@@ -98,37 +98,38 @@ def carpet(rng: Rng) -> Field:
 
 
 def wood(rng: Rng) -> Field:
-    """A planed board with growth rings and up to four knots."""
+    """A planed board with growth rings and up to five knots."""
     height = Y * rng.uniform(0.8, 1.3) + 0.12 * smooth(rng, 3, 2) + 0.05 * X
     knots = np.zeros_like(X)
-    for x, y in rng.uniform(-0.8, 0.8, (rng.integers(1, 5), 2)):
-        knots += np.exp(-((X - x) ** 2 / 0.02 + (Y - y) ** 2 / 0.006) / rng.uniform(0.3, 1.2))
+    for x, y in rng.uniform(-0.8, 0.8, (rng.integers(1, 6), 2)):
+        knots += np.exp(-((X - x) ** 2 / 0.02 + (Y - y) ** 2 / 0.006) / rng.uniform(0.5, 2.0))
     rings = np.sin(9 * (height + 0.5 * knots))
     fibre = smooth(rng, 6, CANVAS // 2)
     base = hue(rng, 0.08, 0.015, 0.5, 0.65)
     dark = shade(base, 0.6)
     image = painted(
-        base, (as_field(0.175 + 0.175 * rings), dark), (as_field(0.8 * knots.clip(0, 1)), shade(base, 0.4))
+        base, (as_field(0.175 + 0.175 * rings), dark), (as_field(0.9 * knots.clip(0, 1)), shade(base, 0.28))
     )
     return image + (6 * fibre + 2 * grain(rng))[..., None]
 
 
 def terrazzo(rng: Rng) -> Field:
-    """A cast floor with chips of stone."""
-    ground = grey(rng, 175, 215)
+    """A cast floor with chips of stone, some of them dark or coloured."""
+    ground = grey(rng, 165, 210)
     image = painted(ground) + 2 * grain(rng)[..., None]
     picture = np.ascontiguousarray(np.clip(image, 0, 255).astype(np.uint8))
     tones = [
+        grey(rng, 110, 145),
         grey(rng, 130, 160),
-        hue(rng, 0.05, 0.02, 0.2, 0.7),
-        hue(rng, 0.1, 0.03, 0.2, 0.75),
+        hue(rng, 0.05, 0.03, 0.25, 0.65),
+        hue(rng, 0.1, 0.03, 0.25, 0.7),
         grey(rng, 220, 245),
     ]
-    for x, y in rng.uniform(0, CANVAS, (70, 2)):
+    for x, y in rng.uniform(0, CANVAS, (60, 2)):
         corners = np.sort(rng.uniform(0, 2 * np.pi, 5))
-        r = rng.uniform(4, 9)
+        r = rng.uniform(4, 10)
         points = np.stack([x + r * np.cos(corners), y + r * np.sin(corners)], 1)
-        cv2.fillPoly(picture, [points.astype(np.int32)], tones[int(rng.integers(4))], cv2.LINE_AA)
+        cv2.fillPoly(picture, [points.astype(np.int32)], tones[int(rng.integers(5))], cv2.LINE_AA)
     return picture.astype(np.float32)
 
 

@@ -1,12 +1,24 @@
-"""Training of the miniature CLIP: contrast between captions, and patches against the captions of their pair.
+"""Training of the miniature CLIP: contrast between captions, and what makes so small a CLIP learn fast.
 
-Three terms.  (1) CLIP's symmetric contrast over the batch, where every caption that is true
-of a picture is a positive (Khosla et al., 2020, for several positives).  (2) Each picture against the two
-captions of its own pair, sound and faulty.  (3) Each patch of the value-value stream over all blocks, the
-form of AnoCLIP (Deng et al., 2023), against the same two captions, both classes weighted equally.
-(4) The class token of a faulty picture attends to the fault in the last blocks: without this term it
-learns to look for small faults much later than the patches learn to know them.
-The weights of the terms are ``WEIGHTS``.
+The terms of the loss, weighted by ``WEIGHTS``:
+
+1. contrast: CLIP's symmetric contrast over the batch; every caption that is true of a picture is a positive
+   (Khosla et al., 2020, for several positives).
+2. pair: each picture against the two captions of its own pair, sound and faulty.
+3. patches: each patch of the value-value stream over all blocks, the form of AnoCLIP (Deng et al., 2023),
+   against the same two captions, both classes weighted equally.
+4. windows: the class token over a window of patches, the form of WinCLIP (Jeong et al., 2023), against the
+   same two captions: it should say whether there is a fault in the window.
+5. attention: the class token of a faulty picture attends to the fault in the last blocks; without this
+   term it learns to look for small faults much later than the patches learn to know them.
+6. traits: each picture against two texts of which one has a true word for its colour, light, focus or grain
+   and the other a false one, so that its feature holds more than the state.
+7. idle words: two texts that differ in a word that says nothing of the state must not differ along the
+   direction in which faults move the pictures.
+
+Without the last two terms any two words differ along the state, one way or the other.  Words also need
+something else to differ in: a second stage, short, gives the text tower alone connotations of words that had
+none (``traits.py``).
 """
 
 from __future__ import annotations
@@ -26,15 +38,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..clip import Block, Text, Vision
-from ..errors import WeightsError
+from ..errors import UsageError, WeightsError
 from ..files import write_atomic
 from ..method import OPENAI_MEAN, OPENAI_STD, Backbone
 from ..tokens import PrunedTokenizer
 from ..weights import find_weights
 from .batches import Pairs, pairs
 
-WEIGHTS = (0.5, 2.0, 1.0, 0.5)
-"""Of contrast, pair, patches and attention."""
+WEIGHTS = (0.5, 2.0, 1.0, 1.0, 0.5, 1.0, 1.0)
+"""Of contrast, pair, patches, windows, attention, traits and idle words."""
 
 GUIDED = 2
 """Last blocks in which the class token is shown where to look."""
@@ -45,18 +57,25 @@ DEFECTIVE = 0.15
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast: ``images`` in all, of which the last ``decay`` part lowers the rate to zero.
+    """How long and how fast: ``images``, of which the last ``decay`` part lowers the rate to zero.
 
     A step averages the gradients of ``shards`` batches of ``pairs`` pairs each, computed side by side.
+    The second stage sees ``more`` of their number again.
     """
 
     images: int
     seed: int = 0
+    more: float = 0.15
     shards: int = 2
     pairs: int = 12
     rate: float = 1e-3
     warm: int = 5_000
     decay: float = 0.35
+
+    @property
+    def second(self) -> int:
+        """Number of images of the second stage."""
+        return round(self.more * self.images)
 
     @property
     def step(self) -> int:
@@ -88,6 +107,11 @@ class Student:
             weights.config["vocabulary"],
         )
 
+    @property
+    def learning(self) -> list[Tensor]:
+        """The parameters that are not frozen."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
     def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return class features (B, C), value-value patch features (B, N, C) and the class token's gaze.
 
@@ -107,6 +131,19 @@ class Student:
             gaze.append(weights[:, :, 0, 1:])
         looks = torch.stack([weights.float().mean(dim=1) for weights in gaze[-GUIDED:]], dim=1)
         return self.vision.project(x[:, 0]), self.vision.project(local[:, 1:]), looks
+
+    def peep(self, images: Tensor, windows: Tensor) -> Tensor:
+        """Return class features (B, K, C) of windows, given as the numbers of their patches (B, K, P)."""
+        tokens = self.vision.embed(images)
+        rows = torch.arange(len(tokens))[:, None, None]
+        patches = tokens[rows, windows + 1]
+        x = torch.cat([tokens[:, None, :1].expand(-1, patches.shape[1], -1, -1), patches], dim=2).flatten(
+            0, 1
+        )
+        for block in self.vision.blocks:
+            x = x + attend(block, *block.qkv(x))[0]
+            x = x + block.mlp(x)
+        return torch.unflatten(self.vision.project(x[:, 0]), 0, windows.shape[:2])
 
     def read(self, texts: list[str]) -> Tensor:
         """Return text features (n, C), un-normalised."""
@@ -131,20 +168,31 @@ def normalised(images: Any) -> Tensor:
 
 
 def losses(student: Student, batch: Pairs, precision: torch.dtype) -> Tensor:
-    """Return the four terms (4,): contrast, pair, patches, attention."""
+    """Return the seven terms (7,): contrast, pair, patches, windows, attention, traits, idle words."""
+    images, windows = normalised(batch.images), [torch.from_numpy(places) for places in batch.windows]
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        picture, local, gaze = student.see(normalised(batch.images))
-        texts = student.read(batch.texts)
-    picture, local, texts = (F.normalize(t.float(), dim=-1) for t in (picture, local, texts))
+        picture, local, gaze = student.see(images)
+        peeps = torch.cat([student.peep(images, places) for places in windows], dim=1)
+        texts = student.read([*batch.texts, *batch.twins])
+    picture, local, peeps, texts = (F.normalize(t.float(), dim=-1) for t in (picture, local, peeps, texts))
+    texts, twins = texts[: len(batch.texts)], texts[len(batch.texts) :]
     scale = student.model.logit_scale.exp()
     logits = scale * picture @ texts.T
     fits = torch.from_numpy(batch.fits).float()
     contrast = (several_positives(logits, fits) + several_positives(logits.T, fits.T)) / 2
     own = torch.stack([texts[0::2], texts[1::2]], dim=1).repeat_interleave(2, dim=0)
     pair = F.cross_entropy(scale * torch.einsum("bc,bkc->bk", picture, own), torch.arange(len(own)) % 2)
-    margin = scale * torch.einsum("bnc,bc->bn", local, own[:, 1] - own[:, 0])
+    state = scale * (own[:, 1] - own[:, 0])
     share = torch.from_numpy(batch.share).flatten(1)
-    return torch.stack([contrast, pair, balanced(margin, share), unseen(gaze, share)])
+    rows = torch.arange(len(share))[:, None, None]
+    inside = torch.cat([share[rows, places].amax(dim=2) for places in windows], dim=1)
+    patches = balanced(torch.einsum("bnc,bc->bn", local, state), share)
+    looked = balanced(torch.einsum("bkc,bc->bk", peeps, state), inside)
+    apart = twins[1::2] - twins[0::2]
+    told = mistold(scale * picture @ apart.T, torch.from_numpy(batch.says))
+    shift = picture[1::2].mean(dim=0) - picture[0::2].mean(dim=0)
+    idle = F.cosine_similarity(shift, apart, dim=-1).square().mean()
+    return torch.stack([contrast, pair, patches, looked, unseen(gaze, share), told, idle])
 
 
 def several_positives(logits: Tensor, fits: Tensor) -> Tensor:
@@ -153,7 +201,7 @@ def several_positives(logits: Tensor, fits: Tensor) -> Tensor:
 
 
 def balanced(margin: Tensor, share: Tensor) -> Tensor:
-    """Return the binary cross-entropy of patch margins, defective and sound patches weighted equally."""
+    """Return the binary cross-entropy of margins, defective and sound places weighted equally."""
     positive, negative = share > DEFECTIVE, share == 0
     return (F.softplus(-margin[positive]).mean() + F.softplus(margin[negative]).mean()) / 2
 
@@ -166,13 +214,19 @@ def unseen(gaze: Tensor, share: Tensor) -> Tensor:
     return -torch.log(received + 1e-4).mean()
 
 
+def mistold(margin: Tensor, says: Tensor) -> Tensor:
+    """Return the binary cross-entropy of margins (second word less first) where ``says`` is not 0."""
+    known = says != 0
+    return (F.softplus(margin * says) * known).sum() / known.sum().clamp(min=1)
+
+
 def gradients(
-    student: Student, recipe: Recipe, number: int, precision: torch.dtype
+    number: int, student: Student, recipe: Recipe, precision: torch.dtype, connote: bool
 ) -> tuple[list[Tensor], Tensor]:
-    """Return the gradients of batch ``number`` for every parameter, and its four losses."""
-    terms = losses(student, pairs(recipe.pairs, recipe.seed, number), precision)
+    """Return the gradients of batch ``number`` for every parameter that learns, and its losses."""
+    terms = losses(student, pairs(recipe.pairs, recipe.seed, number, connote), precision)
     total = (terms * torch.tensor(WEIGHTS)).sum()
-    return list(torch.autograd.grad(total, list(student.model.parameters()))), terms.detach()
+    return list(torch.autograd.grad(total, student.learning)), terms.detach()
 
 
 def train(
@@ -189,9 +243,18 @@ def train(
     """Train and write ``out`` (half-precision safetensors); return whether all images were seen.
 
     A checkpoint beside ``out`` (suffix ``.resume``) is written every ``every`` seconds and when
-    ``seconds`` have passed; ``resume`` goes on from it.  ``half`` computes in bfloat16.  ``probe`` is
-    called at each checkpoint and its report printed.
+    ``seconds`` have passed, and deleted at the end; ``resume`` goes on from it (the second stage, of a few
+    minutes, begins again).  ``half`` computes in bfloat16.  ``probe`` is called at each checkpoint and its
+    report printed.
+
+    Raises:
+        UsageError: if ``out`` is no .safetensors file, or exists and is not to be gone on with.
+        WeightsError: if there is nothing to resume, or it is damaged.
     """
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out {out}: weights are a .safetensors file; name one")
+    if out.exists() and not resume:
+        raise UsageError(f"--out {out}: exists already; go on with --resume, or choose another name")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -216,16 +279,14 @@ def _train(
     optimiser = optimiser_of(student, recipe.rate)
     checkpoint = out.with_suffix(".resume")
     seen = restore(checkpoint, student, optimiser) if resume else 0
+    say(f"{seen} of {recipe.images} images, {recipe.step} a step; a line every {every:.0f} s")
     start = saved = time.monotonic()
     begun, means = seen, torch.zeros(len(WEIGHTS))
     precision = torch.bfloat16 if half else torch.float32
     while seen < recipe.images:
-        first = seen // (2 * recipe.pairs)
-        work = partial(gradients, student, recipe, precision=precision)
-        shards = list(pool.map(work, range(first, first + recipe.shards)))
-        update(student, optimiser, [grads for grads, _ in shards], recipe.rate_at(seen))
+        terms = step(student, optimiser, recipe, seen, recipe.rate_at(seen), pool, precision)
         seen += recipe.step
-        means += 0.02 * (torch.stack([terms for _, terms in shards]).mean(dim=0) - means)
+        means += 0.02 * (terms - means)
         if time.monotonic() - saved > every:
             saved = time.monotonic()
             keep(checkpoint, student, optimiser, seen)
@@ -236,13 +297,58 @@ def _train(
             break
     keep(checkpoint, student, optimiser, seen)
     export(student, out)
-    return seen >= recipe.images
+    if seen < recipe.images:
+        return False
+    connote(student, recipe, pool, precision, every, say)
+    export(student, out)
+    checkpoint.unlink(missing_ok=True)
+    return True
+
+
+def connote(
+    student: Student,
+    recipe: Recipe,
+    pool: ThreadPoolExecutor,
+    precision: torch.dtype,
+    every: float,
+    say: Callable[[str], None],
+) -> None:
+    """Teach the text tower connotations; the image tower stays as it is shipped, in half precision."""
+    say(f"second stage: {recipe.second} images for the text tower alone")
+    student.model.half().float()
+    for name, parameter in student.model.named_parameters():
+        parameter.requires_grad_(not name.startswith("visual.") and name != "logit_scale")
+    optimiser, told = optimiser_of(student, recipe.rate), time.monotonic()
+    for seen in range(0, recipe.second, recipe.step):
+        rate = recipe.rate * min(1.0, seen / 1000) * (0.5 + 0.5 * math.cos(math.pi * seen / recipe.second))
+        step(student, optimiser, recipe, recipe.images + seen, rate, pool, precision, connote=True)
+        if time.monotonic() - told > every:
+            told = time.monotonic()
+            say(f"second stage: {seen + recipe.step} of {recipe.second} images")
+
+
+def step(
+    student: Student,
+    optimiser: torch.optim.Optimizer,
+    recipe: Recipe,
+    seen: int,
+    rate: float,
+    pool: ThreadPoolExecutor,
+    precision: torch.dtype,
+    connote: bool = False,
+) -> Tensor:
+    """Take a step on the batches that come after ``seen`` images; returns their mean losses."""
+    first = seen // (2 * recipe.pairs)
+    work = partial(gradients, student=student, recipe=recipe, precision=precision, connote=connote)
+    shards = list(pool.map(work, range(first, first + recipe.shards)))
+    update(student, optimiser, [grads for grads, _ in shards], rate)
+    return torch.stack([terms for _, terms in shards]).mean(dim=0)
 
 
 def optimiser_of(student: Student, rate: float) -> torch.optim.AdamW:
     """Return AdamW that decays matrices, and leaves norms, biases and the logit scale alone."""
-    matrices = [p for p in student.model.parameters() if p.ndim >= 2]
-    others = [p for p in student.model.parameters() if p.ndim < 2]
+    matrices = [p for p in student.learning if p.ndim >= 2]
+    others = [p for p in student.learning if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
 
@@ -251,10 +357,9 @@ def update(
     student: Student, optimiser: torch.optim.Optimizer, shards: list[list[Tensor]], rate: float
 ) -> None:
     """Take one step along the mean of the shards' gradients, clipped to unit norm."""
-    parameters = list(student.model.parameters())
-    for parameter, *grads in zip(parameters, *shards, strict=True):
+    for parameter, *grads in zip(student.learning, *shards, strict=True):
         parameter.grad = torch.stack(grads).mean(dim=0)
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    torch.nn.utils.clip_grad_norm_(student.learning, 1.0)
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.step()
