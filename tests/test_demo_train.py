@@ -108,7 +108,7 @@ def test_losses_fall_when_a_batch_is_repeated() -> None:
 
 
 def test_an_interrupted_training_ends_at_the_same_weights(tmp_path: Path) -> None:
-    recipe = Recipe(images=12, shards=1, pairs=2, warm=4)
+    recipe = Recipe(images=24, shards=2, pairs=2, warm=4)
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     assert training.train(recipe, whole)
     assert not training.train(recipe, parts, seconds=0)

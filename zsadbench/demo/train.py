@@ -170,7 +170,8 @@ def normalised(images: Any) -> Tensor:
 def losses(student: Student, batch: Pairs, precision: torch.dtype) -> Tensor:
     """Return the seven terms (7,): contrast, pair, patches, windows, attention, traits, idle words."""
     images, windows = normalised(batch.images), [torch.from_numpy(places) for places in batch.windows]
-    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+    # Threads would share a cache of rounded weights, and which of them fills it decides how gradients add up.
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32, cache_enabled=False):
         picture, local, gaze = student.see(images)
         peeps = torch.cat([student.peep(images, places) for places in windows], dim=1)
         texts = student.read([*batch.texts, *batch.twins])
@@ -258,7 +259,7 @@ def train(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(recipe.shards) as pool:
+        with ThreadPoolExecutor(recipe.shards, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return _train(recipe, out, pool, seconds, resume, every, half, say, probe)
     finally:
         torch.set_num_threads(threads)
