@@ -165,7 +165,7 @@ def test_traits_are_read_off_the_scene_and_the_camera() -> None:
     assert traits(scene, plain) == {"grey"}
 
 
-def test_twins_differ_in_one_word(full: Any) -> None:
+def test_twins_differ_in_one_word() -> None:
     rng, known = generator(0, "twins", 0), frozenset({"red", "bright"})
     for _ in range(200):
         first, second = captions.rivals(rng, known)

@@ -61,7 +61,8 @@ def pairs(count: int, seed: int, number: int, connote: bool = False) -> Pairs:
         truths.append((category, GOOD, seen))
         if rng.random() < 0.5:
             view = camera(scene, rng)
-        bad, seen = faulty(scene, view, rng, str(rng.choice(faults_of(category)))), traits(scene, view)
+            seen = traits(scene, view)
+        bad = faulty(scene, view, rng, str(rng.choice(faults_of(category))))
         captions.append(caption(rng, category, ANY if rng.random() < 0.6 else bad.fault, seen))
         truths.append((category, bad.fault, seen))
         images += [sound, bad.image]

@@ -27,7 +27,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,6 @@ class Recipe:
     rate: float = 1e-3
     warm: int = 5_000
     decay: float = 0.35
-
-    @property
-    def second(self) -> int:
-        """Number of images of the second stage."""
-        return round(self.more * self.images)
 
     @property
     def step(self) -> int:
@@ -315,17 +310,18 @@ def connote(
     say: Callable[[str], None],
 ) -> None:
     """Teach the text tower connotations; the image tower stays as it is shipped, in half precision."""
-    say(f"second stage: {recipe.second} images for the text tower alone")
+    stage = replace(recipe, images=round(recipe.more * recipe.images), warm=1_000, decay=1.0)
+    say(f"second stage: {stage.images} images for the text tower alone")
     student.model.half().float()
     for name, parameter in student.model.named_parameters():
         parameter.requires_grad_(not name.startswith("visual.") and name != "logit_scale")
-    optimiser, told = optimiser_of(student, recipe.rate), time.monotonic()
-    for seen in range(0, recipe.second, recipe.step):
-        rate = recipe.rate * min(1.0, seen / 1000) * (0.5 + 0.5 * math.cos(math.pi * seen / recipe.second))
-        step(student, optimiser, recipe, recipe.images + seen, rate, pool, precision, connote=True)
+    optimiser, told = optimiser_of(student, stage.rate), time.monotonic()
+    for seen in range(0, stage.images, stage.step):
+        at, rate = recipe.images + seen, stage.rate_at(seen)
+        step(student, optimiser, stage, at, rate, pool, precision, connote=True)
         if time.monotonic() - told > every:
             told = time.monotonic()
-            say(f"second stage: {seen + recipe.step} of {recipe.second} images")
+            say(f"second stage: {seen + stage.step} of {stage.images} images")
 
 
 def step(
