@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsadbench.clip import Clip
+from zsadbench.clip import Clip, anchor, ensemble
 from zsadbench.errors import MethodError
-from zsadbench.prompts import anchor, ensemble
 
 # The template list of WinCLIP's compositional ensemble (Jeong et al., 2023).
 TEMPLATES_22 = (

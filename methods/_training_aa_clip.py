@@ -15,13 +15,20 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torchvision.transforms.functional import affine, hflip, rotate, vflip
 
-from zsadbench.checkpoints import AuthorTable
-from zsadbench.clip import Clip
-from zsadbench.losses import segmentation, total, two_way
+from zsadbench.clip import AuthorTable, Clip
+from zsadbench.inputs import Batch
 from zsadbench.maps import render
-from zsadbench.method import Batch
-from zsadbench.training import Features, Stage, Truth, leaves
-from zsadbench.trainingdata import Example, TrainingSet
+from zsadbench.training import (
+    Example,
+    Features,
+    Stage,
+    TrainingSet,
+    Truth,
+    leaves,
+    segmentation,
+    total,
+    two_way,
+)
 
 from ._shared import Anchors, as_grid
 from .aa_clip import SCALE, AaClip, AaClipObserver, check_fit, checkpoint_shapes, difference, text_anchors

@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsadbench.checkpoints import AuthorTable
-from zsadbench.clip import Clip, Trace
-from zsadbench.losses import segmentation, total
+from zsadbench.clip import AuthorTable, Clip, Trace
+from zsadbench.inputs import Batch
 from zsadbench.maps import render
-from zsadbench.method import Batch
-from zsadbench.training import Features, Stage, Truth, leaves
+from zsadbench.training import Features, Stage, Truth, leaves, segmentation, total
 
 from ._shared import Anchors
 from .anomalyclip import (

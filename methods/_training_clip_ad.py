@@ -10,13 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zsadbench.checkpoints import AuthorTable
-from zsadbench.clip import Clip, Trace
-from zsadbench.losses import dice, focal, two_way
+from zsadbench.clip import AuthorTable, Clip, Trace
+from zsadbench.inputs import Batch
 from zsadbench.maps import render
-from zsadbench.method import Batch
-from zsadbench.training import Features, Stage, Truth, leaves
-from zsadbench.trainingdata import Mosaic
+from zsadbench.training import Features, Mosaic, Stage, Truth, dice, focal, leaves, two_way
 
 from ._shared import Anchors, as_grid
 from .april_gan import AprilGan, AprilGanObserver, check_layers

@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsadbench.checkpoints import load_checkpoint, read_provenance
-from zsadbench.clip import Clip
+from zsadbench.clip import Clip, ensemble, load_checkpoint, read_provenance
 from zsadbench.errors import MethodError, WeightsError
+from zsadbench.inputs import Backbone, Batch, Preprocess
 from zsadbench.maps import render
-from zsadbench.method import Backbone, Batch, Evidence, Preprocess
-from zsadbench.prompts import ensemble
+from zsadbench.method import Evidence
 
 from ._shared import Anchors, as_grid, ensemble_anchors
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsadbench.clip import Clip
+from zsadbench.clip import Clip, anchor, ensemble
 from zsadbench.errors import MethodError
+from zsadbench.inputs import Backbone, Batch, Preprocess
 from zsadbench.maps import render
-from zsadbench.method import Backbone, Batch, Evidence, Preprocess
-from zsadbench.prompts import anchor, ensemble
+from zsadbench.method import Evidence
 
 from ._shared import Anchors, anomaly_probability, as_grid
 

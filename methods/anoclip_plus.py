@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsadbench.clip import Clip
+from zsadbench.clip import Clip, encode
+from zsadbench.inputs import Batch
 from zsadbench.maps import render
-from zsadbench.method import Batch, Evidence
-from zsadbench.prompts import encode
+from zsadbench.method import Evidence
 
 from ._shared import as_grid
 from .anoclip import AnoClip, AnoClipObserver, stitch

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsadbench.checkpoints import load_checkpoint
-from zsadbench.clip import Clip, Trace
+from zsadbench.clip import Clip, Trace, load_checkpoint
 from zsadbench.errors import MethodError
+from zsadbench.inputs import Backbone, Batch, Preprocess
 from zsadbench.maps import render
-from zsadbench.method import Backbone, Batch, Evidence, Preprocess
+from zsadbench.method import Evidence
 
 from ._shared import Anchors, anomaly_probability, as_grid
 

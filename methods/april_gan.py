@@ -8,21 +8,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from zsadbench.checkpoints import load_checkpoint
-from zsadbench.clip import Clip, Trace
+from zsadbench.clip import Clip, Trace, load_checkpoint
 from zsadbench.errors import MethodError
-from zsadbench.method import Backbone, Batch, Evidence, Preprocess
+from zsadbench.inputs import Backbone, Batch, Preprocess
+from zsadbench.method import Evidence
 
 from ._shared import NORMAL_STATES, Anchors, anomaly_probability, as_grid, ensemble_anchors
-from .clip_ad import (
-    SCALE,
-    Linear,
-    checkpoint_shapes,
-    inner_layers,
-    layer_logits,
-    layer_maps,
-    linear_layers,
-)
+from .clip_ad import SCALE, Linear, checkpoint_shapes, inner_layers, layer_logits, layer_maps, linear_layers
 
 if TYPE_CHECKING:
     from ._training_clip_ad import LinearRecipe

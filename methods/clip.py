@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from zsadbench.clip import Clip
+from zsadbench.inputs import Backbone, Batch, Preprocess
 from zsadbench.maps import render
-from zsadbench.method import Backbone, Batch, Evidence, Preprocess
+from zsadbench.method import Evidence
 
 from ._shared import Anchors, anomaly_probability, as_grid, ensemble_anchors
 

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zsadbench.checkpoints import load_checkpoint
-from zsadbench.clip import Clip, Trace
+from zsadbench.clip import Clip, Trace, encode, ensemble, load_checkpoint
 from zsadbench.errors import MethodError
+from zsadbench.inputs import Backbone, Batch, Preprocess
 from zsadbench.maps import render
-from zsadbench.method import Backbone, Batch, Evidence, Preprocess
-from zsadbench.prompts import encode, ensemble
+from zsadbench.method import Evidence
 
 from ._shared import TEMPLATES_22, Anchors, as_grid
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from zsadbench.clip import Clip
 from zsadbench.errors import MethodError
+from zsadbench.inputs import Backbone, Batch, Preprocess
 from zsadbench.maps import render
-from zsadbench.method import Backbone, Batch, Evidence, Preprocess
+from zsadbench.method import Evidence
 
 from ._shared import (
     ANOMALOUS_STATES,

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.trees import write
+from tests.kit.trees import write
 from zsadbench.cards import Card, card_path, card_paths, read_toml
+from zsadbench.data.templates import Template, TemplateError
 from zsadbench.errors import DatasetError, MethodError
-from zsadbench.templates import Template, TemplateError
 
 TEXT = """\
 # a comment

@@ -1,7 +1,7 @@
 """Every stage of every method against arrays from the authors' own code.
 
 ``pytest tests/test_goldens.py --goldens DIR`` checks any folder ``DIR/<method>/*.npz``; the checks
-of a method stand in ``tests/goldens_<method>.py`` and read seeds, sizes and classes from the files.
+of a method stand in ``tests/checkers/<method>.py`` and read seeds, sizes and classes from the files.
 """
 
 from __future__ import annotations
@@ -33,5 +33,5 @@ def test_folder_has_goldens(pytestconfig: pytest.Config) -> None:
 
 
 def test_golden(golden: Path) -> None:
-    module = f"tests.goldens_{golden.parent.name.replace('-', '_')}"
+    module = f"tests.checkers.{golden.parent.name.replace('-', '_')}"
     importlib.import_module(module).check(golden)

@@ -28,8 +28,8 @@ def test_every_data_file_has_a_rule() -> None:
     for package, folder in (("zsadbench.methods", "methods"), ("zsadbench.datasets", "datasets")):
         suffixes = {path.suffix for path in (ROOT / folder).iterdir() if path.is_file()} - {".py", ".md"}
         assert suffixes == {Path(rule).suffix for rule in rules[package]}
-    backbones = {path.suffix for path in (ROOT / "zsadbench" / "backbones").iterdir()}
-    assert backbones <= {Path(rule).suffix for rule in rules["zsadbench"]}
+    backbones = {path.suffix for path in (ROOT / "zsadbench" / "clip" / "backbones").iterdir()}
+    assert backbones <= {Path(rule).suffix for rule in rules["zsadbench.clip"]}
 
 
 def test_templates_and_styles_are_in_the_wheel() -> None:

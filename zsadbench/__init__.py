@@ -8,38 +8,24 @@ Names are loaded when first used, so that importing the package costs nothing.
 
 from __future__ import annotations
 
-import importlib
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .environment import VERSION as __version__
+from .surface import room
 
 if TYPE_CHECKING:
-    from .board import compare
-    from .foreign import score_maps
-    from .method import Backbone, Batch, Evidence, Method, Observer, Preprocess
-    from .registry import load_method
-    from .runs import run
-    from .samples import Sample, load_dataset
-    from .scores import score
-    from .trainruns import train
+    from .boards import compare
+    from .data import load_dataset
+    from .inputs import Backbone, Batch, Preprocess
+    from .method import Evidence, Method, Observer, load_method
+    from .run import run, score_maps
+    from .samples import Sample
+    from .scoring import score
+    from .training import train
 
-__version__ = "0.1.0"
-
-_HOMES = {
-    "Backbone": "method",
-    "Batch": "method",
-    "Evidence": "method",
-    "Method": "method",
-    "Observer": "method",
-    "Preprocess": "method",
-    "Sample": "samples",
-    "compare": "board",
-    "load_dataset": "samples",
-    "load_method": "registry",
-    "run": "runs",
-    "score": "scores",
-    "score_maps": "foreign",
-    "train": "trainruns",
-}
 __all__ = [
     "Backbone",
     "Batch",
@@ -48,6 +34,7 @@ __all__ = [
     "Observer",
     "Preprocess",
     "Sample",
+    "__version__",
     "compare",
     "load_dataset",
     "load_method",
@@ -57,13 +44,19 @@ __all__ = [
     "train",
 ]
 
-# In a checkout, methods/, datasets/ and results/ lie beside the package (a wheel carries them inside it).
-_checkout = Path(__file__).parents[1]
-if (_checkout / "methods").is_dir() and (_checkout / "pyproject.toml").is_file():
-    __path__.append(str(_checkout))
+
+class _Beside:
+    """Finds methods, datasets and results beside the package in a checkout; a wheel has them inside."""
+
+    root = Path(__file__).parents[1]
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name not in (f"{__name__}.{folder}" for folder in ("methods", "datasets", "results")):
+            return None
+        return PathFinder.find_spec(name, [str(cls.root)])
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    raise AttributeError(f"module 'zsadbench' has no attribute '{name}'")
+if (_Beside.root / "methods").is_dir() and (_Beside.root / "pyproject.toml").is_file():
+    sys.meta_path.append(_Beside)
+room(__name__)

@@ -9,14 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+VERSION = "0.1.0"
 
 
 def environment(device: Any, dtype: str) -> dict[str, Any]:
     """Return versions, device, dtype and, in a checkout, the commit with a flag for local changes."""
     commit, dirty = checkout_state()
     return {
-        "zsadbench": __version__,
+        "zsadbench": VERSION,
         "python": platform.python_version(),
         "torch": installed("torch"),
         "open_clip": installed("open_clip_torch"),

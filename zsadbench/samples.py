@@ -1,46 +1,45 @@
-"""A description and a folder become a list of samples.
-
-Only names are looked at: no image is opened, except masks where a dataset says that the mask decides
-the label, or asks that empty masks are refused or dropped.
-"""
+"""What a dataset is once its files are found: samples, and what is wrong with it."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
-from .cards import card_paths
-from .checks import settle
-from .descriptions import Description, Expect, Masks, read_description, shipped_description
-from .errors import DatasetError, suggest
-from .files import cache_dir
-from .folders import describe_folder
-from .listing import Candidate, Listing, list_root
-from .templates import SUFFIXES, is_image, nfc
-from .tree import Problem, Severity, Tree, amount, is_folder
+Masks = Literal["required", "optional", "none"]
+Severity = Literal["error", "warning", "note"]
 
-__all__ = [
-    "Dataset",
-    "Problem",
-    "Sample",
-    "describe",
-    "list_images",
-    "load_dataset",
-    "problem_report",
-    "subset",
-    "survey_dataset",
-]
 
-GENERATED = ("demo", "demo-aux")
-"""Datasets that are rendered into the user's cache on first use."""
+def nfc(text: str) -> str:
+    """Return ``text`` in Unicode form NFC: archives made on macOS hold names in NFD."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
-SHOWN = 20
-"""Problems of one severity that a message lists before it only counts them."""
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a dataset: which file, what, and what to do about it."""
+
+    severity: Severity
+    key: str
+    reason: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.key}: " if self.key and not self.reason.startswith(self.key) else ""
+        return f"{self.severity}: {place}{self.reason}" + (f"; {self.remedy}" if self.remedy else "")
+
+
+@dataclass(frozen=True)
+class Expect:
+    """Counts of the full public test set: (normal, anomalous), in all and per category where known."""
+
+    total: tuple[int, int]
+    categories: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,237 +103,3 @@ class Dataset:
         """Return (normal, anomalous) samples of each category."""
         found = Counter((s.category, s.anomalous) for s in self.samples)
         return {c: (found[c, False], found[c, True]) for c in self.categories}
-
-
-def load_dataset(
-    spec: str,
-    data: Path | None = None,
-    *,
-    split: str = "test",
-    skip_bad: bool = False,
-    allow_missing: bool = False,
-    follow_outside: bool = False,
-) -> Dataset:
-    """Return the samples of a dataset, or raise ``DatasetError`` with every problem found.
-
-    ``spec`` is an id, the path of a ``.toml``, or a folder.  ``data`` is the dataset's folder or one that
-    holds a folder per id; without it the environment variable ``ZSAD_DATA`` is used likewise.
-    ``skip_bad`` leaves files with a problem out (they stay in ``problems``), ``allow_missing`` accepts
-    listed classes without samples, ``follow_outside`` follows links that leave the dataset's folder.
-    """
-    dataset = survey_dataset(
-        spec, data, split=split, allow_missing=allow_missing, follow_outside=follow_outside
-    )
-    errors = [p for p in dataset.problems if p.severity == "error" and not (skip_bad and p.key)]
-    if errors or not dataset.samples:
-        remedy = "correct them" if skip_bad else "correct them, or leave bad files out with --skip-bad"
-        found = amount(len(errors), "problem") if errors else "no usable sample"
-        raise DatasetError(
-            f"Dataset '{dataset.id}' in {dataset.root} has {found}; {remedy}:\n"
-            + problem_report(dataset.problems)
-        )
-    return dataset
-
-
-def survey_dataset(
-    spec: str,
-    data: Path | None = None,
-    *,
-    split: str = "test",
-    allow_missing: bool = False,
-    follow_outside: bool = False,
-) -> Dataset:
-    """Return what ``load_dataset`` finds, with problems in ``problems`` instead of an exception.
-
-    Raises ``DatasetError`` where nothing can be listed: a wrong description, or no folder that fits it.
-    """
-    description = describe(spec)
-    places = _places(spec, data, description)
-    listing = _first_root(description, places, split, follow_outside)
-    return _resolved(listing, settle(listing, allow_missing))
-
-
-def subset(dataset: Dataset, *, limit: int | None = None, categories: Sequence[str] | None = None) -> Dataset:
-    """Return a part of a dataset: some categories, at most ``limit`` samples in all, or both.
-
-    The limit is shared out over category and label in proportion, at least one each where possible,
-    and the samples kept are spread evenly over the list; equal input gives equal output.
-    """
-    samples = dataset.samples
-    if categories:
-        for name in categories:
-            if name not in dataset.categories:
-                raise DatasetError(
-                    f"Dataset '{dataset.id}' has no category '{name}'.{suggest(name, dataset.categories)}"
-                )
-        samples = tuple(s for s in samples if s.category in categories)
-    if limit is not None:
-        if limit < 1:
-            raise DatasetError(f"A limit of {limit} samples leaves none; give 1 or more.")
-        samples = _spread(samples, min(limit, len(samples)))
-    present = {s.category for s in samples}
-    if len(samples) == len(dataset.samples):
-        return dataset
-    note = Problem("note", "", f"a part of the set: {len(samples)} of {len(dataset.samples)} samples")
-    return replace(
-        dataset,
-        samples=samples,
-        categories=tuple(c for c in dataset.categories if c in present),
-        problems=(*dataset.problems, note),
-    )
-
-
-def list_images(paths: Iterable[Path]) -> list[Path]:
-    """Return the image files among ``paths``, those in a folder (not below it) sorted by name.
-
-    Raises ``DatasetError`` for a path that does not exist or a folder without images.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if is_folder(path):
-            names = Tree(path).folder("").files
-            images = [path / name for name in names if is_image(name)]
-            if not images:
-                raise DatasetError(f"{path}: no image in this folder (looked for {', '.join(SUFFIXES)}).")
-            found += images
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise DatasetError(f"{path}: no such file or folder; check the spelling of the path.")
-    return found
-
-
-def problem_report(problems: Iterable[Problem]) -> str:
-    """Return one line per problem, errors first; of many with one severity only the first are shown."""
-    lines = []
-    by_severity: dict[Severity, list[Problem]] = {"error": [], "warning": [], "note": []}
-    for problem in problems:
-        by_severity[problem.severity].append(problem)
-    for severity, found in by_severity.items():
-        lines += [f"  {problem}" for problem in found[:SHOWN]]
-        if len(found) > SHOWN:
-            lines.append(f"  ... and {len(found) - SHOWN} more of severity '{severity}'")
-    return "\n".join(lines)
-
-
-def describe(spec: str) -> Description:
-    """Return the description that an id, the path of a ``.toml`` or a folder means."""
-    path = Path(spec)
-    if spec in card_paths("datasets"):
-        return shipped_description(spec)
-    if is_folder(path):
-        return describe_folder(path)
-    if path.suffix == ".toml":
-        return read_description(path)
-    raise DatasetError(
-        f"'{spec}' is no known dataset, .toml file or folder.{suggest(spec, card_paths('datasets'))}"
-    )
-
-
-def _places(spec: str, data: Path | None, description: Description) -> list[Path]:
-    """Return the folders in which the files of a dataset are looked for, in order."""
-    shipped = spec in card_paths("datasets")
-    if data is None and spec in GENERATED:
-        from .demo.data import ensure_demo
-
-        return [ensure_demo(cache_dir(), auxiliary=spec == "demo-aux")]
-    if not shipped and is_folder(Path(spec)):
-        if data is not None:
-            raise DatasetError(f"'{spec}' is a folder already; leave out --data {data}.")
-        return [Path(spec)]
-    variable = os.environ.get("ZSAD_DATA")
-    bases = [] if shipped else [Path(spec).parent]
-    bases += [Path(variable)] if variable else []
-    if data is not None:
-        bases = [data]
-    if not bases:
-        raise DatasetError(
-            f"Where is dataset '{description.id}'? Give its folder with --data, or set ZSAD_DATA to a folder "
-            f"that holds '{description.id}'.\n{_expected(description)}"
-        )
-    return [place for base in bases for place in (base / description.id, base)]
-
-
-def _first_root(description: Description, places: list[Path], split: str, follow_outside: bool) -> Listing:
-    """Return the listing of the first folder with samples, else of the first with something to report."""
-    tried: list[Path] = []
-    second: Listing | None = None
-    for place in places:
-        for sub in description.subroot:
-            root = place / sub
-            if not is_folder(root) or root in tried:
-                tried += [] if root in tried else [root]
-                continue
-            tried.append(root)
-            listing = list_root(description, Tree(root, follow_outside), split)
-            if listing.candidates:
-                return listing
-            second = second or (listing if listing.problems else None)
-    if second:
-        return second
-    raise DatasetError(
-        f"No {split} image of dataset '{description.id}' found. Looked in "
-        f"{', '.join(map(str, tried))}.\n{_expected(description)}"
-    )
-
-
-def _expected(description: Description) -> str:
-    lines = "".join(f"\n  {line}" for line in description.outline())
-    return f"Expected below its folder:{lines}\nDownload: {description.url}"
-
-
-def _resolved(listing: Listing, candidates: list[Candidate]) -> Dataset:
-    d, root = listing.description, listing.tree.root
-    categories = tuple(dict.fromkeys(c.category for c in candidates))
-    base = str(root)
-    return Dataset(
-        id=d.id,
-        title=d.title,
-        domain=d.domain,
-        license=d.license,
-        url=d.url,
-        root=root,
-        masks=d.masks,
-        mask_positive=d.mask_positive,
-        mask_mismatch=d.mask_mismatch,
-        empty_mask=d.empty_mask,
-        categories=categories,
-        words={name: d.words(name) for name in categories},
-        samples=tuple(
-            Sample(
-                c.key,
-                c.category,
-                bool(c.anomalous),
-                Path(base, c.path),
-                Path(base, c.mask) if c.mask else None,
-                c.specie,
-            )
-            for c in candidates
-        ),
-        split=listing.split,
-        expect=d.expect,
-        backbone=d.backbone,
-        problems=tuple(listing.problems),
-    )
-
-
-def _spread(samples: tuple[Sample, ...], limit: int) -> tuple[Sample, ...]:
-    """Keep ``limit`` samples, in proportion over category and label, evenly spaced in each."""
-    groups: dict[tuple[str, bool], list[int]] = {}
-    for index, sample in enumerate(samples):
-        groups.setdefault((sample.category, sample.anomalous), []).append(index)
-    places = list(groups.values())[:limit]
-    quotas = [limit * len(group) / len(samples) for group in places]
-    counts = [max(1, int(quota)) for quota in quotas]
-    while sum(counts) > limit:
-        counts[max(range(len(places)), key=lambda i: (counts[i] > 1, counts[i] - quotas[i]))] -= 1
-    while sum(counts) < limit:
-        counts[
-            max(range(len(places)), key=lambda i: (counts[i] < len(places[i]), quotas[i] - counts[i]))
-        ] += 1
-    kept = sorted(
-        group[k * len(group) // count]
-        for group, count in zip(places, counts, strict=True)
-        for k in range(count)
-    )
-    return tuple(samples[index] for index in kept)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..errors import DatasetError
 from ..images import Loaded, stream
-from ..method import Preprocess
+from ..inputs import Preprocess
 from ..samples import Sample
 
 

@@ -19,18 +19,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..contract import with_checkpoint
-from ..decoding import decode, read
-from ..engine import DTYPES, Encoder, Pass, Task, observe, pick_device
+from ..data import load_dataset
 from ..errors import UsageError
-from ..images import Loaded, preprocess
+from ..images import Loaded, decode, preprocess, read
+from ..method import Resolved, places, resolve, with_checkpoint
 from ..progress import Progress
-from ..registry import Resolved, resolve
-from ..samples import Dataset, load_dataset
-from ..scores import rules_for
-from ..scoring import EvidenceMaps, score_category
-from ..settings import places
-from ..store import EvidenceStore, by_category
+from ..records import EvidenceStore, by_category
+from ..run import DTYPES, Encoder, Pass, Task, observe, pick_device
+from ..samples import Dataset
+from ..scoring import EvidenceMaps, rules_for, score_category
 
 LATENCY_RUNS = 15
 

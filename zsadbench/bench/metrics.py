@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..metrics.counters import check_backend
+from ..metrics import check_backend
 
 CLASSICAL = "scikit-learn + 200 thresholds"
 BOOTSTRAP = "zsadbench, 1000 bootstrap draws"
@@ -144,8 +144,7 @@ def _ours(backend: str) -> Callable[[Maps, Masks], object]:
 
 
 def _bootstrap(maps: Maps, masks: Masks) -> object:
-    from ..metrics.bootstrap import PixelHistograms, bin_edges, resample
-    from ..metrics.pixel import PixelMetrics
+    from ..metrics import PixelHistograms, PixelMetrics, bin_edges, resample
 
     ids = [f"{number:06}" for number in range(len(maps))]
     exact = PixelMetrics(keep="source", source=lambda image_id: maps[int(image_id)], aupimo=None)

@@ -12,12 +12,10 @@ from typing import Any
 import torch
 
 from ..clip import load_clip
-from ..engine import pick_device
 from ..errors import UsageError
-from ..registry import wordings
-from ..training import Stage
-from ..trainingdata import Feeder, TrainingSet
-from ..trainruns import TrainRequest, make_stages, resolve_training
+from ..method import wordings
+from ..run import pick_device
+from ..training import Feeder, Stage, TrainingSet, TrainRequest, make_stages, resolve_training
 from .methods import generated_dataset
 
 

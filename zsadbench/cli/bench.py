@@ -11,7 +11,7 @@ from ..errors import UsageError
 from .run import pairs
 
 if TYPE_CHECKING:
-    from ..bench.methods import MethodBench
+    from ..bench import MethodBench
 
 
 def register(app: typer.Typer) -> None:
@@ -42,17 +42,17 @@ def bench(
     """Measure methods, the metrics engine or the image loader on generated data."""
     chosen = what or []
     if chosen == ["metrics"]:
-        from ..bench.metrics import bench_metrics
+        from ..bench import bench_metrics
 
         rows = bench_metrics(**_given(images=images, size=pixels, repeats=repeats))
         _table("Metrics of one generated category", rows)
     elif chosen == ["loader"]:
-        from ..bench.loader import bench_loader, bench_memory
+        from ..bench import bench_loader, bench_memory
 
         _table("Loader against bare PIL", bench_loader(**_given(images=images, size=pixels, repeats=repeats)))
         _table("Memory over a long list", [bench_memory()])
     elif chosen[:1] == ["train"] and len(chosen) == 2:
-        from ..bench.train import bench_train
+        from ..bench import bench_train
 
         rows = bench_train(
             chosen[1],
@@ -70,7 +70,7 @@ def bench(
             "name one or several methods, or 'metrics' or 'loader' alone, or 'train' and a method"
         )
     else:
-        from ..bench.methods import bench_methods
+        from ..bench import bench_methods
 
         found = bench_methods(
             chosen,

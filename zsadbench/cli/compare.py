@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..board import Board
+    from ..boards import Board
     from ..records import Record
 
 
@@ -61,10 +61,8 @@ def compare(
 
     Intervals and pairs of pixel metrics are made from stored evidence, which takes a while the first time.
     """
-    from ..board import boards, nothing_there
-    from ..boardtext import known_formats
+    from ..boards import boards, in_order, known_formats, nothing_there
     from ..errors import RecordError
-    from ..pairs import in_order
     from ..records import find_records
 
     chosen = known_formats(formats)
@@ -97,7 +95,7 @@ def compare(
 
 
 def _print(tables: Sequence[Board], formats: Sequence[str], paired: bool) -> None:
-    from ..boardtext import FORMATS, pairs_to_csv, print_boards
+    from ..boards import FORMATS, pairs_to_csv, print_boards
 
     if "table" in formats:
         print_boards(tables)
@@ -114,7 +112,7 @@ def _write(
     beside: Path | None,
     baseline: Path | None,
 ) -> None:
-    from ..boardtext import file_name, write_boards
+    from ..boards import file_name, write_boards
     from ..errors import RecordError
 
     files = ["csv", "md"] if list(formats) == ["table"] else [name for name in formats if name != "table"]
@@ -136,7 +134,7 @@ def _write(
 
 
 def _gate(records: Sequence[Record], baseline: Path, tolerance: float) -> bool:
-    from ..gate import gate
+    from ..boards import gate
 
     verdict = gate(records, baseline, tolerance)
     for line in verdict.improved:

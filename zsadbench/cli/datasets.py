@@ -11,11 +11,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..cards import card_paths
-from ..descriptions import Description, shipped_description
+from ..data import (
+    Description,
+    amount,
+    describe,
+    draft,
+    identifier,
+    load_dataset,
+    shipped_description,
+    survey_dataset,
+)
 from ..errors import DatasetError
-from ..folders import draft, identifier
-from ..samples import Dataset, Problem, describe, load_dataset, survey_dataset
-from ..tree import amount
+from ..samples import Dataset, Problem
 
 app = typer.Typer(help="List, show, check, export and describe datasets.", no_args_is_help=False)
 
@@ -116,7 +123,7 @@ def export(
     force: Force = False,
 ) -> None:
     """Write a dataset's list in the meta.json form that most code of the field reads."""
-    from ..exchange import write_meta_json
+    from ..data import write_meta_json
 
     test = load_dataset(dataset, data)
     parts = [*_train_part(dataset, data), test]
@@ -194,7 +201,7 @@ def _show_categories(console: Console, description: Description) -> None:
 
 
 def _scan(dataset: Dataset) -> list[Problem]:
-    from ..scanning import scan
+    from ..images import scan
 
     return scan(
         dataset.samples,

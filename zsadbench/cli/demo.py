@@ -17,7 +17,7 @@ def data(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Same seed, same files.")] = 0,
 ) -> None:
     """Write the demo set as a tree in the layout of MVTec AD."""
-    from ..demo.data import write_demo
+    from ..demo import write_demo
 
     total = write_demo(out, auxiliary=aux, seed=seed, say=print)
     print(f"{total} images in {out}")
@@ -35,8 +35,7 @@ def train(
     every: Annotated[float, typer.Option("--every", help="Seconds between checkpoints.")] = 120.0,
 ) -> None:
     """Train the miniature CLIP on rendered pictures of the auxiliary categories and their captions."""
-    from ..demo.probe import report
-    from ..demo.train import Recipe, train
+    from ..demo import Recipe, report, train
 
     done = train(
         Recipe(images, seed), out, seconds=seconds, resume=resume, every=every, probe=report, say=print
@@ -51,9 +50,9 @@ def picture(
     data: Annotated[Path | None, typer.Option("--data", help="Folder of the dataset, if it moved.")] = None,
 ) -> None:
     """Write a contact sheet: an image of every category, its mask and the map of every method."""
-    from ..demo.sheet import contact_sheet
+    from ..demo import contact_sheet
     from ..errors import UsageError
-    from ..views.overlay import write_png
+    from ..views import write_png
 
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: the picture is a .png file; name one")

@@ -11,12 +11,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..methodcards import REFERENCE, Layer, MethodCard, method_cards
+from ..method import REFERENCE, Layer, MethodCard, method_cards
 from .run import pairs
 
 if TYPE_CHECKING:
-    from ..contract import Check
-    from ..registry import Resolved
+    from ..method import Check, Resolved
 
 app = typer.Typer(help="List, show and check methods.", no_args_is_help=False)
 
@@ -105,7 +104,7 @@ def show(
     full: Annotated[bool, typer.Option("--full", help="Print every prompt of long lists.")] = False,
 ) -> None:
     """Show a method: source, backbone, parameters, variants, deviations and BibTeX."""
-    from ..registry import resolve
+    from ..method import resolve
 
     found = resolve(method)
     card, console = found.card, _console()
@@ -244,9 +243,8 @@ def check(
 
     Runs in seconds on a miniature CLIP with random weights.  Exit code 1 if a point does not hold.
     """
-    from ..contract import check as run_contract
-    from ..contract import miniature
-    from ..registry import parse_spec, resolve
+    from ..method import check as run_contract
+    from ..method import miniature, parse_spec, resolve
 
     card, variant = parse_spec(method)
     chosen = [method]

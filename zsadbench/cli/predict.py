@@ -14,8 +14,7 @@ from ..errors import UsageError
 from .run import MACHINE, Activation, Backbone, Settings, Weights, Workers, pairs
 
 if TYPE_CHECKING:
-    from ..views.calibrate import Threshold
-    from ..views.predictor import Prediction, Predictor
+    from ..views import Prediction, Predictor, Threshold
 
 PARTS = "Parts of an image"
 
@@ -106,9 +105,8 @@ def predict(
 
     Exit code: 0, or 1 if any image is NG, else 3 if any could not be read.
     """
-    from ..views.calibrate import NG, check_fits, read_threshold
-    from ..views.predict import as_json, find_images, parse_scale
-    from ..views.predict import predict as run
+    from ..views import NG, as_json, check_fits, find_images, parse_scale, read_threshold
+    from ..views import predict as run
 
     pinned = parse_scale(scale) if scale else None
     images = find_images(paths or [], out)
@@ -185,9 +183,8 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Find the threshold that a given part of normal images exceeds, for predict --threshold."""
-    from ..views.calibrate import check_enough, fit, write_threshold
-    from ..views.predict import find_images
-    from ..views.predict import predict as run
+    from ..views import check_enough, find_images, fit, write_threshold
+    from ..views import predict as run
 
     if not normal:
         raise UsageError("name a folder of normal images with --normal")
@@ -245,7 +242,7 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what a run knows of one image: score parts, score, rank in its category, neighbours, map."""
-    from ..views.inspect import describe, inspect_image, write_map
+    from ..views import describe, inspect_image, write_map
 
     found = inspect_image(run_dir, key or "", protocol)
     if out:
@@ -258,8 +255,7 @@ def inspect(
 
 def _predictor(method: str | None, settings: list[str] | None, roi: str | None, **options: Any) -> Predictor:
     """Return the predictor that the options of a verb ask for; ``options`` are fields of its set-up."""
-    from ..views.predictor import DEFAULT_WORDS, Predictor, Setup
-    from ..views.tiles import parse_roi
+    from ..views import DEFAULT_WORDS, Predictor, Setup, parse_roi
 
     if not method:
         raise UsageError("name a method with --method; see: zsad methods")
@@ -280,7 +276,7 @@ def _show_scores(
     verdicts: Sequence[str | None],
     limit: Threshold | None,
 ) -> None:
-    from ..views.predictor import shown
+    from ..views import shown
 
     backbone = predictor.method.backbone
     _say(f'{predictor.resolved.id} on {backbone.name}/{backbone.weights}, words "{predictor.words}"')
@@ -303,7 +299,7 @@ def _say_notes(found: Sequence[Prediction]) -> None:
 
 def _say_failed(found: Sequence[Prediction]) -> int:
     """Report the images that could not be read; returns how many."""
-    from ..views.predictor import shown
+    from ..views import shown
 
     failed = [one for one in found if one.error is not None]
     if failed:

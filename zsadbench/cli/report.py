@@ -54,7 +54,7 @@ def report(
 ) -> None:
     """Write a static site: boards, curves, histograms, galleries and the origin of every number."""
     _require("jinja2", "matplotlib")
-    from ..views.report import build_report
+    from ..views import build_report
 
     done = build_report(
         paths or [Path("results")],
@@ -86,7 +86,7 @@ def qualitative(
 ) -> None:
     """Images in rows; the image, its mask and the map of every method in columns."""
     _require("matplotlib")
-    from ..views.figures import choose, qualitative_figure
+    from ..views import choose, qualitative_figure
 
     chosen = choose(paths or [Path("results")], dataset, protocol, method)
     qualitative_figure(chosen, out, keys=keys or [], category=category, rows=rows, data=data)
@@ -108,7 +108,7 @@ def curves(
 ) -> None:
     """ROC, precision-recall and PRO curves of all methods in one category."""
     _require("matplotlib")
-    from ..views.figures import choose, curves_figure
+    from ..views import choose, curves_figure
 
     chosen = choose(paths or [Path("results")], dataset, protocol, method)
     curves_figure(chosen, out, category=category, kinds=kind or [], data=data)
@@ -130,7 +130,7 @@ def bars(
 ) -> None:
     """One bar per method for each metric: the mean over categories, or one category."""
     _require("matplotlib")
-    from ..views.figures import bars_figure, choose
+    from ..views import bars_figure, choose
 
     by = "category" if category else None
     chosen = choose(paths or [Path("results")], dataset, protocol, method, by=by, intervals=intervals)

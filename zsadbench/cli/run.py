@@ -171,8 +171,7 @@ def run(
         raise UsageError("name a method with --method (repeatable, or 'all'); see: zsad methods")
     if not dataset:
         raise UsageError("name a dataset with --dataset: an id, a .toml or a folder; see: zsad datasets")
-    from ..jobs import Request
-    from ..runs import execute
+    from ..run import Request, execute
 
     request = Request(
         data=data,
@@ -261,14 +260,14 @@ def score(
         "exact": exact_maps,
     }
     if run_dir is not None:
-        from ..scores import score_run
+        from ..scoring import score_run
 
         chosen = pairs(settings, "--set NAME=VALUE")
         show([score_run(run_dir, protocol, data=data, settings=chosen, workers=workers, **options)])
         return
     if dataset is None or maps is None:
         raise UsageError("foreign maps need the dataset they belong to: --dataset ID")
-    from ..foreign import score_maps_record
+    from ..run import score_maps_record
 
     show(
         [
@@ -305,8 +304,7 @@ def pairs(texts: list[str] | None, form: str) -> dict[str, str]:
 
 def show(records: list[Record]) -> None:
     """Print the boards of ``records`` and where they lie."""
-    from ..board import boards
-    from ..boardtext import print_boards
+    from ..boards import boards, print_boards
 
     print_boards(boards(records))
     for warning in dict.fromkeys(text for r in records for text in r.content.get("warnings", ())):

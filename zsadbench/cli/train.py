@@ -92,7 +92,7 @@ def train(
     if not method or dataset is None or out is None:
         raise UsageError("zsad train needs --method METHOD --dataset DATASET --out FILE.safetensors")
     given = pairs(settings, "--set NAME=VALUE")
-    from ..trainruns import TrainRequest, execute
+    from ..training import TrainRequest, execute
 
     request = TrainRequest(
         data=data,
@@ -127,7 +127,7 @@ def show(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints of zsadbench.")],
 ) -> None:
     """Print where checkpoints come from and what they hold."""
-    from ..checkpoints import describe
+    from ..clip import describe
 
     for number, file in enumerate(files):
         if number:
@@ -163,7 +163,7 @@ def import_(
     if not method:
         raise UsageError("name the method the files belong to: --method METHOD; see: zsad methods")
     given = pairs(settings, "--set NAME=VALUE")
-    from ..authorfiles import import_checkpoint
+    from ..training import import_checkpoint
 
     path, about = import_checkpoint(
         files,

@@ -16,7 +16,7 @@ def prefetch(
     name: Name, tag: Annotated[str, typer.Argument(metavar="TAG", help="Published weights of the backbone.")]
 ) -> None:
     """Download weights now, so that later runs need no network."""
-    from ..downloads import fetch
+    from ..clip import fetch
 
     typer.echo(f"{name}/{tag}: {fetch(name, tag)}")
 
@@ -28,7 +28,7 @@ def verify(
     activation: Annotated[str, typer.Option(help="auto, gelu or quick_gelu.")] = "auto",
 ) -> None:
     """Check weights: SHA-256 where one is published, then every tensor's name and shape."""
-    from ..weights import verify as check
+    from ..clip import verify as check
 
     for fact, value in check(name, weights, activation).items():
         typer.echo(f"{fact:<12}{value}")
@@ -40,9 +40,8 @@ def list_backbones(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only backbones whose name has this.")] = "",
 ) -> None:
     """List the backbones that can be loaded, with the tags of their published weights."""
-    from ..downloads import tags
+    from ..clip import architectures, layers_and_patch, native_size, tags
     from ..errors import UsageError, suggest
-    from ..weights import architectures, layers_and_patch, native_size
 
     known = architectures()
     chosen = [one for one in known if name.lower() in one.lower()]

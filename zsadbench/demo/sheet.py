@@ -11,8 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import RecordError
 from ..records import Record, load_records
 from ..samples import Sample
-from ..views.overlay import heat
-from ..views.replay import CategoryMaps, Replay
+from ..views import CategoryMaps, Replay, heat
 
 TILE, GAP, LETTER = 112, 4, 14
 """Side of a picture, space between pictures and height of letters, in pixels."""

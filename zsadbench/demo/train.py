@@ -37,12 +37,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..clip import Block, Text, Vision
+from ..clip import Block, PrunedTokenizer, Text, Vision, find_weights
 from ..errors import UsageError, WeightsError
 from ..files import write_atomic
-from ..method import OPENAI_MEAN, OPENAI_STD, Backbone
-from ..tokens import PrunedTokenizer
-from ..weights import find_weights
+from ..inputs import OPENAI_MEAN, OPENAI_STD, Backbone
 from .batches import Pairs, pairs
 
 WEIGHTS = (0.5, 2.0, 1.0, 1.0, 0.5, 1.0, 1.0)

@@ -14,12 +14,28 @@ is imported unless tensors come in.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..surface import room
 
 if TYPE_CHECKING:
+    from .bootstrap import (
+        FEW,
+        FEWEST,
+        REPLICATES,
+        Interval,
+        PixelHistograms,
+        Reals,
+        bin_edges,
+        centred,
+        image_replicates,
+        interval,
+        resample,
+    )
+    from .counters import check_backend
     from .curve import Curve
     from .evaluation import Evaluation, MetricWarning, evaluate
+    from .ids import METRIC_VERSION, METRICS
     from .image import image_curve, image_metrics, image_reasons
     from .legacy import (
         LegacyAupro,
@@ -29,68 +45,45 @@ if TYPE_CHECKING:
         rank_aupro,
         trapezoid_ap,
     )
+    from .paired import DeLong, Placements, bootstrap_p, delong, delong_p, holm, placements, wilcoxon_p
     from .pixel import PixelMetrics
 
-METRIC_VERSION = 1
-"""Raised whenever a metric of the same id would give another number."""
-
-METRICS = {
-    "image_auroc": "Image AUROC",
-    "image_ap": "Image AP",
-    "image_f1max": "Image F1-max",
-    "pixel_auroc": "Pixel AUROC",
-    "pixel_ap": "Pixel AP",
-    "pixel_f1max": "Pixel F1-max",
-    "pixel_iou": "Pixel IoU-max",
-    "pixel_aupro": "AUPRO at 0.3",
-    "pixel_aupro@0.05": "AUPRO at 0.05",
-    "pixel_aupimo": "AUPIMO",
-}
-"""Metric id -> short title for people."""
-
-_HOMES = {
-    "Curve": "curve",
-    "Evaluation": "evaluation",
-    "LegacyAupro": "legacy",
-    "MetricWarning": "evaluation",
-    "PixelMetrics": "pixel",
-    "evaluate": "evaluation",
-    "grid_f1": "legacy",
-    "image_curve": "image",
-    "image_metrics": "image",
-    "image_reasons": "image",
-    "legacy_aupro200": "legacy",
-    "legacy_aupro200_stream": "legacy",
-    "rank_aupro": "legacy",
-    "trapezoid_ap": "legacy",
-}
-
 __all__ = [
+    "FEW",
+    "FEWEST",
     "METRICS",
     "METRIC_VERSION",
+    "REPLICATES",
     "Curve",
+    "DeLong",
     "Evaluation",
+    "Interval",
     "LegacyAupro",
     "MetricWarning",
+    "PixelHistograms",
     "PixelMetrics",
+    "Placements",
+    "Reals",
+    "bin_edges",
+    "bootstrap_p",
+    "centred",
+    "check_backend",
+    "delong",
+    "delong_p",
     "evaluate",
     "grid_f1",
+    "holm",
     "image_curve",
     "image_metrics",
     "image_reasons",
+    "image_replicates",
+    "interval",
     "legacy_aupro200",
     "legacy_aupro200_stream",
+    "placements",
     "rank_aupro",
+    "resample",
     "trapezoid_ap",
+    "wilcoxon_p",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from its module on first use, so that the titles above cost nothing."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+room(__name__)

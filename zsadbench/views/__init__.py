@@ -1,1 +1,54 @@
-"""What people look at: predictions, overlays, reports and figures."""
+"""What people look at: predictions, overlays, reports and figures.
+
+Enter: images or records. Leave: pictures, pages, verdicts. Not known here: the command line.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..surface import room
+
+if TYPE_CHECKING:
+    from .calibrate import NG, Threshold, check_enough, check_fits, fit, read_threshold, write_threshold
+    from .figures import bars_figure, choose, curves_figure, qualitative_figure
+    from .inspect import describe, inspect_image, write_map
+    from .overlay import heat, write_png
+    from .predict import as_json, find_images, parse_scale, predict
+    from .predictor import DEFAULT_WORDS, Prediction, Predictor, Setup, shown
+    from .replay import CategoryMaps, Replay
+    from .report import build_report
+    from .tiles import parse_roi
+
+__all__ = [
+    "DEFAULT_WORDS",
+    "NG",
+    "CategoryMaps",
+    "Prediction",
+    "Predictor",
+    "Replay",
+    "Setup",
+    "Threshold",
+    "as_json",
+    "bars_figure",
+    "build_report",
+    "check_enough",
+    "check_fits",
+    "choose",
+    "curves_figure",
+    "describe",
+    "find_images",
+    "fit",
+    "heat",
+    "inspect_image",
+    "parse_roi",
+    "parse_scale",
+    "predict",
+    "qualitative_figure",
+    "read_threshold",
+    "shown",
+    "write_map",
+    "write_png",
+    "write_threshold",
+]
+room(__name__)

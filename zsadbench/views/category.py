@@ -10,11 +10,10 @@ from pathlib import Path
 from markupsafe import Markup
 from PIL import Image
 
-from ..boardrows import Row, percent
-from ..decoding import default_workers
+from ..boards import Row, percent
 from ..errors import ZsadError
-from ..metrics.curve import Curve
-from ..metrics.image import image_curve
+from ..images import default_workers
+from ..metrics import Curve, image_curve
 from ..records import ImageRow, Record
 from ..scoring import Map
 from . import plots

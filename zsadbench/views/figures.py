@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..board import Board, boards, nothing_there
-from ..boardrows import MEAN, Cell, Row
+from ..boards import MEAN, Board, Cell, Row, boards, nothing_there
 from ..errors import RecordError, UsageError, suggest
 from ..records import Record, find_records
 from . import plots

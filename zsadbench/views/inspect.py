@@ -11,11 +11,18 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import RecordError, UsageError, suggest
-from ..records import RECORD, ImageRow, Record, read_observation, read_record
-from ..scores import restore
-from ..scoring import EvidenceMaps
-from ..settings import override
-from ..store import EvidenceStore, Slice, select_rows
+from ..method import override
+from ..records import (
+    RECORD,
+    EvidenceStore,
+    ImageRow,
+    Record,
+    Slice,
+    read_observation,
+    read_record,
+    select_rows,
+)
+from ..scoring import EvidenceMaps, restore
 from .overlay import Scale, draw_scale, heat, resized, write_png
 from .predictor import shown
 

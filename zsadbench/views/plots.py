@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..files import write_atomic
-from ..metrics.curve import Curve
+from ..metrics import Curve
 
 Kind = Literal["roc", "pr", "pro"]
 AXES: dict[Kind, tuple[str, str]] = {

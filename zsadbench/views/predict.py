@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..decoding import decode
+from ..data import list_images
 from ..errors import DatasetError, RecordError, UsageError
-from ..images import to_rgb
+from ..images import decode, to_rgb
 from ..progress import Progress
-from ..samples import list_images
-from ..store import EvidenceStore
+from ..records import EvidenceStore
 from .overlay import Scale, draw_scale, overlay, write_png
 from .predictor import Prediction, Predictor, shown
 

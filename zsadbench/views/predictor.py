@@ -18,18 +18,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..checkpoints import load_checkpoint
-from ..decoding import decode
-from ..engine import DTYPES, Encoder, Task, pick_device
+from ..clip import find_weights, load_checkpoint
 from ..environment import environment
 from ..errors import DatasetError, MethodError, UsageError, suggest
 from ..files import sha256_of
-from ..images import Loaded, preprocess, stream
-from ..registry import Resolved, resolve
+from ..images import Loaded, decode, preprocess, stream
+from ..method import Resolved, resolve
+from ..records import EvidenceStore, Slice, select_rows
+from ..run import DTYPES, Encoder, Task, pick_device
 from ..samples import Sample
 from ..scoring import EvidenceMaps
-from ..store import EvidenceStore, Slice, select_rows
-from ..weights import find_weights
 from .overlay import Scale, resized
 from .tiles import Box, Tiling, tiling
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..methodcards import method_cards
+from ..method import method_cards
 from ..records import Record
 
 Facts = list[tuple[str, str]]

@@ -11,16 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..decoding import decode, read
 from ..errors import DatasetError, RecordError
-from ..images import to_rgb
-from ..masks import read_mask
-from ..metrics.curve import Curve
-from ..metrics.pixel import PixelMetrics
+from ..images import decode, read, read_mask, to_rgb
+from ..metrics import Curve, PixelMetrics
 from ..records import Record
 from ..samples import Dataset, Sample
-from ..scores import StoredMaps
-from ..scoring import Map, MapReader
+from ..scoring import Map, MapReader, StoredMaps
 
 Mask = NDArray[np.bool_]
 

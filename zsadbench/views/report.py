@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..board import Board, boards, nothing_there
-from ..boardtext import to_csv
+from ..boards import Board, boards, nothing_there, to_csv
 from ..errors import RecordError
 from ..records import Record, find_records
 from . import plots, provenance

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ..boardrows import percent
+from ..boards import footer, percent, sources, subtitle, title
 from ..errors import RecordError, UsageError
 from ..metrics import METRICS
 
@@ -69,6 +69,12 @@ class Site:
             lstrip_blocks=True,
         )
         self._templates.globals |= {"metric_name": metric_name, "percent": percent, "markup": Markup}
+        self._templates.globals |= {
+            "title": title,
+            "subtitle": subtitle,
+            "footer": footer,
+            "sources": sources,
+        }
 
     def page(self, name: str, template: str, context: Mapping[str, Any]) -> None:
         """Write ``name.html`` from a template."""

@@ -1,0 +1,36 @@
+"""The benchmark of methods measures what it says."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kit import tiny
+from zsadbench.bench.methods import bench_methods
+from zsadbench.errors import UsageError
+from zsadbench.run import engine
+
+
+def test_rows_are_ratios_and_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        engine, "load_clip", lambda backbone, *_: tiny.clip(backbone.name, backbone.activation)
+    )
+    found = bench_methods(
+        ["clip", "anoclip"],
+        backbone="tiny-l14",
+        settings={"size": "28", "augment": "false", "interpolation": "bilinear"},
+        images=4,
+        pixels=48,
+        repeats=1,
+    )
+    assert [row["method"] for row in found.rows] == ["clip", "anoclip"]
+    for row in found.rows:
+        assert row["ratio"] == pytest.approx(row["tower_images_per_s"] / row["images_per_s"])
+        assert 0 < row["encode"] < 1 and 0 <= row["idle"] < 1
+        assert 0 < row["latency_ms"] <= row["latency_p95_ms"]
+    assert found.shared is not None
+    assert found.shared["ratio"] == pytest.approx(found.shared["joint_s"] / found.shared["sum_s"])
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(UsageError, match="at least 2 images"):
+        bench_methods(["clip"], images=1)

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kit import toy
+from zsadbench.cli import main
+from zsadbench.method.card import method_cards
+
+
+def zsad(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Run the command line; return exit code, output and errors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["zsad", *words])
+        with pytest.raises(SystemExit) as caught:
+            main()
+    out, err = capsys.readouterr()
+    code = caught.value.code
+    return (code if isinstance(code, int) else 0), out, err
+
+
+def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = zsad(capsys, "methods")
+    rows = {line.split()[0]: line for line in out.splitlines() if line and line.split()[0] in method_cards()}
+    assert code == 0
+    assert rows.keys() == method_cards().keys()
+    for words in (
+        "WinCLIP",
+        "training-free",
+        "ViT-B-16-plus-240/laion400m_e31",
+        "240",
+        "code21, paper22_t001",
+    ):
+        assert words in rows["winclip"]
+
+
+def test_the_list_imports_nothing_heavy() -> None:
+    heavy = ("torch", "numpy", "pandas", "cv2", "sklearn", "scipy")
+    code = (
+        "import sys; sys.argv = ['zsad', 'methods']\n"
+        "from zsadbench.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("columns", [40, 64, 100])
+def test_a_narrow_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    _, out, _ = zsad(capsys, "methods")
+    assert max(map(len, out.splitlines())) <= columns
+    assert "  WinCLIP; training-free" in out.splitlines()
+    assert "variants code21" in out
+
+
+def test_show(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = zsad(capsys, "methods", "show", "anoclip")
+    text = " ".join(out.split())
+    assert code == 0
+    for words in (
+        "AnoCLIP (anoclip, version 1)",
+        "arXiv 2308.15939",
+        "github.com/hq-deng/AnoVL at 3a70bfdaea6baf1eeb140c5de8155b535bd94833",
+        "ViT-B-16-plus-240, weights laion400m_e32, activation auto",
+        "240 pixels, squash, bilinear, RGB before resizing",
+        "macaroni1: macaroni",
+        "dual_blocks 12",
+        "augment true",
+        "(66 in all, --full prints them)",
+        "@tiled",
+        "dataset visa tiles=ends, resize=shortest",
+        "image score one image alone",
+        "@article{deng2023anovl,",
+    ):
+        assert words in text
+
+
+def test_show_a_variant(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = zsad(capsys, "methods", "show", "winclip@paper22_t001", "--full")
+    assert "winclip@paper22_t001" in out
+    assert "0.01" in out
+    assert "none published by the authors" in out
+    assert "--full prints" not in out
+    assert "for anomaly detection." in out
+
+
+@pytest.mark.parametrize("name", method_cards())
+def test_every_method_can_be_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = zsad(capsys, "methods", "show", name)
+    card = method_cards()[name]
+    assert code == 0
+    assert all(f"@{variant}" in out for variant in card.variants)
+    assert ("transductive: all test images" in " ".join(out.split())) == card.transductive
+    assert ("trained, needs a checkpoint" in out) == card.trained
+
+
+def test_show_a_users_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = zsad(capsys, "methods", "show", toy.write(tmp_path))
+    assert code == 0
+    assert out.startswith("Brightness as anomaly (mine.Mine, version ")
+    assert "layers     6,12,18,24" in out
+    assert "limit      none" in out
+    assert str(tmp_path) in "".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("show", "winclp"), "unknown method 'winclp'. Did you mean 'winclip'?"),
+        (("show", "winclip@code22"), "Did you mean 'code21'?"),
+        (("check", "nothing.py:Mine"), "nothing.py: no such file"),
+        (("check", "clip", "--checkpoint", "x.safetensors"), "'checkpoint' is no parameter of this method"),
+        (("check", "clip", "--set", "sigma"), "'sigma' is not of the form --set NAME=VALUE"),
+        (("check", "clip", "--set", "blur=1"), "'blur' is no parameter of this method"),
+    ],
+)
+def test_mistakes(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = zsad(capsys, "methods", *words)
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert out == ""
+
+
+def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = zsad(capsys, "methods", "check", toy.write(tmp_path))
+    assert code == 0
+    assert out.splitlines()[0] == "mine.Mine on tiny-l14 (random) at 84"
+    assert "13 of 13 points hold: a method in good order" in out
+    assert out.count("ok     ") == 13
+
+
+def test_check_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = toy.write(
+        tmp_path, 'return evidence["score"]', 'return evidence["score"] / evidence["score"].max()'
+    )
+    code, out, _ = zsad(capsys, "methods", "check", spec)
+    assert code == 1
+    assert "FAILED transductive or not" in out
+    assert "12 of 13 points hold" in out
+
+
+def test_check_with_variants(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = zsad(capsys, "methods", "check", "clip", "--variants", "--set", "size=56")
+    assert code == 0
+    assert "clip on tiny-l14 (random) at 56" in out
+    assert "clip@ac on tiny-l14 (random) at 56" in out

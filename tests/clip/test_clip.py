@@ -1,0 +1,182 @@
+"""The towers against open_clip's own forward, and the steps methods are built from."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.kit import tiny, tiny_clip
+from zsadbench.clip.towers import Clip, load_clip
+from zsadbench.errors import MethodError
+from zsadbench.inputs import Backbone
+
+NAMES = ("tiny-l14", "tiny-b16p")  # QuickGELU and GELU
+SIZES = {"tiny-l14": 84, "tiny-b16p": 240}
+PROMPTS = [
+    "x",
+    "a photo of a metal_nut.",
+    "a jpeg corrupted photo of the capsule with damage, seen from above",
+]
+
+
+@cache
+def reference(name: str, size: int | None = None) -> Any:
+    """Return open_clip's own model with the same weights, positions resized by open_clip."""
+    config = tiny_clip.CONFIGS[name]
+    vision = config["vision_cfg"] | ({"image_size": size} if size else {})
+    model = open_clip.model.CLIP(**(config | {"vision_cfg": vision})).eval()
+    state = {key: torch.from_numpy(value) for key, value in tiny_clip.state_dict(name).items()}
+    open_clip.model.resize_pos_embed(state, model)
+    model.load_state_dict(state)
+    return model
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_weights_are_the_bits_the_goldens_were_made_with(name: str) -> None:
+    wanted = tiny_clip.state_dict(name)
+    found = tiny.clip(name).text.module.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[key].numpy(), wanted[key]) for key in wanted)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_image_features_are_those_of_open_clip(name: str, count: int) -> None:
+    images, vision = tiny.images(3, count, SIZES[name]), tiny.clip(name).vision
+    assert relative(vision.encode(vision.embed(images)), reference(name).encode_image(images)) < 1e-5
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", NAMES)
+def test_text_features_are_those_of_open_clip(name: str) -> None:
+    clip = tiny.clip(name)
+    full = open_clip.get_tokenizer("ViT-B-16-plus-240")(PROMPTS)
+    tokens = clip.tokenize(PROMPTS)
+    assert tokens.shape[1] < full.shape[1] == 77
+    assert torch.equal(tokens, full[:, : tokens.shape[1]])
+    assert relative(clip.text.encode(tokens), reference(name).encode_text(full)) < 1e-5
+
+
+@torch.inference_mode()
+def test_positions_are_resized_as_open_clip_does_or_bilinearly() -> None:
+    images = tiny.images(0, 2, 140)
+    antialias, bilinear = (
+        tiny.clip("tiny-l14", position=rule).vision for rule in ("bicubic-antialias", "bilinear")
+    )
+    wanted = reference("tiny-l14", 140).encode_image(images)
+    assert relative(antialias.encode(antialias.embed(images)), wanted) < 1e-5
+    assert relative(bilinear.encode(bilinear.embed(images)), wanted) > 1e-3
+
+    native = bilinear.positions((6, 6))
+    grid = native[1:].view(6, 6, -1).permute(2, 0, 1)[None]
+    plain = F.interpolate(grid, (10, 7), mode="bilinear", align_corners=False)[0].flatten(1).T
+    assert torch.equal(bilinear.positions((10, 7))[1:], plain)
+    assert torch.equal(bilinear.positions((10, 7))[0], native[0])
+
+
+@torch.inference_mode()
+def test_an_input_need_not_be_square() -> None:
+    vision = tiny.clip("tiny-l14").vision
+    wide = tiny.images(0, 1, 84)[..., :56, :]
+    assert vision.grid(wide) == (4, 6)
+    assert vision.embed(wide).shape == (1, 25, 128)
+
+
+def test_an_input_that_leaves_a_remainder_is_refused() -> None:
+    with pytest.raises(MethodError, match="84 x 90 pixels does not divide into patches of 14"):
+        tiny.clip("tiny-l14").vision.embed(torch.zeros(1, 3, 84, 90))
+
+
+@torch.inference_mode()
+def test_the_activation_is_what_the_caller_says() -> None:
+    images = tiny.images(0, 1, 84)
+    quick, plain = (tiny.clip("tiny-l14", which).vision for which in ("quick_gelu", "gelu"))
+    assert relative(plain.encode(plain.embed(images)), quick.encode(quick.embed(images))) > 1e-2
+    assert tiny.clip("tiny-l14").backbone.activation == "quick_gelu"
+    assert tiny.clip("tiny-b16p").backbone.activation == "gelu"
+    assert tiny.clip("tiny-l14", "gelu").digest != tiny.clip("tiny-l14", "quick_gelu").digest
+
+
+@torch.inference_mode()
+def test_the_class_token_alone_is_that_of_the_whole_block() -> None:
+    vision = tiny.clip("tiny-b16p").vision
+    x, block = vision.embed(tiny.images(0, 2, 240)), vision.blocks[3]
+    assert relative(block.class_only(x), block(x)[:, :1]) < 1e-5
+
+
+@torch.inference_mode()
+def test_the_trace_keeps_what_was_asked_for() -> None:
+    vision = load_clip(Backbone("tiny-b16p", "random")).vision
+    vision.tap(stream=[0, 4], middle=[4], values=[4])
+    batch = tiny.batch(tiny.images(0, 2, 240)[:, None].expand(2, 2, 3, 240, 240), ["a", "b"])
+    trace = vision.trace(batch)
+    x = vision.embed(batch.images.flatten(0, 1))
+    assert torch.equal(trace.stream(0), x)
+    for block in vision.blocks[:4]:
+        x = block(x)
+    q, k, v = vision.blocks[4].qkv(x)
+    assert relative(trace.stream(4), x) < 1e-5
+    assert relative(trace.middle(4), x + vision.blocks[4].attend(q, k, v)) < 1e-5
+    assert relative(trace.values(4), vision.blocks[4].attend(v, v, v)) < 1e-5
+    for block in vision.blocks[4:]:
+        x = block(x)
+    assert relative(trace.output, x) < 1e-5
+    with pytest.raises(MethodError, match=r"clip.vision.tap\(values=\[5\]\)"):
+        trace.values(5)
+
+
+@torch.inference_mode()
+def test_methods_share_the_walk_over_a_batch() -> None:
+    vision = tiny.clip("tiny-b16p").vision
+    one, other = (tiny.batch(tiny.images(seed, 1, 240), ["a"]) for seed in (0, 1))
+    assert vision.trace(one) is vision.trace(one)
+    assert vision.trace(other) is not vision.trace(one)
+    kept = vision.trace(one)
+    vision.forget()
+    assert vision.trace(one) is not kept
+
+
+def half(dtype: torch.dtype) -> Clip:
+    return load_clip(Backbone("tiny-b16p", "random"), dtype=dtype)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 5e-2), (torch.float16, 5e-3)])
+def test_the_image_tower_runs_in_half_precision(dtype: torch.dtype, tolerance: float) -> None:
+    clip, images = half(dtype), tiny.images(0, 2, 240)
+    found = clip.vision.encode(clip.vision.embed(images))
+    assert found.dtype == dtype
+    assert relative(found.float(), reference("tiny-b16p").encode_image(images)) < tolerance
+    assert clip.text.encode(clip.tokenize(PROMPTS)).dtype == torch.float32
+
+
+def test_the_longest_prompt_that_fits_is_kept_and_a_longer_one_refused() -> None:
+    clip = tiny.clip("tiny-b16p")
+    assert clip.tokenize(["a " * 75]).shape == (1, 77)
+    with pytest.raises(MethodError, match=r"exceeds 77 tokens: 'a a .*shorten"):
+        clip.tokenize(["short", "a " * 76])
+    with pytest.raises(MethodError, match="exceeds 77 tokens"):
+        clip.tokenize(["a " * 500])
+
+
+def test_gradients_flow_through_the_text_steps() -> None:
+    clip = tiny.clip("tiny-b16p")
+    tokens = clip.tokenize(["a photo"])
+    x = clip.text.embed(tokens).requires_grad_()
+    y = x
+    for block in clip.text.blocks:
+        y = block(y)
+    clip.text.pool(y, tokens).sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None and float(x.grad.abs().max()) > 0
+    assert all(p.grad is None for p in clip.text.module.parameters())

@@ -1,0 +1,57 @@
+"""The committed board of the demo: methods that find most faults, and noise that finds none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from zsadbench.method.card import method_cards
+
+BOARDS = Path(__file__).parents[2] / "results" / "boards"
+METRICS = ["image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro"]
+
+
+@pytest.fixture(scope="module")
+def board() -> pd.DataFrame:
+    return pd.read_csv(BOARDS / "demo.csv")
+
+
+@pytest.fixture(scope="module")
+def trained_clip(board: pd.DataFrame) -> pd.DataFrame:
+    return board[board["backbone"] == "demo/demo"].set_index("method")
+
+
+def test_every_method_is_on_it_and_an_untrained_network_beside_them(board: pd.DataFrame) -> None:
+    trained = board["backbone"] == "demo/demo"
+    assert sorted(board[trained]["method"]) == sorted(method_cards())
+    (noise,) = board[~trained].to_dict("records")
+    assert (noise["method"], noise["backbone"], noise["seeds"]) == ("clip", "demo/random", 5)
+    assert 0.4 <= noise["image_auroc"] <= 0.6
+    assert noise["marks"] == "random weights"
+
+
+def test_the_best_method_without_training_finds_most_faults_and_none_finds_all(
+    trained_clip: pd.DataFrame,
+) -> None:
+    free = [name for name, card in method_cards().items() if not card.trained]
+    best = trained_clip.loc[free].max(numeric_only=True)
+    assert best["image_auroc"] >= 0.88
+    assert best["pixel_auroc"] >= 0.93
+    assert best["pixel_aupro"] >= 0.75
+    assert trained_clip[METRICS].max().max() <= 0.99
+
+
+def test_value_value_attention_localises_better_than_plain_patch_tokens(trained_clip: pd.DataFrame) -> None:
+    pixel = trained_clip["pixel_auroc"]
+    assert pixel["anoclip"] >= pixel["clip"] + 0.03
+
+
+def test_the_readme_shows_the_board(board: pd.DataFrame) -> None:
+    readme = (BOARDS.parents[1] / "README.md").read_text()
+    shown = ["image_auroc", "pixel_auroc", "pixel_aupro"]
+    for row in board.to_dict("records"):
+        name = row["method"] if row["backbone"] == "demo/demo" else "clip, random weights (5 seeds)"
+        numbers = " | ".join(f"{100 * row[metric]:.1f}" for metric in shown)
+        assert f"| {name} | {numbers} |" in readme

@@ -1,0 +1,60 @@
+"""Miniature CLIPs with deterministic weights and inputs, loaded once for all tests."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from tests.kit import tiny_clip
+from zsadbench.clip.towers import Clip, PositionRule, load_clip
+from zsadbench.inputs import Backbone, Batch
+
+Activation = Literal["auto", "gelu", "quick_gelu"]
+
+
+@cache
+def clip(name: str, activation: Activation = "auto", position: PositionRule = "bicubic-antialias") -> Clip:
+    """Return ``tiny-l14`` (24 blocks, QuickGELU, 84 px) or ``tiny-b16p`` (12 blocks, GELU, 240 px)."""
+    return load_clip(Backbone(name, "random", activation, position))
+
+
+def images(seed: int, batch: int, size: int) -> Tensor:
+    """Return normalised inputs (batch, 3, size, size): smooth noise plus one bright blob each."""
+    return torch.from_numpy(tiny_clip.images(seed, batch, size))
+
+
+def batch(inputs: Tensor, categories: list[str]) -> Batch:
+    """Return ``inputs`` (B, 3, S, S), or tiles (B, T, 3, S, S), as one batch of whole frames."""
+    tiled = inputs if inputs.ndim == 5 else inputs[:, None]
+    count, tiles, _, height, width = tiled.shape
+    box = torch.tensor([0.0, 0.0, width, height])
+    keys = [f"{number}.png" for number in range(count)]
+    frame = torch.tensor([[height, width]]).expand(count, 2)
+    return Batch(tiled, box.expand(count, tiles, 4), frame, keys, categories)
+
+
+def draw(name: str, shape: tuple[int, ...], std: float, mean: float = 0.0, salt: str = "golden") -> Tensor:
+    """Return float32 normal noise seeded by ``salt`` and ``name`` alone."""
+    return torch.from_numpy(tiny_clip.draw(name, shape, std, mean, salt))
+
+
+def near(
+    name: str,
+    actual: ArrayLike,
+    golden: ArrayLike,
+    tolerance: float,
+    *,
+    of: Literal["max", "span", "one"] = "max",
+) -> None:
+    """Assert equal shapes and ``max |a - b| <= tolerance`` times the golden's largest value, span, or one."""
+    a, b = np.asarray(actual, np.float64), np.asarray(golden, np.float64)
+    assert a.shape == b.shape, f"{name}: shape {a.shape}, golden {b.shape}"
+    assert np.isfinite(a).all(), f"{name}: not finite"
+    scale = {"max": float(np.abs(b).max()), "span": float(np.ptp(b)), "one": 1.0}[of]
+    error = float(np.abs(a - b).max())
+    assert error <= tolerance * scale, f"{name}: error {error:.2e} of {of} {scale:.3g}, allowed {tolerance}"

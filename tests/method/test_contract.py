@@ -1,0 +1,158 @@
+"""Every card and variant keeps the contract, and the contract notices what breaks it."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.kit import tiny, toy
+from zsadbench.clip.towers import Clip, load_clip
+from zsadbench.inputs import Backbone
+from zsadbench.method.card import method_cards
+from zsadbench.method.contract import Check, check, miniature
+from zsadbench.method.registry import resolve
+
+SPECS = [spec for id, card in method_cards().items() for spec in (id, *(f"{id}@{v}" for v in card.variants))]
+
+
+@cache
+def load(backbone: Backbone, dtype: torch.dtype) -> Clip:
+    if dtype == torch.float32:
+        return tiny.clip(backbone.name, backbone.activation, backbone.position)
+    return load_clip(backbone, dtype=dtype)
+
+
+def failed(checks: list[Check]) -> dict[str, str]:
+    return {point.name: point.words for point in checks if not point.passed}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_card_and_variant(spec: str) -> None:
+    checks = check(miniature(spec), load)
+    assert failed(checks) == {}
+    assert len(checks) == 13
+
+
+def test_a_users_file(tmp_path: Path) -> None:
+    checks = check(resolve(toy.write(tmp_path)), load)
+    assert failed(checks) == {}
+    words = {point.name: point.words for point in checks}
+    assert words["evidence is lean"] == "148 bytes an image, 1.0 numbers per patch"
+    assert words["map parameters"] == "only maps() uses sigma"
+    assert words["unknown category"] == "refused: category 'carpet' was not prepared"
+
+
+MISTAKES = {
+    "statistics over the batch": (
+        "        return {",
+        "        grid = grid - grid.mean()\n        return {",
+        {"any batch size", "any order"},
+        "compute every image for itself",
+    ),
+    "state from image to image": (
+        "        return {",
+        "        grid = grid + self.seen\n        self.seen += len(grid)\n        return {",
+        {"any batch size", "any order"},
+        "keep no state from image to image",
+    ),
+    "noise without a seed": (
+        "        return {",
+        "        grid = grid + 0.5 * __import__('torch').randn_like(grid)\n        return {",
+        {"input untouched", "same again", "any batch size", "any order", "map parameters"},
+        "generator with a fixed seed",
+    ),
+    "writing into the batch": (
+        "images = batch.images\n",
+        "images = batch.images.mul_(2)\n",
+        {"input untouched"},
+        "work on a copy",
+    ),
+    "pixels as evidence": (
+        '"score": grid',
+        '"pixels": images[:, 0].mean(1).float(), "score": grid',
+        {"evidence is lean"},
+        "leave up-sampling to maps()",
+    ),
+    "one number type only": (
+        "images = batch.images\n",
+        "images = batch.images @ __import__('torch').eye(84)\n",
+        {"half precision"},
+        "RuntimeError",
+    ),
+    "double precision": ('{"map": grid,', '{"map": grid.double(),', {"evidence"}, "return float32"),
+    "not finite": ('{"map": grid,', '{"map": grid / 0,', {"evidence"}, "infinite or undefined"),
+    "another first axis": ('{"map": grid,', '{"map": grid[:1],', {"evidence"}, "first axis is the image"),
+    "any category": ("if category not in self.categories", "if False", {"unknown category"}, "is observed"),
+    "a foreign error": ("raise MethodError", "raise KeyError", {"unknown category"}, "raises KeyError"),
+    "constant maps": (
+        'render(evidence["map"],',
+        'render(0 * evidence["map"],',
+        {"maps"},
+        "one value everywhere",
+    ),
+    "maps of one size": ('evidence["map"], size,', 'evidence["map"], (84, 84),', {"maps"}, "it must be"),
+    "maps that see each other": (
+        'render(evidence["map"],',
+        'render(evidence["map"] / evidence["map"].max(),',
+        {"maps"},
+        "treat every image for itself in maps()",
+    ),
+    "a parameter the observer uses": (
+        '("sigma",)',
+        '("sigma", "gain")',
+        {"map parameters"},
+        "take 'gain' from map_parameters",
+    ),
+    "scores that see each other": (
+        'return evidence["score"]',
+        'return evidence["score"] / evidence["score"].max()',
+        {"transductive or not"},
+        "declare transductive",
+    ),
+    "one score for all": (
+        'return evidence["score"]',
+        'return evidence["score"].sum()',
+        {"image scores", "transductive or not"},
+        "one number per image",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_noticed(mistake: str, tmp_path: Path) -> None:
+    old, new, points, advice = MISTAKES[mistake]
+    found = failed(check(resolve(toy.write(tmp_path, old, new)), load))
+    assert found.keys() == points
+    assert any(advice in words for words in found.values()), found
+
+
+def test_an_exception_is_reported_with_its_place(tmp_path: Path) -> None:
+    spec = toy.write(tmp_path, "images = batch.images\n", "images = batch.pictures\n")
+    checks = check(resolve(spec), load)
+    assert [point.name for point in checks] == ["parameters only", "evidence"]
+    assert "AttributeError" in checks[-1].words
+    assert "(mine.py:" in checks[-1].words
+
+
+def test_an_order_dependent_method_is_not_asked_for_order(tmp_path: Path) -> None:
+    state = "        grid = grid + self.seen\n        self.seen += 1\n        return {"
+    spec = toy.write(tmp_path, "        return {", state)
+    path = Path(spec.rpartition(":")[0])
+    flag = "    order_dependent: ClassVar[bool] = True\n    map_parameters"
+    path.write_text(path.read_text().replace("    map_parameters", flag, 1))
+    points = {point.name: point for point in check(resolve(spec), load)}
+    assert points["any order"].passed
+    assert "not asked" in points["any order"].words
+    # The batch is still no excuse: state must go on image by image.
+    assert not points["any batch size"].passed
+
+
+def test_miniature_takes_the_patch_of_the_backbone() -> None:
+    small = miniature("clip").method
+    assert (small.backbone.name, small.preprocess.size) == ("tiny-l14", 84)
+    small = miniature("winclip", settings={"scales": "2"}).method
+    assert (small.backbone.name, small.preprocess.size) == ("tiny-b16p", 80)
+    assert small.scales == (2,)  # type: ignore[attr-defined]

@@ -1,0 +1,171 @@
+"""``compare``: records become boards, one for each group that may stand in one column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
+
+import pandas as pd
+
+from ..errors import RecordError, UsageError, suggest
+from ..metrics import METRICS
+from ..records import Group, Record, is_metric, load_records
+from .board import DEFAULT_METRICS, FEWEST_REPLICATES, Board, frame_of, paired_frame
+from .pairs import in_order
+from .rows import By, Row, rows_of
+from .statistics import with_statistics
+
+
+def boards(
+    records: Sequence[Record],
+    *,
+    metrics: Sequence[str] | None = None,
+    by: str | None = None,
+    sort: str | None = None,
+    published: bool = True,
+    merge: bool = False,
+    intervals: bool = False,
+    paired: bool = False,
+    replicates: int = 1000,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Board]:
+    """Return one board per group of records, sorted by dataset and protocol.
+
+    ``metrics`` are ids, by default :data:`DEFAULT_METRICS`; ``by`` is ``"category"`` for one row per
+    method and category; ``sort`` is a metric, by default the first one that has a value; ``merge``
+    demands a single board.  ``intervals`` adds 95 % intervals and ranks from ``replicates`` draws of
+    the test images, ``paired`` also every pair of methods, in the order of ``records``; ``say`` is
+    told what takes long.
+
+    Raises:
+        UsageError: for an unknown metric or ``by``, or too few ``replicates``.
+        RecordError: for a metric no record has, when ``merge`` meets records of several groups, or for
+            image scores that cannot be read.
+    """
+    chosen = _known_metrics(records, metrics or DEFAULT_METRICS, optional=metrics is None)
+    _known_metrics(records, [sort] if sort else [], optional=False)
+    if by is not None and by not in get_args(By):
+        raise UsageError(f"cannot make a board by '{by}'.{suggest(by, get_args(By))}")
+    grouping: By = "category" if by == "category" else "method"
+    groups: dict[Group, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.group, []).append(record)
+    if merge and len(groups) > 1:
+        raise RecordError(_odd_one(groups))
+    tables = [_board(group, groups[group], chosen, grouping, sort, published) for group in sorted(groups)]
+    if not intervals and not paired:
+        return tables
+    if replicates < FEWEST_REPLICATES:
+        raise UsageError(f"{replicates} replicates say little; give {FEWEST_REPLICATES} or more")
+    if paired and all(len({row.label for row in board.rows}) < 2 for board in tables):
+        raise RecordError(_no_pair(groups))
+    return [
+        with_statistics(board, sort or board.shown[0], records, paired=paired, replicates=replicates, say=say)
+        for board in tables
+    ]
+
+
+def compare(
+    paths: str | Path | Sequence[str | Path],
+    *,
+    metrics: Sequence[str] | None = None,
+    by: str | None = None,
+    sort: str | None = None,
+    published: bool = True,
+    merge: bool = False,
+    intervals: bool = False,
+    paired: bool = False,
+    replicates: int = 1000,
+) -> pd.DataFrame:
+    """Return the boards of the records at or below ``paths`` as one frame, full precision in [0, 1].
+
+    The columns ``dataset`` to ``metric_version`` name the group a row belongs to: only rows that
+    agree in them may be compared.  ``intervals`` adds 95 % intervals and ranks; ``paired`` returns one
+    row per pair of methods and metric instead, as
+    :func:`zsadbench.boards.board.paired_frame` has it.
+
+    Raises:
+        RecordError: if there is no record, or as :func:`boards` says.
+    """
+    several = [paths] if isinstance(paths, str | Path) else paths
+    folders = [Path(path) for path in several]
+    records = in_order(load_records(folders), folders)
+    if not records:
+        raise RecordError(nothing_there(folders))
+    tables = boards(
+        records,
+        metrics=metrics,
+        by=by,
+        sort=sort,
+        published=published,
+        merge=merge,
+        intervals=intervals,
+        paired=paired,
+        replicates=replicates,
+    )
+    if not paired:
+        return frame_of(tables)
+    return paired_frame(tables)
+
+
+def nothing_there(paths: Sequence[Path]) -> str:
+    """Return in words why there is nothing to compare and what to do."""
+    names = ", ".join(map(str, paths))
+    if any(True for path in paths if path.is_dir() for _ in path.rglob("observation.json")):
+        return f"{names}: evidence but no readable record; run `zsad score RUN_DIR` on it, it needs no CLIP."
+    return f"{names}: no readable record here; run `zsad run --method clip --dataset NAME` first."
+
+
+def _known_metrics(records: Sequence[Record], wanted: Sequence[str], optional: bool) -> tuple[str, ...]:
+    present = {metric for record in records for metric in record.metrics}
+    for metric in wanted:
+        if not is_metric(metric):
+            raise UsageError(f"unknown metric '{metric}'.{suggest(metric, METRICS)}")
+        if metric not in present and not optional:
+            limit = metric.partition("@")[2]
+            remedy = (
+                f"`zsad score RUN_DIR --aupro-limit {limit}` adds it" if limit else "score the runs again"
+            )
+            raise RecordError(f"no record has the metric '{metric}'; {remedy}.")
+    return tuple(dict.fromkeys(wanted))
+
+
+def _board(
+    group: Group,
+    records: Sequence[Record],
+    metrics: tuple[str, ...],
+    by: By,
+    sort: str | None,
+    published: bool,
+) -> Board:
+    rows = rows_of(records, metrics, by, published)
+    board = Board(group, by, metrics, tuple(rows))
+    key = sort or board.shown[0]
+    categories = {name: i for i, name in enumerate(dict.fromkeys(row.category for row in rows))}
+
+    def order(row: Row) -> tuple[int, float, str]:
+        value = row.cell(key).value
+        return (categories[row.category], -value if value is not None else 1.0, row.label)
+
+    return Board(group, by, metrics, tuple(sorted(rows, key=order)))
+
+
+def _odd_one(groups: dict[Group, list[Record]]) -> str:
+    """Say which group stands apart from the largest one, where its records lie and in what it differs."""
+    ranked = sorted(groups, key=lambda group: (-len(groups[group]), group))
+    usual, odd = ranked[0], ranked[-1]
+    lies = ", ".join(str(record.path.parent) for record in groups[odd])
+    return (
+        f"these records cannot stand in one column: {lies} ({odd}) has {', '.join(odd.differences(usual))}; "
+        "leave it out or score all runs under one protocol with `zsad score`."
+    )
+
+
+def _no_pair(groups: dict[Group, list[Record]]) -> str:
+    if len(groups) > 1:
+        return _odd_one(groups)
+    return (
+        "only one method here (equal runs count once), and a pair needs two; give the results of another "
+        "method on this dataset."
+    )

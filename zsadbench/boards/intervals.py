@@ -1,0 +1,235 @@
+"""What the numbers of a record would have been on other test images of the same kind.
+
+Image metrics are drawn from the image scores in ``images.csv``, pixel metrics from the stored
+evidence: the maps and masks of the record's protocol are made again and counted into histograms.
+Draws of pixel metrics are kept beside the record; the file may be deleted.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RecordError, ZsadError
+from ..files import write_atomic
+from ..metrics import (
+    FEW,
+    FEWEST,
+    REPLICATES,
+    PixelHistograms,
+    PixelMetrics,
+    Reals,
+    bin_edges,
+    centred,
+    image_metrics,
+    image_replicates,
+    resample,
+)
+from ..records import IMAGES_CSV, RESCORE, ImageRow, Record, is_metric
+
+if TYPE_CHECKING:
+    from ..scoring import MapReader
+
+Place = tuple[str, str]
+"""A category and a metric."""
+
+_VERSION = 1
+"""Raised whenever stored draws would come out otherwise."""
+_ROUNDING = 1e-9
+_DRIFT = 1e-4
+"""How far maps made again may move a metric: another processor rounds otherwise."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of one category, sorted by key."""
+
+    keys: tuple[str, ...]
+    labels: NDArray[np.bool_]
+    scores: NDArray[np.float64]
+
+    @property
+    def fewest(self) -> int:
+        """Images of the rarer kind, normal or anomalous."""
+        return int(min(self.labels.sum(), (~self.labels).sum()))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Every metric of a record in every draw, centred on the exact value."""
+
+    images: Mapping[str, Images]
+    values: Mapping[Place, Reals] = field(repr=False)
+    notes: tuple[str, ...] = ()
+    """What has no interval and why, and what is doubtful."""
+
+
+def draws_of(
+    record: Record,
+    *,
+    pixels: bool = True,
+    replicates: int = REPLICATES,
+    workers: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Draws:
+    """Return the draws of a record; pixel metrics only with ``pixels``, which may take a while.
+
+    Categories with fewer than five images of either kind have none.  What keeps pixel metrics from
+    being drawn (foreign maps, evidence or images that are gone) becomes a note.  ``say`` is told
+    before maps are made again.
+
+    Raises:
+        RecordError: if ``images.csv`` cannot be read or does not give the record's image metrics.
+    """
+    images = _images(record.images())
+    _check(record, images)
+    large = {name: found for name, found in images.items() if found.fewest >= FEWEST}
+    weights = {name: resample(name, found.labels, replicates) for name, found in large.items()}
+    notes = _doubts(images)
+    values: dict[Place, Reals] = {}
+    for name, found in large.items():
+        drawn = image_replicates(found.scores, found.labels, weights[name])
+        values |= {(name, metric): draws for metric, draws in drawn.items()}
+    if pixels and large and _has_pixels(record):
+        try:
+            values |= _stored(record, replicates) or _keep(
+                record, replicates, _pixel_draws(record, large, weights, workers, say)
+            )
+        except ZsadError as error:
+            notes.append(f"no interval of pixel metrics of {record.method}: {error}")
+    if record.legacy:
+        notes.append("AUPRO from 200 thresholds has no interval")
+    defined = {place: draws for place, draws in values.items() if not np.isnan(draws).any()}
+    return Draws(images, defined, tuple(notes))
+
+
+def _images(rows: list[ImageRow]) -> dict[str, Images]:
+    found: dict[str, list[ImageRow]] = {}
+    for row in sorted(rows, key=lambda row: row.key):
+        found.setdefault(row.category, []).append(row)
+    return {
+        name: Images(
+            tuple(row.key for row in same),
+            np.array([row.anomalous for row in same], np.bool_),
+            np.array([np.nan if row.image_score is None else row.image_score for row in same]),
+        )
+        for name, same in found.items()
+    }
+
+
+def _check(record: Record, images: Mapping[str, Images]) -> None:
+    for category in record.categories:
+        found = images.get(category)
+        said = record.value(category, "image_auroc")
+        now = image_metrics(found.scores, found.labels)["image_auroc"] if found else None
+        if found is None or (said is None) != (now is None) or abs((said or 0) - (now or 0)) > _ROUNDING:
+            raise RecordError(
+                f"{record.path.parent / IMAGES_CSV}: its scores of '{category}' are not those of the record; "
+                f"{RESCORE}."
+            )
+
+
+def _doubts(images: Mapping[str, Images]) -> list[str]:
+    none = [name for name, found in images.items() if found.fewest < FEWEST]
+    doubtful = [name for name, found in images.items() if FEWEST <= found.fewest < FEW]
+    notes = [
+        f"no interval with fewer than {FEWEST} normal or anomalous images, nor for a mean with such a "
+        f"category: {', '.join(none)}"
+    ]
+    more = [f"rough interval, fewer than {FEW} normal or anomalous images: {', '.join(doubtful)}"]
+    return (notes if none else []) + (more if doubtful else [])
+
+
+def _has_pixels(record: Record) -> bool:
+    return any(
+        metric.startswith("pixel_") and is_metric(metric) and value is not None
+        for row in record.categories.values()
+        for metric, value in row.items()
+    )
+
+
+def _pixel_draws(
+    record: Record,
+    images: Mapping[str, Images],
+    weights: Mapping[str, Reals],
+    workers: int | None,
+    say: Callable[[str], None],
+) -> dict[Place, Reals]:
+    """Return the draws of every pixel metric a category of ``images`` has."""
+    from ..scoring import StoredMaps
+
+    values: dict[Place, Reals] = {}
+    stored = StoredMaps.of(record)
+    for name in stored.categories:
+        if name in images and record.value(name, "pixel_auroc") is not None:
+            say(f"{record.dataset}: {record.method}: maps of {name} are made again for intervals")
+            counted = _count(record, name, stored.reader(name), workers)
+            keys = images[name].keys
+            limits = () if record.legacy else tuple(record.protocol["aupro_limits"])
+            drawn = counted.replicates(keys, weights[name], limits)
+            binned = counted.replicates(keys, np.ones((1, len(keys))), limits)
+            values |= {
+                (name, metric): centred(draws, record.value(name, metric), float(binned[metric][0]))
+                for metric, draws in drawn.items()
+            }
+    return values
+
+
+def _count(record: Record, category: str, reader: MapReader, workers: int | None) -> PixelHistograms:
+    """Return the histograms of a category; maps that do not give the record's numbers are refused."""
+    keys = reader.maps.keys
+    connectivity = record.protocol["connectivity"]
+    exact = PixelMetrics((), connectivity, keep="source", source=reader.again, aupimo=None)
+    for row, one, mask in reader.visit(workers):
+        if mask is not None:
+            exact.update(one, mask, keys[row])
+    again = exact.compute()
+    for metric in ("pixel_auroc", "pixel_ap"):
+        said, now = record.value(category, metric), again[metric]
+        if said is None or now is None or abs(said - now) > _DRIFT:
+            raise RecordError(
+                f"{record.path}: {metric} of '{category}' is {said} but {now} when made again from evidence: "
+                "evidence, masks or method changed since; repeat zsad score"
+            )
+    counted = PixelHistograms(bin_edges(exact.curve()), connectivity)
+    for row, one, mask in reader.visit(workers):
+        if mask is not None:
+            counted.add(one, mask, keys[row])
+    return counted
+
+
+def _file(record: Record, replicates: int) -> Path:
+    return record.path.parent / f"bootstrap-{replicates}.npz"
+
+
+def _about(record: Record) -> dict[str, Any]:
+    return {"version": _VERSION, "record": record.digest}
+
+
+def _stored(record: Record, replicates: int) -> dict[Place, Reals] | None:
+    """Return the draws kept beside a record; None where there are none or they are not its own."""
+    with suppress(Exception):  # whatever is wrong with the file, the draws are made anew
+        with np.load(_file(record, replicates), allow_pickle=False) as archive:
+            about, draws = json.loads(bytes(archive["about"])), archive["draws"]
+        places = [(category, metric) for category, metric in about.pop("places")]
+        if about == _about(record) and draws.shape == (len(places), replicates):
+            return dict(zip(places, draws, strict=True))
+    return None
+
+
+def _keep(record: Record, replicates: int, values: dict[Place, Reals]) -> dict[Place, Reals]:
+    about = json.dumps(_about(record) | {"places": list(values)}, ensure_ascii=False)
+    stream = io.BytesIO()
+    draws = np.array([*values.values()]).reshape(-1, replicates)
+    np.savez(stream, about=np.frombuffer(about.encode(), np.uint8), draws=draws)
+    with suppress(RecordError):  # what cannot be written only costs time
+        write_atomic(_file(record, replicates), stream.getvalue())
+    return values

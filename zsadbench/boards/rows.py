@@ -1,0 +1,184 @@
+"""From records to the rows of a board: the newest of equals, seeds together, one label for each."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..files import digest_of
+from ..records import Published, Record, best_published
+
+if TYPE_CHECKING:
+    from ..metrics import Interval
+
+By = Literal["method", "category"]
+MEAN = "mean"
+"""Stands in place of a category where a row is the mean over all."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a board: the mean over ``total`` categories (``used`` of them) and over seeds."""
+
+    value: float | None
+    spread: float | None
+    used: int
+    total: int
+    interval: Interval | None = None
+
+    @property
+    def partial(self) -> bool:
+        """Whether some categories have no value."""
+        return self.value is not None and self.used < self.total
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "n/a"
+        text = percent(self.value)
+        text += f" ± {percent(self.spread)}" if self.spread is not None else ""
+        text += f" {bounds(self.interval)}" if self.interval else ""
+        return text + (f" ({self.used}/{self.total})" if self.partial else "")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on a board; several ``records`` differ in the seed only."""
+
+    label: str
+    category: str
+    records: tuple[Record, ...]
+    published: Mapping[str, Published] = field(default_factory=dict)
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    rank: int | None = None
+
+    @property
+    def record(self) -> Record:
+        """The first record: all share method, backbone and protocol."""
+        return self.records[0]
+
+    @property
+    def digest(self) -> str:
+        """Short digest of what was observed, over all seeds."""
+        digests = sorted(record.observation_digest for record in self.records)
+        return (digests[0] if len(digests) == 1 else digest_of(digests))[:12]
+
+    @property
+    def marks(self) -> list[str]:
+        """Marks of any of the records, each once."""
+        return list(dict.fromkeys(mark for record in self.records for mark in record.marks))
+
+    def cell(self, metric: str) -> Cell:
+        """Return the number of a metric, with the sample standard deviation over seeds."""
+        means = [self._mean(record, metric) for record in self.records]
+        values = [value for value, _, _ in means if value is not None]
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        value = math.fsum(values) / len(values) if values else None
+        used = min(used for _, used, _ in means)
+        return Cell(value, spread, used, means[0][2], self.intervals.get(metric))
+
+    def _mean(self, record: Record, metric: str) -> tuple[float | None, int, int]:
+        if self.category == MEAN:
+            return record.mean(metric)
+        value = record.value(self.category, metric)
+        return value, int(value is not None), 1
+
+
+def percent(value: float) -> str:
+    """Return a rate as percent with one decimal."""
+    return f"{100 * value:.1f}"
+
+
+def bounds(interval: Interval) -> str:
+    """Return an interval of rates as percent with one decimal."""
+    return f"[{percent(interval.low)}, {percent(interval.high)}]"
+
+
+def rows_of(records: Sequence[Record], metrics: Sequence[str], by: By, published: bool) -> list[Row]:
+    """Return the rows of one group of records, unsorted but in a fixed order."""
+    entries = _join_seeds(_newest(records))
+    rows = []
+    for label, entry in zip(_labels(entries), entries, strict=True):
+        categories = [MEAN] if by == "method" else list(entry[0].categories)
+        for category in categories:
+            beside = _beside(entry[0], category, metrics) if published else {}
+            rows.append(Row(label, category, entry, beside))
+    return rows
+
+
+def _newest(records: Iterable[Record]) -> list[Record]:
+    """Keep the newest of the records that differ in nothing but the time of their making."""
+    newest: dict[str, Record] = {}
+    for record in sorted(records, key=lambda record: (record.created, str(record.path))):
+        newest[digest_of([record.method, record.observation_digest, _map_parameters(record)])] = record
+    return sorted(newest.values(), key=lambda record: (record.method, record.backbone, record.digest))
+
+
+def _join_seeds(records: Iterable[Record]) -> list[tuple[Record, ...]]:
+    """Join records that differ in the seed only; where two of a kind share a seed all stay apart."""
+    kinds: dict[str, list[Record]] = {}
+    for record in records:
+        kinds.setdefault(_kind(record), []).append(record)
+    joined: list[tuple[Record, ...]] = []
+    for same in kinds.values():
+        seeds = [record.seed for record in same]
+        if None not in seeds and len(set(seeds)) == len(seeds):
+            joined.append(tuple(sorted(same, key=lambda record: record.seed or 0)))
+        else:
+            joined += [(record,) for record in same]
+    return joined
+
+
+def _kind(record: Record) -> str:
+    """Return the digest of everything that makes the method what it is, except the seed."""
+    observation = record.observation
+    parts = [observation[key] for key in ("method", "backbone")]
+    parts += [observation.get(key) for key in ("checkpoint", "wordings")]
+    dtype = (observation.get("environment") or {}).get("dtype")
+    return digest_of([_unseeded(parts), dtype, _map_parameters(record)])
+
+
+def _unseeded(value: Any) -> Any:
+    """Return a value without seeds; random weights have one too, and a checksum that follows it."""
+    if isinstance(value, list):
+        return [_unseeded(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    plain = {key: _unseeded(item) for key, item in value.items() if key != "seed"}
+    if str(plain.get("weights")).partition(":")[0] == "random":
+        plain = {key: item for key, item in plain.items() if key not in ("weights", "sha256")}
+    return plain
+
+
+def _map_parameters(record: Record) -> Mapping[str, Any]:
+    return record.protocol.get("map_parameters") or {}
+
+
+def _labels(entries: Sequence[tuple[Record, ...]]) -> list[str]:
+    """Return one label per entry, no two alike; the backbone is named where it is not one for all."""
+    several = len({entry[0].backbone for entry in entries}) > 1
+    labels = [_label(entry, several) for entry in entries]
+    counts = Counter(labels)
+    return [
+        f"{label} {Row(label, MEAN, entry).digest}" if counts[label] > 1 else label
+        for label, entry in zip(labels, entries, strict=True)
+    ]
+
+
+def _label(entry: tuple[Record, ...], several: bool) -> str:
+    record = entry[0]
+    parts = [record.method]
+    parts += [f"{key}={value}" for key, value in sorted(_map_parameters(record).items())]
+    parts += [record.backbone] if several and record.backbone else []
+    parts += [f"({len(entry)} seeds)"] if len(entry) > 1 else []
+    return " ".join(parts)
+
+
+def _beside(record: Record, category: str, metrics: Sequence[str]) -> dict[str, Published]:
+    """Return the published figures that may stand beside a record: those of the same images."""
+    if record.selection and (category == MEAN or "limit" in record.selection):
+        return {}
+    return best_published(record.method_id, record.variant, record.dataset, category, metrics, record.legacy)

@@ -1,0 +1,63 @@
+"""The application: every verb in its place, and what a mistake looks like."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Annotated
+
+import typer
+
+from ..environment import VERSION
+from ..errors import ZsadError
+from . import bench, compare, datasets, demo, methods, predict, report, run, train, weights
+
+app = typer.Typer(
+    name="zsad",
+    help="Benchmark CLIP-based zero-shot anomaly detection: many methods, exact metrics, one board.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+run.register(app)
+train.register(app)
+compare.register(app)
+predict.register(app)
+report.register(app)
+app.add_typer(methods.app, name="methods")
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(weights.app, name="weights")
+app.add_typer(demo.app, name="demo")
+bench.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"zsad {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every verb."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake becomes one line and exit code 2."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        app([word for word in arguments if word != "--debug"])
+    except ZsadError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,66 @@
+"""The two CLIP towers as steps, their weights, text anchors, and what was learned on top.
+
+Enter: a ``Backbone``, prompts, weight files and checkpoints, never executed. Leave: a loaded ``Clip``. Not
+known here: datasets, methods, records.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..surface import room
+
+if TYPE_CHECKING:
+    from .checkpoints import (
+        AuthorTable,
+        Provenance,
+        compare_shapes,
+        describe,
+        load_checkpoint,
+        read_provenance,
+        save_checkpoint,
+    )
+    from .downloads import fetch, tags
+    from .prompts import anchor, encode, ensemble, read_prompts
+    from .tokens import PrunedTokenizer
+    from .towers import Block, Clip, Text, Trace, Vision, load_clip
+    from .weights import (
+        Weights,
+        architectures,
+        find_weights,
+        layers_and_patch,
+        native_size,
+        shipped_weights,
+        verify,
+    )
+
+__all__ = [
+    "AuthorTable",
+    "Block",
+    "Clip",
+    "Provenance",
+    "PrunedTokenizer",
+    "Text",
+    "Trace",
+    "Vision",
+    "Weights",
+    "anchor",
+    "architectures",
+    "compare_shapes",
+    "describe",
+    "encode",
+    "ensemble",
+    "fetch",
+    "find_weights",
+    "layers_and_patch",
+    "load_checkpoint",
+    "load_clip",
+    "native_size",
+    "read_prompts",
+    "read_provenance",
+    "save_checkpoint",
+    "shipped_weights",
+    "tags",
+    "verify",
+]
+room(__name__)

@@ -1,0 +1,197 @@
+"""Checkpoints of trained methods: safetensors with their provenance in the header.
+
+The header holds one entry, ``provenance``, a JSON object (see ``Provenance``); the tensors are the
+method's learned parameters under the names the method asks for.  Nothing of a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import MethodError, WeightsError
+from ..files import write_atomic
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_HEADER = "provenance"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a checkpoint comes from.
+
+    ``dataset`` is the id of the auxiliary dataset and ``images`` the content hashes of the images that
+    were trained on; both are empty where unknown.  ``source`` names the file an import was made from.
+    """
+
+    method: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    dataset: str = ""
+    images: tuple[str, ...] = ()
+    epoch: int | None = None
+    seed: int | None = None
+    source: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AuthorTable:
+    """One state dict of the authors' files.
+
+    It stands under ``key``; ``shapes`` has every entry it must hold, ``learned`` our name of each one
+    that is kept, ``fixed`` the values of entries that are not learned, and ``embedded`` the token ids of
+    entries that hold CLIP's embeddings.
+    """
+
+    key: str
+    shapes: Shapes
+    learned: Mapping[str, str]
+    fixed: Mapping[str, Tensor] = field(default_factory=dict)
+    embedded: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], provenance: Provenance) -> None:
+    """Write learned ``tensors`` and their ``provenance``, whole or not at all.
+
+    Raises:
+        RecordError: if the file cannot be written.
+    """
+    whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_atomic(path, save(whole, {_HEADER: json.dumps(dataclasses.asdict(provenance), sort_keys=True)}))
+
+
+def load_checkpoint(path: str | Path, method: str, shapes: Shapes) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint of ``method`` (a method id), as float32 on the CPU.
+
+    ``shapes`` are the parameters the method has on its backbone: every key and shape must agree.
+
+    Raises:
+        MethodError: if ``path`` is empty, saying how to come by a checkpoint.
+        WeightsError: if the file is absent, damaged, of another method or of other shapes.
+    """
+    if not str(path):
+        raise MethodError(
+            f"'{method}' is a trained method and needs a checkpoint: pass one with --checkpoint FILE; train "
+            f"it with zsad train --method {method} --dataset DATASET --out FILE, or convert the file of its "
+            f"authors with zsad checkpoints import FILE --method {method} --trained-on DATASET"
+        )
+    path = Path(path)
+    provenance = read_provenance(path)
+    if provenance.method != method:
+        raise WeightsError(f"{path}: a checkpoint of '{provenance.method}', not of '{method}'; pass another")
+    with _opened(path) as file:
+        held = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        if differences := compare_shapes(held, shapes):
+            raise WeightsError(
+                f"{path}: does not fit '{method}' on this backbone: {differences}; choose the backbone it "
+                f"was trained on{_backbone_of(provenance)} with --backbone, or another checkpoint"
+            )
+        tensors = {key: file.get_tensor(key) for key in shapes}
+    return {key: _sound(path, key, value) for key, value in tensors.items()}
+
+
+def read_provenance(path: Path) -> Provenance:
+    """Return the provenance in a checkpoint's header, without reading its tensors.
+
+    Raises:
+        WeightsError: if the file is absent, damaged, or has no such header.
+    """
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get(_HEADER, "")
+    known = {entry.name for entry in dataclasses.fields(Provenance)}
+    try:
+        table = json.loads(text)
+        found = Provenance(**{key: value for key, value in table.items() if key in known})
+        return dataclasses.replace(found, images=tuple(found.images))
+    except (ValueError, TypeError, AttributeError):
+        raise WeightsError(
+            f"{path}: has no provenance in its header, so it is not a checkpoint of zsadbench; convert the "
+            "authors' files with zsad checkpoints import FILE --method METHOD"
+        ) from None
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint's header says, in the order to be read; no tensor is read.
+
+    Raises:
+        WeightsError: as ``read_provenance``.
+    """
+    found = read_provenance(path)
+    training = found.parameters.get("training") or {}
+    rest = {key: value for key, value in found.parameters.items() if key != "training"}
+    with _opened(path) as file:
+        shapes = {key: _shape(tuple(file.get_slice(key).get_shape())) for key in file.keys()}  # noqa: SIM118
+    return {
+        "file": str(path),
+        "method": found.method,
+        "trained on": found.dataset or "unknown",
+        "images": len(found.images) or "unknown",
+        "epoch": "unknown" if found.epoch is None else found.epoch,
+        "seed": "unknown" if found.seed is None else found.seed,
+        "imported from": found.source or "nothing: trained here",
+        "versions": dict(found.versions) or "unknown",
+        "training": dict(training) or "unknown",
+        "parameters": rest or "unknown",
+        "tensors": shapes,
+    }
+
+
+def compare_shapes(held: Shapes, wanted: Shapes) -> str:
+    """Return in words how a file's ``held`` shapes differ from the ``wanted`` ones; empty if they agree."""
+    missing = [key for key in wanted if key not in held]
+    surplus = [key for key in held if key not in wanted]
+    other = [key for key in wanted if key in held and tuple(held[key]) != tuple(wanted[key])]
+    parts = []
+    if other:
+        key = other[0]
+        more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
+        parts.append(f"{key} is {_shape(held[key])} in the file, {_shape(wanted[key])} expected{more}")
+    if missing:
+        parts.append(f"{len(missing)} missing, first {missing[0]}")
+    if surplus:
+        parts.append(f"{len(surplus)} surplus, first {surplus[0]}")
+    return "; ".join(parts)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "one number"
+
+
+def _sound(path: Path, key: str, value: Tensor) -> Tensor:
+    if not value.is_floating_point():
+        raise WeightsError(f"{path}: {key} holds {value.dtype}, not real numbers; the file is damaged")
+    if not bool(torch.isfinite(value).all()):
+        raise WeightsError(f"{path}: {key} holds infinite or undefined numbers; train again")
+    return value.float()
+
+
+def _backbone_of(provenance: Provenance) -> str:
+    backbone = provenance.parameters.get("backbone")
+    name = backbone.get("name") if isinstance(backbone, Mapping) else backbone
+    return f" ({name})" if isinstance(name, str) and name else ""
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such checkpoint file; check the path given with --checkpoint")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path}: cannot be read as a checkpoint ({str(error).strip()[:120]}); it must be a complete "
+            ".safetensors file; convert the authors' .pth files with "
+            "zsad checkpoints import FILE --method METHOD"
+        ) from error

@@ -1,0 +1,290 @@
+"""The two CLIP towers as steps a method can walk (Radford et al., 2021).
+
+open_clip builds the modules and this file walks them, so that a method taps, doubles or replaces a
+stream in a plain loop::
+
+    x = vision.embed(images)                      # (B, 1+N, W) after ln_pre
+    for block in vision.blocks:
+        q, k, v = block.qkv(x)                    # per head, of ln_1(x)
+        local = local + block.attend(v, v, v)     # V-V: the block's own projections, no new weights
+        x = x + block.attend(q, k, v)
+        x = x + block.mlp(x)                      # of ln_2(x)
+    tokens = vision.project(local)                # ln_post, then the projection
+
+Axis order is batch first everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import MethodError
+from ..files import digest_of
+from ..inputs import Backbone, Batch
+from .weights import Weights, find_weights
+
+PositionRule = Literal["bicubic-antialias", "bilinear"]
+
+
+class Block:
+    """One residual attention block, split in the steps that methods recombine."""
+
+    def __init__(self, module: Any, causal: bool = False) -> None:
+        self.module, self.attention, self.causal = module, module.attn, causal
+        self.heads: int = module.attn.num_heads
+
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of ``ln_1(x)``, each (B, heads, T, W / heads)."""
+        attn = self.attention
+        packed = F.linear(self.module.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+        q, k, v = torch.unflatten(packed, -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the output-projected attention (B, T, W), without a residual."""
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        projected: Tensor = self.module.ls_1(self.attention.out_proj(mixed.transpose(1, 2).flatten(2)))
+        return projected
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """Return the MLP of ``ln_2(x)``, without a residual."""
+        out: Tensor = self.module.ls_2(self.module.mlp(self.module.ln_2(x)))
+        return out
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the ordinary block's output."""
+        x = x + self.attend(*self.qkv(x))
+        return x + self.mlp(x)
+
+    def class_only(self, x: Tensor) -> Tensor:
+        """Return the block's output for the first token alone, (B, 1, W): the rest is not computed."""
+        q, k, v = self.qkv(x)
+        first = x[:, :1] + self.attend(q[:, :, :1], k, v)
+        return first + self.mlp(first)
+
+
+class Vision:
+    """The image tower.  ``proj`` (W, C); ``blocks``; ``ln_post``; taps for the shared ``Trace``."""
+
+    def __init__(self, module: Any, position: PositionRule) -> None:
+        self.module, self.position = module, position
+        self.blocks = [Block(block) for block in module.transformer.resblocks]
+        self.ln_post, self.proj = module.ln_post, module.proj
+        self.width: int = module.conv1.out_channels
+        self.patch: int = module.conv1.kernel_size[0]
+        self.native: tuple[int, int] = module.grid_size
+        self._positions: dict[tuple[int, int], Tensor] = {self.native: module.positional_embedding}
+        self._taps: dict[str, set[int]] = {"stream": set(), "middle": set(), "values": set()}
+        self._trace: Trace | None = None
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Return position embeddings (1 + gh*gw, W) for ``grid``, resized from the native grid."""
+        if grid not in self._positions:
+            native = self.module.positional_embedding.detach().float()
+            image = torch.unflatten(native[1:], 0, self.native).permute(2, 0, 1)[None]
+            if self.position == "bilinear":
+                resized = F.interpolate(image, grid, mode="bilinear", align_corners=False)
+            else:
+                resized = F.interpolate(image, grid, mode="bicubic", antialias=True, align_corners=False)
+            rows = torch.cat([native[:1], resized[0].flatten(1).T])
+            self._positions[grid] = rows.to(self.module.positional_embedding.dtype)
+        return self._positions[grid]
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Return the rows and columns of patches of ``images`` (..., H, W).
+
+        Raises:
+            MethodError: if a side is not a multiple of the patch.
+        """
+        height, width = images.shape[-2:]
+        if height % self.patch or width % self.patch:
+            raise MethodError(
+                f"an input of {height} x {width} pixels does not divide into patches of {self.patch}; choose "
+                f"a multiple of {self.patch} with --set size=..."
+            )
+        return height // self.patch, width // self.patch
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return tokens (B, 1+N, W) of normalised ``images`` (B, 3, H, W), class token first, after ln_pre.
+
+        Raises:
+            MethodError: if a side is not a multiple of the patch.
+        """
+        grid = self.grid(images)
+        with torch.backends.cudnn.flags(allow_tf32=False):  # float32 means float32 here, as in the matmuls
+            patches = self.module.conv1(images.to(self.proj.dtype))
+        first = self.module.class_embedding.expand(len(images), 1, -1)
+        x = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
+        tokens: Tensor = self.module.ln_pre(x + self.positions(grid))
+        return tokens
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Return ``ln_post(tokens) @ proj``, un-normalised, (..., C)."""
+        projected: Tensor = self.ln_post(tokens) @ self.proj
+        return projected
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Return the image embedding (B, C) of embedded ``tokens`` (B, T, W): class token, projected."""
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+        return self.project(self.blocks[-1].class_only(tokens)[:, 0])
+
+    def tap(
+        self, *, stream: Iterable[int] = (), middle: Iterable[int] = (), values: Iterable[int] = ()
+    ) -> None:
+        """Ask, in ``prepare``, that each ``Trace`` keeps these steps (block numbers from 0)."""
+        for name, wanted in (("stream", stream), ("middle", middle), ("values", values)):
+            self._taps[name] |= set(wanted)
+
+    def trace(self, batch: Batch) -> Trace:
+        """Return the walk over ``batch``; methods that share this tower and batch share the walk."""
+        if self._trace is None or self._trace.batch is not batch:
+            self._trace = Trace(self, batch, self._taps)
+        return self._trace
+
+    def forget(self) -> None:
+        """Drop the last trace and free its memory."""
+        self._trace = None
+
+
+class Trace:
+    """One walk of the plain image tower over a batch, keeping what methods have asked for.
+
+    All tensors are (B*T, 1+N, W), tiles flattened into the batch.
+    """
+
+    def __init__(self, vision: Vision, batch: Batch, taps: dict[str, set[int]]) -> None:
+        self.batch = batch
+        self._kept: dict[tuple[str, int], Tensor] = {}
+        self._shared: dict[str, Tensor] = {}
+        x = vision.embed(batch.images.flatten(0, 1))
+        for number, block in enumerate(vision.blocks):
+            q, k, v = block.qkv(x)
+            middle = x + block.attend(q, k, v)
+            steps = {"stream": x, "middle": middle}
+            self._kept.update({(name, number): t for name, t in steps.items() if number in taps[name]})
+            if number in taps["values"]:
+                self._kept["values", number] = block.attend(v, v, v)
+            x = middle + block.mlp(middle)
+        self.output = x
+
+    def stream(self, block: int) -> Tensor:
+        """Return the residual stream as it enters ``block``."""
+        return self._get("stream", block)
+
+    def middle(self, block: int) -> Tensor:
+        """Return the residual stream inside ``block``, after its attention and before its MLP."""
+        return self._get("middle", block)
+
+    def values(self, block: int) -> Tensor:
+        """Return the value-value attention of ``block`` (output-projected, no residual)."""
+        return self._get("values", block)
+
+    def shared(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Return ``compute()``, computed once for all methods that share this trace and ``name``."""
+        if name not in self._shared:
+            self._shared[name] = compute()
+        return self._shared[name]
+
+    def _get(self, name: str, block: int) -> Tensor:
+        try:
+            return self._kept[name, block]
+        except KeyError:
+            raise MethodError(
+                f"the trace kept no '{name}' of block {block}; ask for it in prepare: "
+                f"clip.vision.tap({name}=[{block}])"
+            ) from None
+
+
+class Text:
+    """The text tower, always in float32; steps carry gradients where a method learns prompts."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.blocks = [Block(block, causal=True) for block in module.transformer.resblocks]
+        self.proj = module.text_projection
+        self.width: int = module.token_embedding.embedding_dim
+        self.context: int = module.context_length
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return embedded ``tokens`` (n, L) as (n, L, W), positions added."""
+        x: Tensor = self.module.token_embedding(tokens)
+        positions: Tensor = self.module.positional_embedding
+        return x + positions[: tokens.shape[1]]
+
+    def pool(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Return text features (n, C): the end-of-text row after ln_final, projected, un-normalised."""
+        end = self.module.ln_final(x)[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)]
+        features: Tensor = end @ self.proj if isinstance(self.proj, Tensor) else self.proj(end)
+        return features
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Return text features (n, C) of ``tokens`` (n, L)."""
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.pool(x, tokens)
+
+
+class Clip:
+    """A loaded CLIP: ``vision``, ``text``, ``logit_scale``, a tokenizer, and what it was loaded from."""
+
+    def __init__(self, model: Any, tokenizer: Any, backbone: Backbone, weights: Weights) -> None:
+        self.backbone, self.weights = backbone, weights
+        self.vision = Vision(model.visual, backbone.position)
+        self.text = Text(model)
+        self.logit_scale = float(model.logit_scale.detach().exp())
+        self._tokenizer = tokenizer
+
+    @property
+    def digest(self) -> str:
+        """Digest of the weights, the architecture and the activation: what features depend on."""
+        return digest_of([self.weights.digest, self.weights.config, self.weights.activation])
+
+    @property
+    def device(self) -> torch.device:
+        """Where both towers live."""
+        device: torch.device = self.vision.proj.device
+        return device
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Return token ids (n, L) int64, cut to the longest prompt (exact under the causal mask).
+
+        Raises:
+            MethodError: if a prompt is longer than the context.
+        """
+        ids: Tensor = self._tokenizer(list(prompts), context_length=self.text.context + 1)
+        lengths = ids.argmax(dim=-1) + 1
+        if int(lengths.max()) > self.text.context or bool((ids[:, -1] != 0).any()):
+            longest = prompts[int(lengths.argmax())]
+            raise MethodError(f"a prompt exceeds {self.text.context} tokens: '{longest[:80]}'; shorten it")
+        return ids[:, : int(lengths.max())].to(self.device)
+
+
+@torch.inference_mode(False)  # a caller's inference mode would make the parameters unfit for gradients
+def load_clip(
+    backbone: Backbone, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Clip:
+    """Build the CLIP of ``backbone`` with its weights, image tower in ``dtype``, in evaluation mode.
+
+    Raises:
+        WeightsError: if the architecture is not a ViT CLIP, or the weights cannot be had or do not fit.
+    """
+    import open_clip
+
+    weights = find_weights(backbone)
+    # Built on the meta device: no initialisation is computed only to be overwritten.
+    with torch.device("meta"):
+        model = open_clip.model.CLIP(**weights.architecture())
+    weights.load_into(model)
+    model.attn_mask = None  # the causal rule is applied by Block; a meta buffer cannot be moved
+    backbone = replace(backbone, activation=weights.activation)
+    model.requires_grad_(False).eval().to(device)
+    model.visual.to(dtype)
+    return Clip(model, weights.tokenizer(), backbone, weights)

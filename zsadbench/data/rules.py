@@ -1,0 +1,274 @@
+"""Applies the rules of a description to a folder: which file is an image, of which class, with which mask."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from ..errors import DatasetError
+from ..samples import Problem, Severity, nfc
+from .descriptions import Description, Rule
+from .tables import read_rows, same_value
+from .templates import TemplateError, unsafe
+from .tree import Tree, amount
+
+USUAL_SPLITS = ("train", "test", "val", "valid", "validation")
+
+
+@dataclass(slots=True)
+class Candidate:
+    """An image with what its rule says about it; ``anomalous`` is None where the mask decides."""
+
+    key: str
+    path: str
+    category: str
+    anomalous: bool | None
+    mask: str | None
+    specie: str
+    where: str
+    tried: tuple[str, ...]
+    listed_mask: bool
+    """The table names a mask for it."""
+
+
+@dataclass
+class Listing:
+    """What the rules found below one root."""
+
+    description: Description
+    tree: Tree
+    split: str
+    candidates: list[Candidate] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    empty_rules: list[Rule] = field(default_factory=list)
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    """Images that a table lists in another split, and which."""
+    claimed: set[str] = field(default_factory=set)
+    """Files that belong to some image as its mask, read or not."""
+
+    def report(self, severity: Severity, key: str, reason: str, remedy: str = "") -> None:
+        """Note one problem."""
+        self.problems.append(Problem(severity, key, reason, remedy))
+
+
+def list_root(description: Description, tree: Tree, split: str) -> Listing:
+    """Apply every rule of ``description`` to ``tree`` and return candidates and problems.
+
+    Raises ``DatasetError`` when two rules match one file, or a table cannot be read.
+    """
+    listing = Listing(description, tree, split)
+    owner: dict[str, Rule] = {}
+    for rule in description.rules:
+        if rule.split and not rule.split.names and rule.split.text.lower() != split:
+            continue
+        before = len(listing.candidates), len(listing.problems)
+        for candidate in _from_table(rule, listing) if rule.table else _from_folders(rule, listing):
+            first = owner.setdefault(candidate.key, rule)
+            if first is not rule:
+                raise DatasetError(
+                    f"{rule.where}: this [[samples]] block and the one at {first.where} both match "
+                    f"'{candidate.key}'; make one of the templates narrower, or use `exclude`."
+                )
+            listing.candidates.append(candidate)
+        if before == (len(listing.candidates), len(listing.problems)):
+            listing.empty_rules.append(rule)
+        if not rule.table and listing.candidates:
+            _orphans(rule, listing)
+    listing.problems += tree.problems.values()
+    return listing
+
+
+def _from_folders(rule: Rule, listing: Listing) -> Iterator[Candidate]:
+    description, tree = listing.description, listing.tree
+    classes = _classes(rule, listing)
+    split = "" if rule.split else listing.split
+    others: Counter[str] = Counter()
+    for template in rule.image:
+        found = False
+        for path, captured in tree.walk(template, split, classes):
+            if _excluded(path, description):
+                continue
+            found = True
+            category = rule.category.fill(captured)
+            if description.classes and category not in description.classes:
+                others[category] += 1
+            elif _split_of(rule, captured) == listing.split:
+                yield from _candidate(rule, listing, path, captured, rule.where)
+        if found:
+            break
+    _report_classes(listing, rule.where, others)
+
+
+def _from_table(rule: Rule, listing: Listing) -> Iterator[Candidate]:
+    assert rule.table
+    tree, classes = listing.tree, listing.description.classes
+    unused = _Unused()
+    for path, captured in tree.walk(rule.table, "", classes if "{class}" in rule.table.text else {}):
+        for row in read_rows(tree.root / path, path, rule.columns, rule.records):
+            try:
+                yield from _from_row(rule, listing, captured | row.fields, row.where, unused)
+            except TemplateError as exc:
+                listing.report("error", row.where, str(exc), "correct the record")
+    _report_unknown(rule, listing, unused.labels)
+    for name, count in unused.splits.items():
+        if name not in USUAL_SPLITS:
+            reason = f"not used: {amount(count, 'row')} of an unusual split '{name}'"
+            listing.report("warning", rule.table.text, reason, "correct the split where it is a slip")
+    _report_classes(listing, rule.table.text, unused.classes)
+
+
+@dataclass
+class _Unused:
+    """Rows of a table that bring no candidate: labels with their first place, splits and classes."""
+
+    labels: dict[str, tuple[str, int]] = field(default_factory=dict)
+    splits: Counter[str] = field(default_factory=Counter)
+    classes: Counter[str] = field(default_factory=Counter)
+
+
+def _from_row(
+    rule: Rule, listing: Listing, fields: dict[str, str], where: str, unused: _Unused
+) -> Iterator[Candidate]:
+    classes = listing.description.classes
+    category = rule.category.fill(fields)
+    split = _split_of(rule, fields)
+    if classes and category not in classes:
+        unused.classes[category] += 1
+    elif split != listing.split:
+        unused.splits[split] += 1
+        if all(fields[name] for name in rule.image[0].names):
+            listing.elsewhere[nfc(rule.image[0].fill(fields))] = split
+    elif value := _unknown_label(rule, fields):
+        first, count = unused.labels.get(value, (where, 0))
+        unused.labels[value] = first, count + 1
+    elif image := _listed_image(rule, listing, fields, where):
+        yield from _candidate(rule, listing, image, fields, where)
+
+
+def _candidate(
+    rule: Rule, listing: Listing, path: str, fields: dict[str, str], where: str
+) -> Iterator[Candidate]:
+    if not rule.table and (value := _unknown_label(rule, fields)):
+        _report_unknown(rule, listing, {value: (path, 1)})
+        return
+    anomalous: bool | None = None
+    if rule.label in ("normal", "anomaly"):
+        anomalous = rule.label == "anomaly"
+    elif rule.normal_when:
+        ((name, values),) = rule.normal_when.items()
+        anomalous = not any(same_value(fields[name], value) for value in values)
+    mask, tried = _mask(rule, listing, fields, where) if rule.mask else (None, ())
+    if rule.label == "mask-file":
+        if any(path in listing.tree.problems for path in tried):
+            return  # a mask behind a bad link, which is reported: the label is not known
+        anomalous = mask is not None
+    category = rule.category.fill(fields)
+    if not category:
+        listing.report("error", where, "the class is empty", "fill it in")
+        return
+    specie = rule.specie.fill(fields) if rule.specie else fields.get("specie", "")
+    tried = () if anomalous is False else tried
+    yield Candidate(
+        nfc(path), path, category, anomalous, mask, specie, where, tried, bool(rule.table and tried)
+    )
+
+
+def _listed_image(rule: Rule, listing: Listing, fields: dict[str, str], where: str) -> str | None:
+    """Return the image a table row names: the first alternative that exists; else report why not."""
+    tried: list[str] = []
+    for template in rule.image:
+        empty = sorted(name for name in template.names if not fields[name])
+        if empty:
+            listing.report(
+                "error", where, f"the field '{empty[0]}' is empty", "fill it in, or remove the record"
+            )
+            return None
+        for path in template.fill_all(fields):
+            if reason := unsafe(path):
+                listing.report("error", where, f"the image path '{path}' {reason}")
+                return None
+            if found := listing.tree.find(path):
+                return found
+        tried.append(template.fill(fields))
+    if not any(path in listing.tree.problems for path in tried):
+        listing.report(
+            "error",
+            tried[0],
+            f"listed in {where}, but there is no such file",
+            "restore it, remove the record, or go on without it by --skip-bad",
+        )
+    return None
+
+
+def _mask(
+    rule: Rule, listing: Listing, fields: dict[str, str], where: str
+) -> tuple[str | None, tuple[str, ...]]:
+    """Return the first mask that exists and every path that was tried."""
+    tried: list[str] = []
+    for template in rule.mask:
+        if rule.table and not all(fields[name] for name in template.names):
+            continue
+        for path in template.fill_all(fields):
+            if rule.table and (reason := unsafe(path)):
+                listing.report("error", where, f"the mask path '{path}' {reason}")
+                return None, (path,)
+            if found := listing.tree.find(path):
+                listing.claimed.add(found)
+                return found, ()
+        tried.append(template.fill(fields))
+    return None, tuple(tried)
+
+
+def _orphans(rule: Rule, listing: Listing) -> None:
+    """Report mask files that belong to no image."""
+    split = "" if rule.split else listing.split
+    images = {candidate.path for candidate in listing.candidates}
+    for template in rule.mask:
+        for path, _ in listing.tree.walk(template, split, _classes(rule, listing)):
+            if path not in listing.claimed and path not in images:
+                listing.claimed.add(path)
+                listing.report("warning", path, "a mask without its image", "check the names; it is not used")
+
+
+def _unknown_label(rule: Rule, fields: dict[str, str]) -> str | None:
+    """Return a label that is neither normal nor anomalous as ``"'value'"``, else None."""
+    for name, normal in rule.normal_when.items():
+        value = fields[name]
+        known = (*normal, *rule.anomaly_when.get(name, ()))
+        if any(same_value(value, v) for v in known) or (value and not rule.anomaly_when):
+            return None
+        return f"'{value}'"
+    return None
+
+
+def _report_unknown(rule: Rule, listing: Listing, unknown: dict[str, tuple[str, int]]) -> None:
+    known = [str(v) for values in (rule.normal_when, rule.anomaly_when) for vs in values.values() for v in vs]
+    for value, (where, count) in unknown.items():
+        also = f" (and in {count - 1} more)" if count > 1 else ""
+        listing.report(
+            "error", where, f"unknown label {value}{also}", f"correct it; known are {', '.join(known)}"
+        )
+
+
+def _report_classes(listing: Listing, where: str, others: Counter[str]) -> None:
+    if others:
+        names = ", ".join(sorted(others))
+        reason = f"not used: {amount(others.total(), 'image')} of classes that are not in [classes]: {names}"
+        listing.report("note", where, reason)
+
+
+def _classes(rule: Rule, listing: Listing) -> Collection[str]:
+    """Return the classes that the capture ``class`` is limited to; empty for no limit."""
+    return listing.description.classes if rule.category.text == "{class}" else ()
+
+
+def _split_of(rule: Rule, fields: dict[str, str]) -> str:
+    split = rule.split.fill(fields) if rule.split else fields.get("split", "test")
+    return split.lower()
+
+
+def _excluded(path: str, description: Description) -> bool:
+    name = path.rpartition("/")[2].lower()
+    return any(fnmatch.fnmatchcase(name, pattern.lower()) for pattern in description.exclude)

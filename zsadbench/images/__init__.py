@@ -1,0 +1,33 @@
+"""Files become network input and masks; what is wrong with them is found before the encoder starts.
+
+Enter: paths of images and masks, a method's ``Preprocess``. Leave: decoded, resized tensors in order, masks
+at a size, problems. Not known here: descriptions of datasets, CLIP, methods.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..surface import room
+
+if TYPE_CHECKING:
+    from .decoding import decode, default_workers, read
+    from .loader import Loaded, preprocess, stream, to_batch_images, to_rgb
+    from .masks import MaskRule, mask_at, read_mask
+    from .scan import scan
+
+__all__ = [
+    "Loaded",
+    "MaskRule",
+    "decode",
+    "default_workers",
+    "mask_at",
+    "preprocess",
+    "read",
+    "read_mask",
+    "scan",
+    "stream",
+    "to_batch_images",
+    "to_rgb",
+]
+room(__name__)

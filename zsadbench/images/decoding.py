@@ -1,0 +1,220 @@
+"""Image files become PIL images, in the mode of the file, or an error that names the file.
+
+Only raster formats are opened (PIL would hand an EPS file to an external interpreter), PIL's
+"load truncated images" flag is never used, and the pixel limit is judged from the header.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from ..errors import DatasetError
+from ..inputs import Preprocess
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+MAX_PIXELS = 178_956_970
+"""Largest image that is read by default: the size at which PIL refuses (twice its warning limit)."""
+
+SIXTEEN_BIT = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
+_pil_limit = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What the header of an image file says; ``exif_orientation`` 1 means upright."""
+
+    width: int
+    height: int
+    mode: str
+    format: str
+    frames: int
+    exif_orientation: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+
+def probe(path: Path, *, name: str = "", max_pixels: int = MAX_PIXELS) -> ImageInfo:
+    """Read the header of an image file.
+
+    Raises DatasetError (file, reason, remedy) for a file that is missing, unreadable, not an image,
+    animated, larger than ``max_pixels`` or of a depth that has no 8-bit meaning.
+    """
+    name = name or str(path)
+    _require_file(path, name)
+    try:
+        with path.open("rb") as stream:
+            return _inspect(_open(stream, name), name, max_pixels)
+    except OSError as error:
+        raise _unreadable(name, error) from error
+
+
+def read(path: Path, name: str = "") -> bytes:
+    """Return the bytes of a file; DatasetError when it is missing or unreadable."""
+    name = name or str(path)
+    _require_file(path, name)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(name, error) from error
+
+
+def decode(
+    source: Path | bytes, *, name: str = "", orient: bool = False, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Decode a file completely and return it in the mode of the file.
+
+    ``orient`` applies the EXIF rotation; leave it off where masks are drawn on the stored pixels.
+    ``name`` is what errors call the file.  Raises DatasetError like `probe`, and for broken data.
+    """
+    if isinstance(source, Path):
+        name = name or str(source)
+        source = read(source, name)
+    name = name or "image"
+    image = _open(io.BytesIO(source), name)
+    _inspect(image, name, max_pixels)
+    try:
+        # A TIFF is checked against PIL's limit once more while its pixels are read.
+        with _no_pil_limit(image.width * image.height > MAX_PIXELS // 2):
+            image.load()
+        return ImageOps.exif_transpose(image) if orient else image
+    except Exception as error:  # PIL's plugins raise whatever their parser stumbles over
+        raise DatasetError(f"{name}: broken image data ({_reason(error)}); fetch the file again") from error
+
+
+def frame_size(size: tuple[int, int], spec: Preprocess, name: str) -> tuple[int, int]:
+    """Return width and height of an image of ``size`` (width, height) after the resize of ``spec``.
+
+    Raises DatasetError where two tiles would leave a gap, and where the frame would be absurdly long.
+    """
+    if spec.resize == "squash":
+        return spec.size, spec.size
+    short, long = sorted(size)
+    extent = int(spec.size * long / short)
+    if spec.tiles == "ends" and extent > 2 * spec.size:
+        raise DatasetError(
+            f"{name}: {size[0]} x {size[1]} pixels are longer than 2:1, so two square tiles leave a gap "
+            "in the middle; crop the image, or use a method without tiles"
+        )
+    if extent * spec.size > MAX_PIXELS:
+        raise DatasetError(
+            f"{name}: {size[0]} x {size[1]} pixels become {extent} x {spec.size} when the short side is "
+            f"{spec.size}, more than {MAX_PIXELS} pixels; crop the image"
+        )
+    return (spec.size, extent) if size[0] <= size[1] else (extent, spec.size)
+
+
+def alpha_of(image: Image.Image) -> NDArray[np.uint8] | None:
+    """Return the alpha channel (H, W) of a decoded image, or None where it has none."""
+    if "A" in image.getbands():
+        return np.asarray(image.getchannel("A"))
+    if "transparency" in image.info:
+        return np.asarray(image.convert("RGBA").getchannel("A"))
+    return None
+
+
+def default_workers() -> int:
+    """Return one decoding thread per CPU this process may use, at most 16."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(16, usable or 1)
+
+
+@contextmanager
+def _no_pil_limit(needed: bool = True) -> Iterator[None]:
+    """Switch PIL's process-wide pixel limit off; ours is an argument, judged per call."""
+    if not needed:
+        yield
+        return
+    with _pil_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _require_file(path: Path, name: str) -> None:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        dangling = "a link that points nowhere" if path.is_symlink() else "no such file"
+        raise DatasetError(f"{name}: {dangling}; restore the file or remove its entry") from None
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    if not path.is_file():
+        raise DatasetError(f"{name}: not a regular file; replace it with the image file")
+    if size == 0:
+        raise DatasetError(f"{name}: the file is empty (0 bytes); fetch it again")
+
+
+def _open(stream: IO[bytes], name: str) -> Image.Image:
+    try:
+        with _no_pil_limit():
+            return Image.open(stream, formats=FORMATS)
+    except UnidentifiedImageError:
+        stream.seek(0)
+        head = stream.read(12)
+        raise DatasetError(
+            f"{name}: not an image (starts with {head!r}); fetch the file again, or convert it to PNG"
+        ) from None
+    except Exception as error:
+        raise DatasetError(f"{name}: broken image header ({_reason(error)}); fetch the file again") from error
+
+
+def _inspect(image: Image.Image, name: str, max_pixels: int) -> ImageInfo:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise DatasetError(
+            f"{name}: {width} x {height} pixels are more than the limit of {max_pixels}; "
+            "shrink the image, or raise max_pixels if the file is to be trusted"
+        )
+    try:
+        frames = _frames(image)
+        orientation = _orientation(image)
+    except Exception as error:
+        raise DatasetError(f"{name}: broken image header ({_reason(error)}); fetch the file again") from error
+    if frames > 1:
+        raise DatasetError(f"{name}: holds {frames} frames; save the one that is meant as a file of its own")
+    if image.mode == "F" or (image.mode == "I" and not _sixteen_bit_png(image)):
+        raise DatasetError(
+            f"{name}: 32-bit values (PIL mode {image.mode}) have no defined range; convert to 8 or 16 bit"
+        )
+    return ImageInfo(width, height, image.mode, image.format or "", frames, orientation)
+
+
+def _frames(image: Image.Image) -> int:
+    # The further pictures of a camera's multi-picture JPEG are previews of the first.
+    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+
+
+def _orientation(image: Image.Image) -> int:
+    # PIL turns a TIFF by itself, and asking a PNG without the tag would decode it.
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return 1
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _sixteen_bit_png(image: Image.Image) -> bool:
+    return image.format in ("PNG", "PPM", "JPEG2000")  # PIL before 11.0 opens 16 bit in mode I
+
+
+def _unreadable(name: str, error: OSError) -> DatasetError:
+    remedy = "allow reading it" if isinstance(error, PermissionError) else "check the disk and the path"
+    return DatasetError(f"{name}: cannot be read ({error.strerror or _reason(error)}); {remedy}")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip() or type(error).__name__

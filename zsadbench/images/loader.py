@@ -1,0 +1,193 @@
+"""The shared loaders: image files become network input, decoded in threads ahead of the encoder.
+
+Every file is read, hashed and decoded once and resized once per distinct `Preprocess`, with the
+arithmetic of the reference transforms (PIL resize with antialias).  ``decode`` and ``probe``, the
+masks and the scan of a whole dataset are offered here too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..ahead import ahead as worked_ahead
+from ..errors import DatasetError, UsageError
+from ..inputs import Preprocess
+from .decoding import MAX_PIXELS, SIXTEEN_BIT, ImageInfo, decode, default_workers, frame_size, probe, read
+from .masks import mask_at, read_mask
+from .scan import scan
+
+if TYPE_CHECKING:
+    from ..samples import Sample
+
+__all__ = [
+    "MAX_PIXELS",
+    "ImageInfo",
+    "Loaded",
+    "Prepared",
+    "decode",
+    "mask_at",
+    "preprocess",
+    "probe",
+    "read_mask",
+    "scan",
+    "stream",
+    "to_batch_images",
+]
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One image after one preprocessing.
+
+    ``tiles`` (T, 3, S, S) uint8, a view of colour-last memory; ``boxes`` (T, 4) int64: left, top,
+    right, bottom of each tile in the frame; ``frame`` (2,) int64: height and width of the resized
+    image before tiling.
+    """
+
+    tiles: Tensor
+    boxes: Tensor
+    frame: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What became of one sample: its inputs, or the ``error`` that says why there are none.
+
+    ``sha256`` is of the file's bytes ("" when they could not be read), ``size`` the height and width
+    of the decoded file ((0, 0) after an error); ``notes`` say what the conversion to RGB changed.
+    """
+
+    index: int
+    sample: Sample
+    inputs: dict[Preprocess, Prepared] = field(default_factory=dict)
+    sha256: str = ""
+    size: tuple[int, int] = (0, 0)
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def preprocess(image: Image.Image, spec: Preprocess, *, name: str = "image") -> Prepared:
+    """Resize, convert and tile a decoded image; normalisation is left to `to_batch_images`.
+
+    ``resize="shortest"`` follows torchvision's rule int(size * long / short).  16-bit values are
+    scaled by 1/257.  Raises DatasetError for a mode that has no RGB form and for a frame that
+    ``tiles="ends"`` cannot cover (longer than 2:1).
+    """
+    image = eight_bit(image)
+    width, height = frame_size(image.size, spec, name)
+    if spec.rgb == "before":
+        image = to_rgb(image, name)
+    image = image.resize((width, height), _FILTERS[spec.interpolation])
+    pixels = np.array(to_rgb(image, name))
+    boxes = _boxes(width, height, spec)
+    tiles = [pixels[top:bottom, left:right] for left, top, right, bottom in boxes]
+    stacked = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2)
+    return Prepared(stacked, torch.tensor(boxes), torch.tensor((height, width)))
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """Bring 16-bit grey to 8 bit over its full range: PIL itself would clip at 255."""
+    if image.mode != "I" and image.mode not in SIXTEEN_BIT:
+        return image
+    values = np.asarray(image).astype(np.float64).clip(0, 65535)
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+
+
+def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
+    """Return an image of any mode as the methods see it: 16 bit brought to 8, alpha dropped.
+
+    Raises:
+        DatasetError: for a mode that has no RGB form.
+    """
+    image = eight_bit(image)
+    if image.mode == "RGB":
+        return image
+    try:
+        return image.convert("RGB")  # drops alpha: every reference does, none composites
+    except ValueError as error:
+        raise DatasetError(f"{name}: PIL mode {image.mode} has no RGB form; convert the file") from error
+
+
+def _boxes(width: int, height: int, spec: Preprocess) -> list[tuple[int, int, int, int]]:
+    """Left, top, right, bottom of the tiles in a frame of ``width`` x ``height``."""
+    if spec.tiles == "none":
+        return [(0, 0, width, height)]
+    side = spec.size
+    return [(0, 0, side, side), (width - side, height - side, width, height)]
+
+
+def to_batch_images(
+    prepared: Sequence[Prepared],
+    spec: Preprocess,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return normalised images (B, T, 3, S, S) on ``device``.
+
+    Bytes travel, then /255, - mean, / std in float32 on the device: on the CPU the same bits as
+    torchvision's ToTensor and Normalize; another ``dtype`` is rounded to at the end.
+    Raises UsageError when frames without tiles differ in shape, so that they cannot be one batch.
+    """
+    shapes = {tuple(p.tiles.shape) for p in prepared}
+    if len(shapes) != 1:
+        raise UsageError(f"images of shapes {sorted(shapes)} cannot be one batch; use batch size 1 or tiles")
+    # Tiles lie in memory as PIL wrote them, colour last: the device turns them, after the copy.
+    colour_last = torch.stack([p.tiles.permute(0, 2, 3, 1) for p in prepared])
+    stacked = colour_last.to(device, non_blocking=True).permute(0, 1, 4, 2, 3)
+    mean, std = (torch.tensor(v, device=stacked.device).view(3, 1, 1) for v in (spec.mean, spec.std))
+    return stacked.contiguous().float().div_(255).sub_(mean).div_(std).to(dtype)
+
+
+def stream(
+    samples: Iterable[Sample],
+    specs: Sequence[Preprocess],
+    *,
+    workers: int | None = None,
+    ahead: int | None = None,
+    orient: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> Generator[Loaded, None, None]:
+    """Yield the samples in order, decoded by ``workers`` threads (default: one per CPU, at most 16).
+
+    At most ``ahead`` (default 4 per worker) images are held besides the one in use, however long
+    ``samples`` is.  A file that fails becomes a `Loaded` with ``error``; nothing is raised for it.
+    Closing the generator drops what is queued and ends the threads.
+    """
+    workers = workers or default_workers()
+    distinct = tuple(dict.fromkeys(specs))
+
+    def load(numbered: tuple[int, Sample]) -> Loaded:
+        return _load(*numbered, distinct, orient, max_pixels)
+
+    yield from worked_ahead(load, enumerate(samples), workers, ahead, name="zsad-decode")
+
+
+def _load(index: int, sample: Sample, specs: Sequence[Preprocess], orient: bool, max_pixels: int) -> Loaded:
+    digest = ""
+    try:
+        data = read(sample.image, sample.key)
+        digest = hashlib.sha256(data).hexdigest()
+        image = decode(data, name=sample.key, orient=orient, max_pixels=max_pixels)
+        inputs = {spec: preprocess(image, spec, name=sample.key) for spec in specs}
+    except DatasetError as error:
+        return Loaded(index, sample, sha256=digest, error=str(error))
+    except (OSError, ValueError, MemoryError) as error:  # PIL, on pixels it decoded but cannot convert
+        reason = f"{sample.key}: cannot be prepared ({type(error).__name__}: {error}); convert it to PNG"
+        return Loaded(index, sample, sha256=digest, error=reason)
+    return Loaded(index, sample, inputs, digest, (image.height, image.width), notes=_notes(image))
+
+
+def _notes(image: Image.Image) -> tuple[str, ...]:
+    if image.mode == "I" or image.mode in SIXTEEN_BIT:
+        return ("16-bit values scaled by 1/257 to 8 bit",)
+    return ("CMYK converted to RGB without a colour profile",) if image.mode == "CMYK" else ()

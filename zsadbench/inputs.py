@@ -1,0 +1,61 @@
+"""What a method declares of its input: preprocessing, backbone, and the batch it is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How an image file becomes network input; equal values are decoded and resized once.
+
+    ``resize="squash"`` gives exactly ``size`` x ``size``; ``"shortest"`` brings the shorter side to
+    ``size`` and keeps the aspect (long side truncated).  ``rgb="before"`` converts to RGB before the
+    resize, ``"after"`` resizes in the file's own mode, as some references do.  ``tiles="ends"``
+    cuts the (longer) frame into two squares of ``size`` flush with both ends.
+    """
+
+    size: int
+    resize: Literal["squash", "shortest"] = "squash"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    rgb: Literal["before", "after"] = "before"
+    tiles: Literal["none", "ends"] = "none"
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """Which CLIP a method runs on; the input size belongs to ``Preprocess``.
+
+    ``activation="auto"`` takes the weights' own (QuickGELU for OpenAI's); ``position`` is the rule
+    that resizes position embeddings for another grid.
+    """
+
+    name: str
+    weights: str
+    activation: Literal["auto", "gelu", "quick_gelu"] = "auto"
+    position: Literal["bicubic-antialias", "bilinear"] = "bicubic-antialias"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images of one forward pass.  No label, no mask, no normal image: zero-shot by type.
+
+    ``images`` (B, T, 3, S, S) normalised, T tiles; ``boxes`` (B, T, 4) left, top, right, bottom of
+    each tile in the frame; ``frame`` (B, 2) height and width of the preprocessed image before tiling.
+    """
+
+    images: Tensor
+    boxes: Tensor
+    frame: Tensor
+    keys: Sequence[str]
+    categories: Sequence[str]

@@ -1,0 +1,49 @@
+"""What a method is, how one is made from its card, and what it must hold to.
+
+Enter: ids, cards, settings, users' own classes. Leave: resolved methods. Not known here: datasets on disk,
+evidence on disk, records, training.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..surface import room
+
+if TYPE_CHECKING:
+    from ..inputs import OPENAI_MEAN, OPENAI_STD, Backbone, Batch, Preprocess
+    from .card import REFERENCE, Layer, MethodCard, method_cards
+    from .contract import Check, check, miniature, with_checkpoint
+    from .protocol import Evidence, Method, Observer
+    from .registry import Resolved, load_method, parse_spec, resolve, wordings
+    from .settings import convert, describe, hints, override, places
+
+__all__ = [
+    "OPENAI_MEAN",
+    "OPENAI_STD",
+    "REFERENCE",
+    "Backbone",
+    "Batch",
+    "Check",
+    "Evidence",
+    "Layer",
+    "Method",
+    "MethodCard",
+    "Observer",
+    "Preprocess",
+    "Resolved",
+    "check",
+    "convert",
+    "describe",
+    "hints",
+    "load_method",
+    "method_cards",
+    "miniature",
+    "override",
+    "parse_spec",
+    "places",
+    "resolve",
+    "with_checkpoint",
+    "wordings",
+]
+room(__name__)

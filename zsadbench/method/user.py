@@ -1,0 +1,159 @@
+"""Methods that do not belong to the toolkit: a class in a user's file or package.
+
+The card of such a method is made from the class: its docstring's first sentence is the title, and class
+variables named like keys of a card (``order_dependent: ClassVar[bool] = True``) are taken over.  Its version
+is a checksum of the source file, so that an edited method is observed anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+import zlib
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import MethodError, UsageError, ZsadError, suggest
+from .card import WORDINGS, MethodCard
+
+_KEYS = {
+    "title": str,
+    "paper": str,
+    "wording": str,
+    "trained": bool,
+    "transductive": bool,
+    "order_dependent": bool,
+    "map_parameters": tuple,
+    "inductive": dict,
+    "words": dict,
+}
+
+
+def user_class(spec: str) -> type:
+    """Import and return the class that ``spec`` names, checked to be a method.
+
+    Raises:
+        UsageError: if the file or the class does not exist.
+        MethodError: if it cannot be imported or is no method, saying what is missing.
+    """
+    if spec.endswith(".py"):
+        raise UsageError(f"{spec}: name the class too, as in {spec}:Mine")
+    place, _, name = spec.rpartition(":")
+    module = _file_module(Path(place)) if place.endswith(".py") else _package_module(place)
+    classes = [key for key, value in vars(module).items() if isinstance(value, type)]
+    if name not in classes:
+        own = [key for key in classes if vars(module)[key].__module__ == module.__name__]
+        raise UsageError(f"{place}: no class '{name}'.{suggest(name, own)}")
+    cls: type = vars(module)[name]
+    check_class(cls, spec)
+    return cls
+
+
+def card_of(spec: str) -> MethodCard:
+    """Return a card made from the class that ``spec`` names."""
+    cls = user_class(spec)
+    path = Path(inspect.getfile(cls))
+    values = {key: _class_value(cls, key, kind, spec) for key, kind in _KEYS.items() if hasattr(cls, key)}
+    summary = (inspect.getdoc(cls) or "").split("\n\n")[0].split(". ")[0].replace("\n", " ").rstrip(".")
+    # A dataclass without a docstring gets its signature as one.
+    values.setdefault(
+        "title", cls.__name__ if summary.startswith(f"{cls.__name__}(") else summary or cls.__name__
+    )
+    version = zlib.crc32(path.read_bytes())
+    return MethodCard(id=f"{path.stem}.{cls.__name__}", version=version, entry=spec, path=path, **values)
+
+
+def check_class(cls: type, spec: str) -> None:
+    """Refuse a class that is no method.
+
+    Raises:
+        MethodError: naming everything that is wrong.
+    """
+    from ..inputs import Backbone, Preprocess
+
+    faults = []
+    if not dataclasses.is_dataclass(cls):
+        faults.append("it is no dataclass (put @dataclass(frozen=True) above it)")
+    elif not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        faults.append("it is not frozen (write @dataclass(frozen=True))")
+    faults += [
+        f"it has no {name}()" for name in ("prepare", "maps", "image_scores") if not _callable(cls, name)
+    ]
+    if not faults:
+        try:
+            made = cls()
+        except ZsadError:
+            raise
+        except Exception as error:
+            faults.append(f"it cannot be made without arguments ({error}); give every field a default")
+        else:
+            for name, kind in (("preprocess", Preprocess), ("backbone", Backbone)):
+                if not isinstance(getattr(made, name, None), kind):
+                    faults.append(f"its field '{name}' is no zsadbench.method.{kind.__name__}")
+    if faults:
+        raise MethodError(f"{spec} is no method: {'; '.join(faults)}")
+
+
+def _callable(cls: type, name: str) -> bool:
+    return callable(getattr(cls, name, None))
+
+
+def _class_value(cls: type, key: str, kind: type, spec: str) -> Any:
+    value = getattr(cls, key)
+    value = tuple(value) if kind is tuple and isinstance(value, list) else value
+    if not isinstance(value, kind) or (key == "wording" and value not in WORDINGS):
+        wanted = f"one of {', '.join(WORDINGS)}" if key == "wording" else f"of type {kind.__name__}"
+        raise MethodError(f"{spec}: the class variable '{key}' must be {wanted}, not {value!r}")
+    return value
+
+
+def _file_module(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    return _imported(path, zlib.crc32(str(path.resolve()).encode() + path.read_bytes()))
+
+
+@cache
+def _imported(path: Path, stamp: int) -> ModuleType:
+    # A name of its own, so that files of one name, a file named like a library, or two states of one
+    # file do not collide.
+    name = f"zsad_user_{path.stem}_{stamp:08x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise MethodError(
+            f"{path}{_line(error, path)}: cannot be imported ({type(error).__name__}: {error})"
+        ) from error
+    return module
+
+
+def _line(error: Exception, path: Path) -> str:
+    if isinstance(error, SyntaxError):
+        return f":{error.lineno}"
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path
+    ]
+    return f":{lines[-1]}" if lines else ""
+
+
+def _package_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{name}: cannot be imported ({error}); is it installed in this environment?"
+        ) from error
+    except Exception as error:
+        raise MethodError(f"{name}: cannot be imported ({type(error).__name__}: {error})") from error

@@ -1,0 +1,207 @@
+"""The files of records: JSON and CSV that read back exactly, and what their keys must be."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from ..errors import RecordError
+from ..metrics import METRICS
+
+SCHEMA = 1
+"""Raised whenever older code could misread what is written."""
+
+RERUN = "delete this file and run the same `zsad run` command again"
+RESCORE = "delete this file and run `zsad score` on the run folder again, it needs no CLIP"
+
+# Dotted key -> its types; a key that starts with "?" may be missing.
+_Shape = Mapping[str, tuple[type, ...]]
+_OBSERVATION_KEYS: _Shape = {
+    "observation": (str,),
+    "method": (dict,),
+    "method.id": (str,),
+    "?method.variant": (str,),
+    "?method.version": (int, str),
+    "?method.parameters": (dict,),
+    "backbone": (dict, NoneType),
+    "?backbone.name": (str,),
+    "?checkpoint": (dict, NoneType),
+    "dataset": (dict,),
+    "dataset.id": (str,),
+    "dataset.digest": (str,),
+    "dataset.contents": (str,),
+    "?dataset.samples": (int,),
+    "?dataset.selection": (dict, NoneType),
+    "?wordings": (dict,),
+    "?failed": (list,),
+    "?seed": (int, NoneType),
+    "?marks": (list,),
+    "?environment": (dict,),
+    "?complete": (bool,),
+}
+_RECORD_KEYS: _Shape = {
+    "record": (str,),
+    "observation": (dict,),
+    "protocol": (dict,),
+    "protocol.id": (str,),
+    "protocol.version": (int,),
+    "?protocol.size": (int, str),
+    "?protocol.mask_resize": (str,),
+    "?protocol.legacy": (bool,),
+    "?protocol.map_parameters": (dict,),
+    "metric_version": (int,),
+    "categories": (list,),
+    "?created": (str,),
+}
+
+
+def is_metric(name: str) -> bool:
+    """Tell whether a column is a metric: an id such as ``pixel_aupro@0.05``, no threshold and no spread."""
+    base, _, limit = name.partition("@")
+    return name in METRICS or (base in METRICS and re.fullmatch(r"[0-9.e-]+", limit) is not None)
+
+
+def metric_order(name: str) -> tuple[int, str]:
+    """Return a sorting key that puts metric ids in the usual order."""
+    order = list(METRICS)
+    base = name if name in METRICS else name.partition("@")[0]
+    return (order.index(base), name)
+
+
+def check_record(path: Path, content: Mapping[str, Any], remedy: str) -> None:
+    """Refuse the content of a record that lacks a key or has a metric outside [0, 1]."""
+    _check_schema(path, content, remedy)
+    _check_keys(path, content, _RECORD_KEYS, remedy)
+    _check_keys(path, content["observation"], _OBSERVATION_KEYS, remedy, "observation.")
+    names: set[str] = set()
+    for row in content["categories"]:
+        if not isinstance(row, dict) or not isinstance(row.get("category"), str):
+            raise RecordError(f"{path}: a row of 'categories' has no category; {remedy}.")
+        if row["category"] in names:
+            raise RecordError(f"{path}: category '{row['category']}' stands there twice; {remedy}.")
+        names.add(row["category"])
+        for key, value in row.items():
+            if is_metric(key) and not _is_rate(value):
+                where = f"{key} of '{row['category']}'"
+                raise RecordError(f"{path}: {where} is {value!r}, not null or within [0, 1]; {remedy}.")
+    if not names:
+        raise RecordError(f"{path}: has no category; {remedy}.")
+
+
+def _is_rate(value: Any) -> bool:
+    if value is None:
+        return True
+    rounding = 1e-9
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1 + rounding
+
+
+def check_observation(path: Path, content: Mapping[str, Any], remedy: str) -> None:
+    """Refuse the content of an observation that lacks a key or has one of a wrong type."""
+    _check_schema(path, content, remedy)
+    _check_keys(path, content, _OBSERVATION_KEYS, remedy)
+
+
+def _check_keys(path: Path, content: Mapping[str, Any], shape: _Shape, remedy: str, prefix: str = "") -> None:
+    for key, kinds in shape.items():
+        optional, names = key.startswith("?"), key.lstrip("?").split(".")
+        value: Any = content
+        for name in names:
+            value = value.get(name, KeyError) if isinstance(value, Mapping) else KeyError
+        label = prefix + ".".join(names)
+        if value is KeyError:
+            if optional:
+                continue
+            raise RecordError(f"{path}: the key '{label}' is missing; {remedy}.")
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
+            raise RecordError(f"{path}: '{label}' is {value!r:.40}, not {wanted}; {remedy}.")
+
+
+def _check_schema(path: Path, content: Mapping[str, Any], remedy: str) -> None:
+    schema = content.get("schema")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise RecordError(f"{path}: has no schema number; {remedy}.")
+    if schema > SCHEMA:
+        raise RecordError(
+            f"{path}: has schema {schema}, this zsadbench reads up to {SCHEMA}; "
+            "install a newer zsadbench (pip install --upgrade zsadbench)."
+        )
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """Return a text file; whatever prevents it is a :class:`RecordError`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecordError(f"{path}: no such file; name a folder that `zsad run` wrote.") from None
+    except UnicodeDecodeError:
+        raise RecordError(f"{path}: not UTF-8 text; {remedy}.") from None
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror}); check its permissions.") from None
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Return a JSON object; a file that is missing or cut short is a :class:`RecordError`."""
+    text = read_text(path, remedy)
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise RecordError(f"{path}: cut short or damaged ({error}); {remedy}.") from None
+    if not isinstance(content, dict):
+        raise RecordError(f"{path}: not a JSON object; {remedy}.")
+    return content
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def plain(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``content`` as JSON would hand it back, so that what is in memory is what is on disk."""
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False, default=_scalar))
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"{path}: cannot be written as JSON ({error}); use null for undefined.") from None
+    return copy
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def encode(content: Mapping[str, Any]) -> bytes:
+    """Return JSON for people and programs alike."""
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def table(path: Path, first: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return rows as CSV: the columns ``first``, which every row must have, then all others."""
+    rows = list(rows)
+    columns = list(dict.fromkeys([*first, *(key for row in rows for key in row)]))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        if missing := [name for name in first if name not in row]:
+            raise RecordError(f"{path}: a row has no '{missing[0]}'; correct what is written.")
+        writer.writerow([_cell(row.get(name)) for name in columns])
+    return text.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    """Return a value as text that reads back exactly; null is empty, a truth value is 0 or 1."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if value is None:
+        return ""
+    return str(int(value)) if isinstance(value, bool) else str(value)

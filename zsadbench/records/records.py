@@ -1,0 +1,389 @@
+"""Observations and records on disk: what was observed, and the numbers it gave under one protocol.
+
+A run folder holds ``observation.json``; beside it every protocol has a folder with ``record.json``
+(the whole truth, full precision), ``categories.csv`` (the same numbers for a spreadsheet) and
+``images.csv`` (one row per image).  ``record.json`` is written last, so a record that exists is whole.
+Means over categories are computed when a record is read, never stored.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import RecordError
+from ..files import digest_of, write_atomic
+from .files import (
+    RERUN,
+    RESCORE,
+    SCHEMA,
+    check_observation,
+    check_record,
+    encode,
+    is_metric,
+    metric_order,
+    plain,
+    read_json,
+    read_text,
+    table,
+)
+from .groups import Group, rules_of, shared_rules
+
+OBSERVATION, RECORD = "observation.json", "record.json"
+CATEGORIES_CSV, IMAGES_CSV = "categories.csv", "images.csv"
+IMAGE_COLUMNS = ("key", "category", "anomalous", "image_score", "map_min", "map_max")
+
+
+class RecordWarning(UserWarning):
+    """A record that could not be read and was left out."""
+
+
+class Mean(NamedTuple):
+    """A mean over categories: its value (None when no category has one) and the categories it used."""
+
+    value: float | None
+    used: int
+    total: int
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image of a record; ``map_min`` and ``map_max`` are None where there is no map."""
+
+    key: str
+    category: str
+    anomalous: bool
+    image_score: float | None
+    map_min: float | None
+    map_max: float | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One method's numbers for one dataset under one protocol, as ``record.json`` holds them."""
+
+    path: Path
+    content: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the observation, the protocol and every number."""
+        return str(self.content["record"])
+
+    @property
+    def observation(self) -> Mapping[str, Any]:
+        """Whole content of the observation this record was computed from."""
+        observation: Mapping[str, Any] = self.content["observation"]
+        return observation
+
+    @property
+    def observation_digest(self) -> str:
+        """Digest of what was observed: method, parameters, weights, samples and number type."""
+        return str(self.observation["observation"])
+
+    @property
+    def method_id(self) -> str:
+        """Id of the method's card, or the name given to foreign maps."""
+        return str(self.observation["method"]["id"])
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant; ``reference`` when it is the authors' own."""
+        return str(self.observation["method"].get("variant") or "reference")
+
+    @property
+    def method(self) -> str:
+        """``id`` or ``id@variant``."""
+        return self.method_id if self.variant == "reference" else f"{self.method_id}@{self.variant}"
+
+    @property
+    def backbone(self) -> str:
+        """``architecture/weights``, without the seed of random ones; empty for foreign maps."""
+        backbone = self.observation["backbone"] or {}
+        weights = "random" if self.untrained else str(backbone.get("weights") or "")
+        return "/".join(filter(None, [str(backbone.get("name") or ""), weights]))
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the backbone has random weights."""
+        weights = (self.observation["backbone"] or {}).get("weights")
+        return str(weights).partition(":")[0] == "random"
+
+    @property
+    def dataset(self) -> str:
+        """Id of the dataset."""
+        return str(self.observation["dataset"]["id"])
+
+    @property
+    def protocol(self) -> Mapping[str, Any]:
+        """How evidence became numbers."""
+        protocol: Mapping[str, Any] = self.content["protocol"]
+        return protocol
+
+    @property
+    def protocol_label(self) -> str:
+        """Id and version, ``common-1`` or ``reference-1``."""
+        name, version = str(self.protocol["id"]), self.protocol["version"]
+        return name if name.endswith(f"-{version}") else f"{name}-{version}"
+
+    @property
+    def rules(self) -> str:
+        """Evaluation size, mask rule and whatever else decides the numbers, as text."""
+        return rules_of(self.protocol)
+
+    @property
+    def legacy(self) -> bool:
+        """Whether approximate metrics of other code bases stand in place of exact ones."""
+        return bool(self.protocol.get("legacy"))
+
+    @property
+    def group(self) -> Group:
+        """The records this one may be compared with."""
+        dataset = self.observation["dataset"]
+        positive = self.protocol.get("mask_positive", dataset.get("mask_positive", ""))
+        return Group(
+            dataset=self.dataset,
+            dataset_digest=str(dataset["digest"]),
+            contents_digest=str(dataset["contents"]),
+            protocol=str(self.protocol["id"]),
+            protocol_version=int(self.protocol["version"]),
+            mask_positive=str(positive),
+            rules=shared_rules(self.protocol["id"], self.rules),
+            metric_version=int(self.content["metric_version"]),
+        )
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the run, else of the method's parameters, else of random weights."""
+        parameters = self.observation["method"].get("parameters") or {}
+        for seed in (self.observation.get("seed"), parameters.get("seed")):
+            if seed is not None:
+                return int(seed)
+        if not self.untrained:
+            return None
+        return int(str(self.observation["backbone"]["weights"]).partition(":")[2] or 0)
+
+    @property
+    def created(self) -> str:
+        """When the record was written, ISO 8601."""
+        return str(self.content.get("created", ""))
+
+    @property
+    def selection(self) -> Mapping[str, Any]:
+        """What restricted the dataset (``limit``, ``categories``); empty when it was whole."""
+        chosen = self.observation["dataset"].get("selection") or {}
+        return {key: value for key, value in chosen.items() if value}
+
+    @property
+    def failed(self) -> int:
+        """Number of images left out because they could not be read in mid-run."""
+        return len(self.observation.get("failed") or ())
+
+    @property
+    def skipped(self) -> int:
+        """Number of files left out beforehand because the user said so."""
+        return len(self.observation["dataset"].get("skipped") or ())
+
+    @cached_property
+    def categories(self) -> Mapping[str, Mapping[str, Any]]:
+        """Rows of numbers by category, in the order of the dataset."""
+        return {row["category"]: row for row in self.content["categories"]}
+
+    @property
+    def metrics(self) -> list[str]:
+        """Ids of all metrics any category has a key for, in the usual order."""
+        present = {key for row in self.categories.values() for key in row if is_metric(key)}
+        return sorted(present, key=metric_order)
+
+    @property
+    def marks(self) -> list[str]:
+        """Words that must stand beside the numbers, in a fixed order."""
+        method = self.observation["method"]
+        image_rule = self.protocol.get("image_score", "reference")
+        found = {
+            "transductive": bool(method.get("transductive")) and image_rule == "reference",
+            "order-dependent": bool(method.get("order_dependent")),
+            "subset": bool(self.selection),
+            f"{self.failed} failed": self.failed > 0,
+            f"{self.skipped} skipped": self.skipped > 0,
+            "legacy": self.legacy,
+            "custom": self.protocol["id"] == "custom",
+            "random weights": self.untrained,
+            "incomplete": self.observation.get("complete") is False,
+        }
+        marks = [mark for mark, holds in found.items() if holds]
+        extra = [str(mark) for mark in self.observation.get("marks") or ()]
+        return marks + [mark for mark in dict.fromkeys(extra) if mark not in found]
+
+    def value(self, category: str, metric: str) -> float | None:
+        """Return one number in [0, 1], or None where it is undefined or was not computed."""
+        value = self.categories[category].get(metric)
+        return None if value is None else float(value)
+
+    def mean(self, metric: str) -> Mean:
+        """Return the unweighted mean over the categories in which the metric is defined."""
+        values = [value for name in self.categories if (value := self.value(name, metric)) is not None]
+        mean = math.fsum(values) / len(values) if values else None
+        return Mean(mean, len(values), len(self.categories))
+
+    def reasons(self, metric: str) -> list[str]:
+        """Return why the metric is undefined somewhere, each reason once."""
+        said = (row.get("reasons", {}).get(metric) for row in self.categories.values())
+        return list(dict.fromkeys(str(reason) for reason in said if reason))
+
+    def images(self) -> list[ImageRow]:
+        """Read the rows of ``images.csv``, which lies beside the record."""
+        return read_images(self.path.parent)
+
+
+def write_observation(run_dir: Path, observation: Mapping[str, Any]) -> None:
+    """Write ``observation.json``; ``schema`` is filled in.
+
+    Raises:
+        RecordError: if a key is missing or of a wrong type, a number is not finite, or the folder
+            cannot be written.
+    """
+    path = run_dir / OBSERVATION
+    content = plain(path, {"schema": SCHEMA, **observation})
+    check_observation(path, content, "correct what is written")
+    write_atomic(path, encode(content))
+
+
+def read_observation(run_dir: Path) -> dict[str, Any]:
+    """Return the content of ``observation.json`` of a run folder.
+
+    Raises:
+        RecordError: if the file is missing, cut short, of another schema or lacks a key.
+    """
+    path = run_dir / OBSERVATION
+    content = read_json(path, RERUN)
+    check_observation(path, content, RERUN)
+    return content
+
+
+def record_digest(content: Mapping[str, Any]) -> str:
+    """Return the digest of a record: its observation, protocol and numbers, but no time or duration."""
+    return digest_of(
+        {
+            "observation": content["observation"]["observation"],
+            "protocol": content["protocol"],
+            "metric_version": content["metric_version"],
+            "categories": content["categories"],
+        }
+    )
+
+
+def write_record(
+    run_dir: Path,
+    protocol_id: str,
+    record: Mapping[str, Any],
+    images: Iterable[Mapping[str, Any]],
+) -> Record:
+    """Write ``record.json``, ``categories.csv`` and ``images.csv`` into ``run_dir / protocol_id``.
+
+    ``schema``, ``record`` (the digest) and, where it is missing, ``created`` are filled in.  Rows of
+    ``images`` have the keys of :data:`IMAGE_COLUMNS`; more keys become more columns.
+
+    Raises:
+        RecordError: if a key is missing, a metric is neither null nor in [0, 1], or a file cannot be
+            written.
+    """
+    folder = run_dir / protocol_id
+    path = folder / RECORD
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    first = {"schema": SCHEMA, "record": ""}
+    content = plain(path, first | {"created": now} | dict(record) | first)
+    remedy = "correct what is written"
+    check_record(path, content, remedy)
+    content["record"] = record_digest(content)
+    rows = [{key: value for key, value in row.items() if key != "reasons"} for row in content["categories"]]
+    write_atomic(folder / IMAGES_CSV, table(folder / IMAGES_CSV, IMAGE_COLUMNS, images))
+    write_atomic(folder / CATEGORIES_CSV, table(folder / CATEGORIES_CSV, ("category",), rows))
+    write_atomic(path, encode(content))
+    return Record(path, content)
+
+
+def read_record(path: Path) -> Record:
+    """Return the record in a ``record.json``.
+
+    Raises:
+        RecordError: if the file is missing, cut short, of another schema, lacks a key, or does not
+            have the digest it was written with.
+    """
+    content = read_json(path, RESCORE)
+    check_record(path, content, RESCORE)
+    if content["record"] != record_digest(content):
+        raise RecordError(f"{path}: was changed after it was written (its digest differs); {RESCORE}.")
+    return Record(path, content)
+
+
+def read_images(folder: Path) -> list[ImageRow]:
+    """Return the rows of ``images.csv`` in a protocol's folder.
+
+    Raises:
+        RecordError: if the file is missing or has a row that cannot be read.
+    """
+    path = folder / IMAGES_CSV
+    reader = csv.DictReader(io.StringIO(read_text(path, RESCORE), newline=""))
+    if missing := set(IMAGE_COLUMNS) - set(reader.fieldnames or ()):
+        raise RecordError(f"{path}: the column '{min(missing)}' is missing; {RESCORE}.")
+    try:
+        return [_image_row(row) for row in reader]
+    except (TypeError, ValueError, KeyError):
+        raise RecordError(f"{path}: line {reader.line_num} cannot be read; {RESCORE}.") from None
+
+
+def find_records(paths: Sequence[Path]) -> tuple[list[Record], list[str]]:
+    """Return the records at or below ``paths``, by path, and one line for each that cannot be read.
+
+    Raises:
+        RecordError: if a path does not exist or is a file of another name.
+    """
+    found: list[Record] = []
+    problems: list[str] = []
+    for path in sorted({file.resolve(): file for given in paths for file in _files(given)}.values()):
+        try:
+            found.append(read_record(path))
+        except RecordError as error:
+            problems.append(str(error))
+    return found, problems
+
+
+def load_records(paths: Sequence[Path]) -> list[Record]:
+    """Return the records at or below ``paths``; each that cannot be read is a :class:`RecordWarning`.
+
+    Raises:
+        RecordError: if a path does not exist or is a file of another name.
+    """
+    found, problems = find_records(paths)
+    for problem in problems:
+        warnings.warn(problem, RecordWarning, stacklevel=2)
+    return found
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return list(path.rglob(RECORD))
+    if not path.exists():
+        raise RecordError(f"{path}: no such folder; name one that `zsad run` wrote, by default results/.")
+    if path.name != RECORD:
+        raise RecordError(f"{path}: not a record; name a folder of results or a {RECORD}.")
+    return [path]
+
+
+def _image_row(row: Mapping[str, str]) -> ImageRow:
+    def number(name: str) -> float | None:
+        return float(row[name]) if row[name] else None
+
+    label = {"0": False, "1": True}[row["anomalous"]]
+    return ImageRow(
+        row["key"], row["category"], label, number("image_score"), number("map_min"), number("map_max")
+    )

@@ -1,0 +1,34 @@
+"""One pass over the images for many methods: from what shall run to the records.
+
+Enter: names of methods and datasets, a ``Request``, or the maps of other code. Leave: evidence and records.
+Not known here: boards, training, the command line.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..surface import room
+
+if TYPE_CHECKING:
+    from .engine import DTYPES, Encoder, Pass, Task, is_out_of_memory, observe, pick_device
+    from .foreign import score_maps, score_maps_record
+    from .jobs import Request, find_samples
+    from .run import execute, run
+
+__all__ = [
+    "DTYPES",
+    "Encoder",
+    "Pass",
+    "Request",
+    "Task",
+    "execute",
+    "find_samples",
+    "is_out_of_memory",
+    "observe",
+    "pick_device",
+    "run",
+    "score_maps",
+    "score_maps_record",
+]
+room(__name__)

@@ -1,0 +1,303 @@
+"""One pass over the images, many methods: decode and encode once, keep the evidence.
+
+A batch never crosses a slice of the sample list, so the evidence of a slice depends neither on which
+methods run beside it nor on where an interrupted run went on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..clip import Clip, load_clip
+from ..errors import MethodError
+from ..images import Loaded, stream, to_batch_images
+from ..inputs import Backbone, Batch, Preprocess
+from ..method import Evidence, Method, Observer
+from ..records import EvidenceStore, Slice, plan
+from ..samples import Sample
+
+if TYPE_CHECKING:
+    from ..progress import Progress
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Task:
+    """One method on one dataset: what is to be observed and where it goes."""
+
+    name: str
+    method: Method
+    wordings: Mapping[str, str]
+    store: EvidenceStore
+    order_dependent: bool = False
+    slices: list[range] = field(default_factory=list)
+    missing: set[int] = field(default_factory=set)
+    observer: Observer | None = None
+    prepared: str | None = None
+
+    def plan(self, samples: Sequence[Sample]) -> None:
+        """Cut the sample list in slices and find those not stored yet."""
+        self.slices = plan(samples, whole_categories=self.order_dependent)
+        keys = [[samples[i].key for i in part] for part in self.slices]
+        self.missing = {n for n, part in enumerate(keys) if not self.store.is_whole(n, part)}
+
+
+@dataclass
+class Pass:
+    """What a pass cost: seconds per phase, images encoded, and the batch size it ended with."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+    batch_size: int = 0
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Count ``seconds`` towards ``phase``."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device called ``name``; ``auto`` is the GPU if there is one.
+
+    Raises:
+        MethodError: if that device is not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MethodError(
+            f"device '{name}' cannot be used ({reason[:100]}); use --device auto or cpu"
+        ) from None
+    return device
+
+
+class Encoder:
+    """Turns loaded images into evidence of every task, halving the batch when memory runs out."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        batch_size: int | None = None,
+        clips: dict[Backbone, Clip] | None = None,
+    ) -> None:
+        self.tasks, self.device, self.dtype = tasks, device, dtype
+        self.batch_size = batch_size or (32 if device.type == "cuda" else 8)
+        self.clips = {} if clips is None else clips
+        self.report = Pass()
+
+    def clip(self, backbone: Backbone) -> Clip:
+        """Return the loaded CLIP of ``backbone``; equal backbones share one."""
+        if backbone not in self.clips:
+            start = time.perf_counter()
+            self.clips[backbone] = load_clip(backbone, self.device, self.dtype)
+            self.report.add("load", time.perf_counter() - start)
+        return self.clips[backbone]
+
+    def prepare(self, task: Task, category: str) -> Observer:
+        """Return the task's observer; an order-dependent method starts afresh with each category."""
+        scope = category if task.order_dependent else ""
+        if task.observer is None or task.prepared != scope:
+            clip = self.clip(task.method.backbone)
+            start = time.perf_counter()
+            wordings = {category: task.wordings[category]} if task.order_dependent else task.wordings
+            task.observer, task.prepared = task.method.prepare(clip, wordings), scope
+            self.report.add("text", time.perf_counter() - start)
+        return task.observer
+
+    def observe(self, loaded: Sequence[Loaded], tasks: Sequence[Task]) -> list[dict[str, Tensor]]:
+        """Return the evidence of each task for images of one category, rows in their order."""
+        if not loaded:
+            return [{} for _ in tasks]
+        parts: list[list[dict[str, Tensor]]] = [[] for _ in tasks]
+        rest = list(loaded)
+        while rest:
+            now = rest[: self.batch_size]
+            try:
+                found = self._observe(now, tasks)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                self._shrink(error, tasks)
+                continue
+            for part, evidence in zip(parts, found, strict=True):
+                part.append(evidence)
+            rest = rest[len(now) :]
+        return [{name: torch.cat([e[name] for e in part]) for name in part[0]} for part in parts]
+
+    def _observe(self, loaded: Sequence[Loaded], tasks: Sequence[Task]) -> list[dict[str, Tensor]]:
+        observers = [self.prepare(task, loaded[0].sample.category) for task in tasks]
+        batches: dict[Preprocess, Batch] = {}
+        found: list[dict[str, Tensor]] = []
+        for task, observer in zip(tasks, observers, strict=True):
+            spec = task.method.preprocess
+            if spec not in batches:
+                start = time.perf_counter()
+                batches[spec] = self.batch(loaded, spec)
+                self.report.add("transfer", time.perf_counter() - start)
+            start = time.perf_counter()
+            with torch.no_grad():
+                evidence = observer.observe(batches[spec])
+            found.append(_to_rows(evidence, batches[spec], task.name))
+            self.report.add("encode", time.perf_counter() - start)
+        for clip in self.clips.values():
+            clip.vision.forget()
+        return found
+
+    def batch(self, loaded: Sequence[Loaded], spec: Preprocess) -> Batch:
+        """Return the batch of ``loaded`` images under one preprocessing, on the device."""
+        prepared = [item.inputs[spec] for item in loaded]
+        return Batch(
+            images=to_batch_images(prepared, spec, self.device, self.dtype),
+            boxes=torch.stack([p.boxes for p in prepared]),
+            frame=torch.stack([p.frame for p in prepared]),
+            keys=[item.sample.key for item in loaded],
+            categories=[item.sample.category for item in loaded],
+        )
+
+    def _shrink(self, error: Exception, tasks: Sequence[Task]) -> None:
+        if not is_out_of_memory(error):
+            raise error
+        for clip in self.clips.values():
+            clip.vision.forget()
+        carried = [task.name for task in tasks if task.order_dependent]
+        if self.batch_size == 1 or carried:
+            remedy = (
+                "give --batch-size 1"
+                if carried and self.batch_size > 1
+                else "choose a smaller --set size=..."
+            )
+            raise MethodError(
+                f"out of memory on {self.device} with a batch of {self.batch_size}; {remedy}, another "
+                "--device or --dtype bf16"
+            ) from error
+        self.batch_size //= 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that the memory of a device or of the machine is used up."""
+    words = str(error).lower()
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "not enough memory" in words
+        or "allocate memory" in words
+    )
+
+
+def _to_rows(evidence: Evidence, batch: Batch, name: str) -> dict[str, Tensor]:
+    """Return evidence on the CPU in float32 with the frame added, checked for rows and finite numbers."""
+    rows = {key: value.detach().to("cpu", torch.float32) for key, value in evidence.items()}
+    rows["frame"] = batch.frame.to("cpu", torch.float32)
+    for key, value in rows.items():
+        if len(value) != len(batch.keys):
+            raise MethodError(f"{name}: evidence '{key}' has {len(value)} rows for {len(batch.keys)} images")
+        finite = torch.isfinite(value.flatten(1) if value.ndim > 1 else value[:, None]).all(dim=1)
+        if not bool(finite.all()):
+            bad = batch.keys[int((~finite).nonzero()[0])]
+            raise MethodError(
+                f"{name}: evidence '{key}' of {bad} is not finite; with half precision try --dtype fp32"
+            )
+    return rows
+
+
+def observe(
+    tasks: Sequence[Task],
+    samples: Sequence[Sample],
+    encoder: Encoder,
+    progress: Progress,
+    *,
+    workers: int | None = None,
+    orient: bool = False,
+    max_pixels: int | None = None,
+    stop: threading.Event | None = None,
+) -> Pass:
+    """Observe every missing slice of every task in one pass over the images they need.
+
+    Each finished slice is on disk before the next one starts, so an interruption costs at most the
+    slices in work.  Images that cannot be read are kept as failures of their slice.
+
+    Raises:
+        ZsadError: for anything that would fail for every image as well.
+        KeyboardInterrupt: once ``stop`` is set and every slice in work is stored.
+    """
+    report = encoder.report
+    groups = list(_groups(tasks, samples))
+    wanted = [samples[i] for indices, _ in groups for i in indices]
+    specs = [task.method.preprocess for task in tasks if task.missing]
+    options: dict[str, Any] = {} if max_pixels is None else {"max_pixels": max_pixels}
+    buffers: dict[tuple[int, int], list[tuple[list[Loaded], dict[str, Tensor]]]] = {}
+    progress.start()
+    with closing(stream(wanted, specs, workers=workers, orient=orient, **options)) as loader:
+        for indices, owners in groups:
+            active = [tasks[t] for t, _ in owners]
+            done = 0
+            while done < len(indices):
+                start = time.perf_counter()
+                loaded = list(islice(loader, min(encoder.batch_size, len(indices) - done)))
+                report.add("decode wait", time.perf_counter() - start)
+                evidence = encoder.observe([item for item in loaded if item.error is None], active)
+                for owner, rows in zip(owners, evidence, strict=True):
+                    buffers.setdefault(owner, []).append((loaded, rows))
+                report.images += len(loaded)
+                progress.advance(len(loaded))
+                done += len(loaded)
+            start = time.perf_counter()
+            for t, number in owners:
+                if indices[-1] == tasks[t].slices[number][-1]:
+                    tasks[t].store.write(number, _join(buffers.pop((t, number))))
+                    tasks[t].missing.discard(number)
+            report.add("store", time.perf_counter() - start)
+            if stop and stop.is_set() and not buffers:
+                raise KeyboardInterrupt
+    report.batch_size = encoder.batch_size
+    return report
+
+
+def _groups(
+    tasks: Sequence[Task], samples: Sequence[Sample]
+) -> Iterator[tuple[range, list[tuple[int, int]]]]:
+    """Yield runs of samples with the (task, slice) pairs that need them, cut as the finest plan cuts."""
+    owners: dict[tuple[int, int], int] = {}
+    for t, task in enumerate(tasks):
+        owners.update({(t, i): number for number in task.missing for i in task.slices[number]})
+    for part in plan(samples):
+        needed = [(t, owners[t, part.start]) for t in range(len(tasks)) if (t, part.start) in owners]
+        if needed:
+            yield part, needed
+
+
+def _join(parts: Sequence[tuple[list[Loaded], dict[str, Tensor]]]) -> Slice:
+    loaded = [item for items, _ in parts for item in items]
+    good = [item for item in loaded if item.error is None]
+    filled = [rows for _, rows in parts if rows]
+    names = filled[0].keys() if filled else []
+    return Slice(
+        {name: torch.cat([rows[name] for rows in filled]) for name in names},
+        [item.sample.key for item in good],
+        [item.sha256 for item in good],
+        {item.sample.key: item.error for item in loaded if item.error is not None},
+    )
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the peak memory of the process (CPU) or of the device, in MB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

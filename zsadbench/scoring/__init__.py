@@ -1,0 +1,49 @@
+"""Stored evidence becomes maps, scores and metric rows under a protocol; no CLIP, no images.
+
+Enter: an observation with its evidence, the masks, a protocol. Leave: a record. Not known here: the encoder,
+boards.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..surface import room
+
+if TYPE_CHECKING:
+    from .category import EvidenceMaps, Map, MapReader, Maps, score_category
+    from .observation import (
+        StoredMaps,
+        frame,
+        map_settings,
+        read_scores,
+        restore,
+        rules_for,
+        score,
+        score_all,
+        score_observation,
+        score_run,
+        without,
+    )
+    from .protocol import protocol
+
+__all__ = [
+    "EvidenceMaps",
+    "Map",
+    "MapReader",
+    "Maps",
+    "StoredMaps",
+    "frame",
+    "map_settings",
+    "protocol",
+    "read_scores",
+    "restore",
+    "rules_for",
+    "score",
+    "score_all",
+    "score_category",
+    "score_observation",
+    "score_run",
+    "without",
+]
+room(__name__)

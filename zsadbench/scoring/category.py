@@ -1,0 +1,215 @@
+"""The maps of one category beside their masks, and every metric of them.
+
+Nothing here needs CLIP: maps are rendered from evidence, or come from other code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..ahead import ahead
+from ..errors import DatasetError
+from ..images import default_workers, mask_at
+from ..maps import exact_maps
+from ..method import Method
+from ..metrics import LegacyAupro, PixelMetrics, image_metrics, image_reasons
+from ..records import Slice, select_rows
+from ..samples import Dataset, Sample
+from .protocol import MASK_RULES, EvaluationProtocol
+
+Map = NDArray[np.float32]
+
+
+class Maps(Protocol):
+    """The maps of one category, whatever they come from."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The images that have a map."""
+        ...
+
+    def render(self, row: int, size: tuple[int, int] | None) -> Map:
+        """Return one map at ``size`` (``None``: its own)."""
+        ...
+
+    def own_size(self, row: int) -> tuple[int, int] | None:
+        """Return the size of a map where the protocol leaves it to the method."""
+        ...
+
+    def image_scores(self, extrema: Tensor) -> Tensor:
+        """Return image scores (N,) from the minimum and maximum of every map (N, 2)."""
+        ...
+
+
+class EvidenceMaps:
+    """Maps rebuilt from the stored evidence of one category.
+
+    Every map is rendered by itself, so a second visit gives the same bits.
+    """
+
+    def __init__(self, method: Method, part: Slice, exact: bool = False) -> None:
+        self.method, self.evidence, self.exact = method, part.evidence, exact
+        self.keys: Sequence[str] = part.keys
+
+    def own_size(self, row: int) -> tuple[int, int]:
+        """Return the size of the network's input frame."""
+        height, width = self.evidence["frame"][row].int().tolist()
+        return height, width
+
+    def render(self, row: int, size: tuple[int, int] | None) -> Map:
+        """Return one map."""
+        with exact_maps(self.exact):
+            maps = self.method.maps(select_rows(self.evidence, [row]), size or self.own_size(row))
+        return maps[0].numpy()
+
+    def image_scores(self, extrema: Tensor) -> Tensor:
+        """Return the method's image scores of the category."""
+        return self.method.image_scores(self.evidence, extrema)
+
+
+@dataclass(frozen=True)
+class CategoryScores:
+    """Metric values of one category with the reasons of undefined ones, and its rows per image."""
+
+    row: dict[str, Any]
+    images: list[dict[str, Any]]
+    warnings: list[str]
+
+
+def score_category(
+    category: str,
+    samples: Sequence[Sample],
+    maps: Maps,
+    rules: EvaluationProtocol,
+    dataset: Dataset,
+    *,
+    workers: int | None = None,
+) -> CategoryScores:
+    """Return every metric of one category.
+
+    ``samples`` are those of the category in any order; those without a map (failed images) are left
+    out and counted.
+    """
+    known = {sample.key: sample for sample in samples}
+    labels = np.array([known[key].anomalous for key in maps.keys], dtype=bool)
+    extrema = torch.zeros(len(labels), 2)
+    reader = MapReader(rules, maps, known, dataset)
+    pixels = None
+    if dataset.masks != "none":
+        pixels = PixelMetrics(rules.limits, rules.connectivity, keep="source", source=reader.again)
+    for row, one, mask in reader.visit(workers):
+        extrema[row, 0], extrema[row, 1] = float(one.min()), float(one.max())
+        if pixels and mask is not None:
+            pixels.update(one, mask, maps.keys[row], label=bool(labels[row]))
+    scores = maps.image_scores(extrema).double().numpy()
+    _require_finite(scores, maps.keys)
+    values, reasons = _pixel_values(pixels, rules, reader, extrema) if pixels else _no_pixels(rules)
+    warnings = list(pixels.warnings) if pixels else []
+    image = image_metrics(scores, labels)
+    row_out = {
+        "category": category,
+        "normal": int((~labels).sum()),
+        "anomalous": int(labels.sum()),
+        "failed": len(samples) - len(labels),
+        **image,
+        **values,
+        "reasons": {**image_reasons(image), **reasons},
+    }
+    unmasked = sum(known[key].anomalous and known[key].mask is None for key in maps.keys)
+    if pixels and unmasked:
+        warnings.append(f"{unmasked} anomalous images without a mask are left out of the pixel metrics")
+    columns = ("key", "category", "anomalous", "image_score", "map_min", "map_max")
+    images = [
+        dict(zip(columns, (key, category, int(label), float(score), low, high), strict=True))
+        for key, label, score, (low, high) in zip(maps.keys, labels, scores, extrema.tolist(), strict=True)
+    ]
+    return CategoryScores(row_out, images, [f"{category}: {warning}" for warning in warnings])
+
+
+class MapReader:
+    """The maps of one category beside their masks, both at the size the protocol evaluates at."""
+
+    def __init__(
+        self, rules: EvaluationProtocol, maps: Maps, known: Mapping[str, Sample], dataset: Dataset
+    ) -> None:
+        self.rules, self.maps, self.known, self.dataset = rules, maps, known, dataset
+        self.rows = {key: row for row, key in enumerate(maps.keys)}
+        self.sizes: dict[int, tuple[int, int]] = {}
+
+    def visit(self, workers: int | None = None) -> Iterator[tuple[int, Map, NDArray[np.bool_] | None]]:
+        """Yield row, map and mask of every image, read ahead by threads, anomalous images first.
+
+        Their scores are the thresholds that normal pixels are counted against.
+        """
+        order = sorted(
+            range(len(self.maps.keys)), key=lambda row: not self.known[self.maps.keys[row]].anomalous
+        )
+        for row, (one, mask) in zip(
+            order, ahead(self.read, order, workers or default_workers()), strict=True
+        ):
+            yield row, one, mask
+
+    def read(self, row: int) -> tuple[Map, NDArray[np.bool_] | None]:
+        """Return a map and its mask; no mask where the dataset or the sample has none."""
+        sample = self.known[self.maps.keys[row]]
+        size = self.size(row)
+        if self.dataset.masks == "none" or (sample.anomalous and sample.mask is None):
+            return self.maps.render(row, size), None
+        mask = mask_at(
+            sample,
+            size,
+            MASK_RULES[self.rules.mask_resize if size else "native"],
+            positive=self.dataset.mask_positive,
+            mismatch="nearest" if self.dataset.mask_mismatch == "nearest" else "error",
+        )
+        self.sizes[row] = (mask.shape[0], mask.shape[1])
+        return self.maps.render(row, self.sizes[row]), mask
+
+    def again(self, key: str) -> Map:
+        """Return the map of an earlier visit, bit for bit."""
+        row = self.rows[key]
+        return self.maps.render(row, self.sizes[row])
+
+    def size(self, row: int) -> tuple[int, int] | None:
+        """Return the evaluation size of an image; None where that is the mask's own."""
+        if isinstance(self.rules.size, int):
+            return self.rules.size, self.rules.size
+        return None if self.rules.size == "native" else self.maps.own_size(row)
+
+
+def _pixel_values(
+    exact: PixelMetrics, rules: EvaluationProtocol, reader: MapReader, extrema: Tensor
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Return pixel metrics and reasons; under a legacy protocol AUPRO comes from 200 thresholds."""
+    values, reasons = exact.compute(), dict(exact.reasons())
+    if rules.legacy:
+        legacy = LegacyAupro(
+            float(extrema[:, 0].min()), float(extrema[:, 1].max()), connectivity=rules.connectivity
+        )
+        for one, mask in map(reader.read, range(len(extrema))):
+            if mask is not None:
+                legacy.update(one, mask)
+        values = {name: value for name, value in values.items() if not name.startswith("pixel_aupro@")}
+        values["pixel_aupro"] = legacy.compute()
+        if values["pixel_aupro"] is None:
+            reasons["pixel_aupro"] = "200 thresholds give no area"
+    return values, {name: why for name, why in reasons.items() if name in values}
+
+
+def _no_pixels(rules: EvaluationProtocol) -> tuple[dict[str, float | None], dict[str, str]]:
+    names = [*PixelMetrics(rules.limits).compute()]
+    return dict.fromkeys(names), dict.fromkeys(names, "the dataset has no masks")
+
+
+def _require_finite(scores: NDArray[np.float64], keys: Sequence[str]) -> None:
+    for key, score in zip(keys, scores, strict=True):
+        if not math.isfinite(score):
+            raise DatasetError(f"{key}: its image score is {score}; the method gave no finite number")

@@ -1,0 +1,317 @@
+"""From a stored observation to records: after a run, again under another protocol, or from foreign maps."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data import load_dataset, subset
+from ..errors import RecordError, UsageError, suggest
+from ..method import Resolved, override, resolve
+from ..metrics import METRIC_VERSION
+from ..records import EvidenceStore, Record, Slice, by_category, plan, read_observation, write_record
+from ..samples import Dataset, Sample
+from .category import CategoryScores, EvidenceMaps, MapReader, Maps, score_category
+from .protocol import EvaluationProtocol, protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def rules_for(resolved: Resolved, name: str, options: Mapping[str, Any]) -> EvaluationProtocol:
+    """Return protocol ``name`` for a method; ``options`` are the overrides ``scoring.protocol`` takes."""
+    return protocol(name, reference_size=resolved.size, reference_masks=resolved.mask_resize, **options)
+
+
+def score_observation(
+    run_dir: Path,
+    observation: Mapping[str, Any],
+    resolved: Resolved,
+    dataset: Dataset,
+    rules: EvaluationProtocol,
+    *,
+    workers: int | None = None,
+) -> Record:
+    """Score the evidence in ``run_dir`` under ``rules`` and write its record.
+
+    Raises:
+        RecordError: if evidence is missing or damaged, or the record cannot be written.
+        DatasetError: if a mask cannot be read.
+    """
+    stored = StoredMaps(run_dir, resolved, dataset, rules)
+    maps = ((category, stored.reader(category).maps) for category in stored.categories)
+    return score_all(run_dir, observation, dataset, rules, maps, workers)
+
+
+class StoredMaps:
+    """The maps of a finished run, rendered from its evidence under one protocol."""
+
+    def __init__(
+        self, run_dir: Path, resolved: Resolved, dataset: Dataset, rules: EvaluationProtocol
+    ) -> None:
+        method = resolved.inductive if rules.inductive else resolved.method
+        self.method = override(method, rules.map_parameters)
+        self.dataset, self.rules, self.store = dataset, rules, EvidenceStore(run_dir)
+        slices = plan(dataset.samples, whole_categories=resolved.card.order_dependent)
+        self._slices = dict(by_category(dataset.samples, slices))
+
+    @classmethod
+    def of(cls, record: Record, data: Path | None = None) -> StoredMaps:
+        """Return the maps a record was computed from.
+
+        Raises:
+            RecordError: for foreign maps, which are not kept, and evidence of another version of a method.
+            DatasetError: if the dataset is not found.
+        """
+        said = record.observation
+        if said["method"].get("foreign") or not said["method"].get("spec"):
+            raise RecordError(f"{record.method}: maps of other code, scored here; they are not stored")
+        rules = EvaluationProtocol.of(record.protocol)
+        return cls(record.path.parents[1], restore(said), observed_dataset(said, data), rules)
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories, in the order of the dataset."""
+        return list(self._slices)
+
+    def part(self, category: str) -> Slice:
+        """Return the evidence of a category.
+
+        Raises:
+            RecordError: if a slice is missing, damaged or of other images.
+        """
+        part = self.store.category(self._slices[category])
+        known = {sample.key for sample in self.dataset.samples if sample.category == category}
+        if not known.issuperset(part.keys):
+            raise RecordError(
+                f"{self.store.folder}: the evidence of '{category}' is of other images; delete the folder "
+                "and repeat the zsad run command"
+            )
+        return part
+
+    def reader(self, category: str) -> MapReader:
+        """Return the maps and masks of a category."""
+        maps = EvidenceMaps(self.method, self.part(category), self.rules.exact_maps)
+        known = {sample.key: sample for sample in self.dataset.samples if sample.category == category}
+        return MapReader(self.rules, maps, known, self.dataset)
+
+
+def score_all(
+    run_dir: Path,
+    observation: Mapping[str, Any],
+    dataset: Dataset,
+    rules: EvaluationProtocol,
+    categories: Iterable[tuple[str, Maps]],
+    workers: int | None,
+) -> Record:
+    """Score the maps of every category and write the record into ``run_dir``.
+
+    Raises:
+        RecordError: if no category has a map, or the record cannot be written.
+    """
+    start = time.perf_counter()
+    samples: dict[str, list[Sample]] = {}
+    for sample in dataset.samples:
+        samples.setdefault(sample.category, []).append(sample)
+    done: list[CategoryScores] = []
+    for category, maps in categories:
+        if maps.keys:
+            done.append(score_category(category, samples[category], maps, rules, dataset, workers=workers))
+    if not done:
+        raise RecordError(f"{run_dir}: no image could be read, so there is nothing to score")
+    record = {
+        "observation": dict(observation),
+        "protocol": rules.describe() | {"mask_positive": str(dataset.mask_positive)},
+        "metric_version": METRIC_VERSION,
+        "categories": [scores.row for scores in done],
+        "warnings": [warning for scores in done for warning in scores.warnings],
+        "seconds": {"score": time.perf_counter() - start},
+    }
+    return write_record(run_dir, rules.folder, record, [row for scores in done for row in scores.images])
+
+
+def score(
+    run_dir: str | Path,
+    *,
+    protocol: str = "reference",
+    data: str | Path | None = None,
+    settings: Mapping[str, str] | None = None,
+    size: int | None = None,
+    mask_resize: str | None = None,
+    aupro_limits: Sequence[float] = (),
+    exact_maps: bool = False,
+    workers: int | None = None,
+) -> pd.DataFrame:
+    """Score a finished run again from its evidence, without CLIP; returns one row per category.
+
+    ``settings`` may change the card's map parameters only.  The images are not read, only the masks.
+
+    Raises:
+        RecordError: if the run is unfinished, damaged, or its dataset has changed since.
+        UsageError: for a setting that would change the evidence.
+    """
+    record = score_run(
+        Path(run_dir),
+        protocol,
+        data=Path(data) if data else None,
+        settings=settings or {},
+        workers=workers,
+        size=size,
+        mask_resize=mask_resize,
+        limits=tuple(aupro_limits),
+        exact=exact_maps,
+    )
+    return frame([record])
+
+
+def score_run(
+    run_dir: Path,
+    name: str,
+    *,
+    data: Path | None = None,
+    settings: Mapping[str, Any],
+    workers: int | None = None,
+    **options: Any,
+) -> Record:
+    """Do what :func:`score` does and return the record."""
+    observation = read_observation(run_dir)
+    if observation["method"].get("foreign"):
+        raise UsageError(f"{run_dir}: holds scores of foreign maps, not evidence; repeat zsad score --maps")
+    if not observation.get("complete", False):
+        raise RecordError(
+            f"{run_dir}: this run did not finish; repeat the zsad run command, it goes on where it was"
+        )
+    resolved = restore(observation)
+    changes = map_settings(resolved, settings)
+    dataset = observed_dataset(observation, data)
+    rules = rules_for(resolved, name, {**options, "map_parameters": changes})
+    return score_observation(run_dir, observation, resolved, dataset, rules, workers=workers)
+
+
+def map_settings(resolved: Resolved, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``settings`` as values of their fields, all of them map parameters that really change.
+
+    Raises:
+        UsageError: for a field that decides the evidence, or no field at all.
+    """
+    allowed = resolved.card.map_parameters
+    for name in settings:
+        if name not in allowed:
+            known = suggest(name, allowed) if allowed else " This method has no map parameters."
+            raise UsageError(
+                f"--set {name}: score can only change what maps are rendered with.{known} "
+                f"Give {name} to zsad run instead, which observes again"
+            )
+    changed = override(resolved.method, settings)
+    return {
+        name: getattr(changed, name)
+        for name in settings
+        if getattr(changed, name) != getattr(resolved.method, name)
+    }
+
+
+def restore(observation: Mapping[str, Any]) -> Resolved:
+    """Return the method of an observation with every recorded parameter.
+
+    Raises:
+        RecordError: if the method's card has another version now.
+    """
+    said, dataset = observation["method"], observation["dataset"]
+    resolved = resolve(said["spec"], dataset=dataset["id"], domain=dataset["domain"])
+    if resolved.card.version != said["version"]:
+        raise RecordError(
+            f"evidence was made by version {said['version']} of {said['id']}, this is version "
+            f"{resolved.card.version}; run the method again"
+        )
+    flat = dict(said["parameters"])
+    flat |= flat.pop("preprocess")
+    backbone = dict(flat.pop("backbone"))
+    flat |= {"backbone": backbone.pop("name"), **backbone}
+    method = override(resolved.method, flat)
+    return dataclasses.replace(
+        resolved,
+        method=method,
+        inductive=override(method, resolved.card.inductive),
+        parameters=said["parameters"],
+    )
+
+
+def observed_dataset(observation: Mapping[str, Any], data: Path | None) -> Dataset:
+    """Return the samples an observation was made of, from ``data`` or from where they lay then.
+
+    Raises:
+        RecordError: if the list of samples is another one now.
+        DatasetError: if the dataset is not found.
+    """
+    said = observation["dataset"]
+    spec, root = said["spec"], Path(said["root"])
+    place = data or (root if root.is_dir() else None)
+    if Path(spec).suffix != ".toml" and Path(spec).is_absolute():  # a bare folder is its own description
+        spec, place = str(data or spec), None
+    dataset = load_dataset(spec, place, skip_bad=True, allow_missing=True)
+    chosen = said.get("selection") or {}
+    dataset = subset(dataset, limit=chosen.get("limit"), categories=chosen.get("categories"))
+    dataset = without(dataset, said.get("skipped", ()))
+    if dataset.digest != said["digest"]:
+        raise RecordError(
+            f"dataset '{said['id']}' in {dataset.root} lists other samples than when it was observed; give "
+            "the same data with --data, or run again"
+        )
+    return dataset
+
+
+def without(dataset: Dataset, keys: Collection[str]) -> Dataset:
+    """Return ``dataset`` less the samples of the given keys."""
+    samples = tuple(sample for sample in dataset.samples if sample.key not in keys)
+    present = {sample.category for sample in samples}
+    categories = tuple(category for category in dataset.categories if category in present)
+    return dataclasses.replace(dataset, samples=samples, categories=categories)
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """Return the numbers of records, one row per record and category, values in [0, 1]."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                "dataset": record.dataset,
+                "method": record.method,
+                "protocol": record.protocol_label,
+                "seed": record.seed,
+                **{key: value for key, value in row.items() if key != "reasons"},
+            }
+            for record in records
+            for row in record.categories.values()
+        ]
+    )
+
+
+def read_scores(path: Path) -> dict[str, float]:
+    """Read image scores from a csv with the columns ``key`` and ``score``.
+
+    Raises:
+        RecordError: naming the file and line that is wrong.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            if not {"key", "score"} <= set(reader.fieldnames or ()):
+                raise RecordError(f"{path}: needs the columns 'key' and 'score'; has {reader.fieldnames}")
+            scores: dict[str, float] = {}
+            for row in reader:
+                try:
+                    scores[row["key"]] = float(row["score"])
+                except (TypeError, ValueError):
+                    raise RecordError(
+                        f"{path}: line {reader.line_num}: score {row['score']!r} is no number"
+                    ) from None
+            return scores
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(
+            f"{path}: cannot be read ({error}); give a csv with the columns key,score"
+        ) from None

@@ -1,0 +1,203 @@
+"""Checkpoints as the authors of a method publish them: read as data, checked key by key, rewritten as ours.
+
+A published file is a pickle.  Only tensors and plain containers are unpickled, nothing of it is executed,
+and a file that holds anything else, or other keys or shapes than its method learns, is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..clip import (
+    AuthorTable,
+    Provenance,
+    Text,
+    Vision,
+    compare_shapes,
+    find_weights,
+    load_clip,
+    save_checkpoint,
+)
+from ..data import load_dataset
+from ..environment import installed
+from ..errors import DatasetError, UsageError, WeightsError
+from ..files import sha256_of
+from ..inputs import Backbone
+from ..method import Resolved, resolve
+
+EMBEDDING_TOLERANCE = 1e-3
+
+
+def import_checkpoint(
+    files: Sequence[Path],
+    method: str,
+    *,
+    trained_on: str = "",
+    out: Path | None = None,
+    epoch: int | None = None,
+    data: Path | None = None,
+    backbone: str | None = None,
+    weights: str | None = None,
+    activation: str | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> tuple[Path, Provenance]:
+    """Rewrite authors' ``files`` as a checkpoint of ``method``; returns the file and its provenance.
+
+    ``trained_on`` is the dataset's id; where its images are on this machine (``data`` as in ``run``) their
+    content hashes enter the provenance, else they stay unknown.
+
+    Raises:
+        UsageError: for a method without authors' files, or if ``out`` exists.
+        WeightsError: for a file that is absent, damaged, holds anything but tensors, or does not fit.
+    """
+    resolved = resolve(
+        method, backbone=backbone, weights=weights, activation=activation, settings=settings or {}
+    )
+    out = out or files[0].with_suffix(".safetensors")
+    if out.exists():
+        raise UsageError(f"{out}: exists already; choose another name with --out")
+    recipe = _recipe(resolved, trained_on)
+    tables = recipe.author_tables(resolved.method, outline(resolved.method.backbone))
+    contents = {str(path): read_tables(path) for path in files}
+    tensors: dict[str, Tensor] = {}
+    for table in tables:
+        tensors |= _taken(table, contents)
+        _check_embeddings(table, contents, resolved.method.backbone)
+    _refuse_idle(contents, [table.key for table in tables], method)
+    about = Provenance(
+        method=resolved.card.id,
+        parameters={key: value for key, value in resolved.parameters.items() if key != "checkpoint"},
+        dataset=trained_on,
+        images=_hashes(trained_on, data),
+        epoch=epoch if epoch is not None else _epoch(contents, tables[-1].key),
+        source=", ".join(f"{path.name} (SHA-256 {sha256_of(path)})" for path in files),
+        versions={"zsadbench": installed("zsadbench")},
+    )
+    save_checkpoint(out, tensors, about)
+    return out, about
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """Return what a published file holds: tensors in dictionaries, and numbers and texts beside them.
+
+    Raises:
+        WeightsError: if it is absent, damaged, or holds anything else.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zipfile and torch each raise their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"{path}: cannot be read ({reason[:120]}); it must be a complete .pth file of tensors only"
+        ) from None
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
+    return dict(content)
+
+
+def outline(backbone: Backbone) -> Any:
+    """Return towers of the shapes of ``backbone`` without weights, and its ``tokenizer``."""
+    import open_clip
+
+    plan = find_weights(dataclasses.replace(backbone, weights="random", activation="gelu"))
+    with torch.device("meta"):
+        model = open_clip.model.CLIP(**plan.architecture())
+    return SimpleNamespace(
+        vision=Vision(model.visual, backbone.position), text=Text(model), tokenizer=plan.tokenizer()
+    )
+
+
+def _recipe(resolved: Resolved, dataset: str) -> Any:
+    method: Any = resolved.method
+    recipe = method.recipe(dataset) if hasattr(method, "recipe") else None
+    if not hasattr(recipe, "author_tables"):
+        raise UsageError(f"'{resolved.id}' has no published checkpoints to import")
+    return recipe
+
+
+def _taken(table: AuthorTable, contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Return the learned tensors of one table under our names."""
+    holders = [path for path, content in contents.items() if table.key in content]
+    if len(holders) != 1:
+        found = ", ".join(sorted({key for content in contents.values() for key in map(str, content)}))
+        raise WeightsError(
+            f"{', '.join(contents)}: one file must hold '{table.key}', {len(holders)} do (found: "
+            f"{found[:200]}); give the files of that method, all of them"
+        )
+    path = holders[0]
+    state = contents[path][table.key]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path}: '{table.key}' holds something else than tensors")
+    state = {str(key).removeprefix("module."): value for key, value in state.items()}
+    if differences := compare_shapes({key: tuple(v.shape) for key, v in state.items()}, table.shapes):
+        raise WeightsError(
+            f"{path}: '{table.key}' does not fit: {differences}; give the backbone it was trained on with "
+            "--backbone, and parameters of the method with --set"
+        )
+    for key, value in table.fixed.items():
+        if not torch.equal(state[key].to(value.dtype), value):
+            raise WeightsError(f"{path}: {key} is not what this method's prompts give; trained with others")
+    kept = {name: state[key] for name, key in table.learned.items()}
+    for name, value in kept.items():
+        if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+            raise WeightsError(f"{path}: {name} holds something else than finite real numbers")
+    return {name: value.float().clone() for name, value in kept.items()}  # some files share memory
+
+
+def _check_embeddings(
+    table: AuthorTable, contents: Mapping[str, Mapping[str, Any]], backbone: Backbone
+) -> None:
+    """Compare a table's copies of CLIP's token embeddings, where the weights can be had."""
+    if not table.embedded:
+        return
+    try:
+        clip = load_clip(backbone)
+    except WeightsError:  # without them the method cannot run either, and says so then
+        return
+    path = next(path for path, content in contents.items() if table.key in content)
+    for key, ids in table.embedded.items():
+        found, wanted = contents[path][table.key][key].float(), clip.text.module.token_embedding(ids)
+        if not torch.allclose(found, wanted, rtol=0, atol=EMBEDDING_TOLERANCE):
+            raise WeightsError(
+                f"{path}: {key} is not made of the token embeddings of {backbone.name}/{backbone.weights}; "
+                "give the CLIP it was trained on with --backbone and --weights"
+            )
+
+
+def _refuse_idle(contents: Mapping[str, Mapping[str, Any]], keys: Sequence[str], method: str) -> None:
+    for path, content in contents.items():
+        if not any(key in content for key in keys):
+            raise WeightsError(f"{path}: holds nothing that '{method}' learns ({', '.join(keys)})")
+
+
+def _epoch(contents: Mapping[str, Mapping[str, Any]], key: str) -> int | None:
+    """Return the epoch a file states beside its table, or in its name."""
+    for path, content in contents.items():
+        if key in content:
+            named = re.search(r"_(\d+)$", Path(path).stem)
+            stated = content.get("epoch", named and int(named[1]))
+            return stated if isinstance(stated, int) else None
+    return None
+
+
+def _hashes(dataset: str, data: Path | None) -> tuple[str, ...]:
+    """Return the content hashes of the images trained on, where they are on this machine."""
+    if not dataset:
+        return ()
+    try:
+        found = load_dataset(dataset, data)
+    except DatasetError:
+        if data is not None:
+            raise
+        return ()
+    return tuple(sorted({sha256_of(sample.image) for sample in found.samples}))
