@@ -47,6 +47,7 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # The wheel is used outside the checkout with typer and rich alone: it is whole, and listing is light.
 wheel: .venv/installed

@@ -1,0 +1,159 @@
+"""What shall run: datasets, methods with their variants, checkpoints, seeds and settings become jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import MethodError, UsageError, ZsadError, suggest
+from ..method import Resolved, method_cards, parse_spec, places, resolve
+from ..samples import Dataset
+from .jobs import Job, Request, list_samples, make_job, usable
+from .zeroshot import FOLDER, checkpoints_for, refuse_seen
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A dataset and its jobs, the methods left out with the reason, and what was noticed on the way."""
+
+    data: Dataset
+    jobs: tuple[Job, ...]
+    skipped: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """What the progress calls it."""
+        return f"{self.data.id}: {', '.join(dict.fromkeys(job.task.name for job in self.jobs))}"
+
+    @property
+    def images(self) -> int:
+        """How many images must be encoded."""
+        return len({i for job in self.jobs for number in job.task.missing for i in job.task.slices[number]})
+
+
+def plan_run(methods: Sequence[str], datasets: Sequence[str], request: Request) -> list[Plan]:
+    """Return one plan per dataset; every dataset is listed and scanned, no image is decoded.
+
+    Raises:
+        ZsadError: for whatever cannot run; where ``methods`` names ``all`` a method is left out instead.
+    """
+    chosen = _chosen(methods)
+    return [_plan(chosen, "all" in methods, spec, request) for spec in dict.fromkeys(datasets)]
+
+
+def _plan(chosen: Sequence[str], everything: bool, spec: str, request: Request) -> Plan:
+    listed = list_samples(spec, request)
+    resolved, skipped = _methods(chosen, everything, listed, request)
+    specs = list(dict.fromkeys(item.method.preprocess for item, _ in resolved))
+    data, left_out, warnings = usable(listed, request, specs)
+    jobs = [make_job(item, seed, spec, data, left_out, request) for item, seed in resolved]
+    jobs = list({job.run_dir: job for job in jobs}.values())
+    notes = [f"{data.id}: {note}" for note in (*data.notes, *warnings)] + _choices(jobs, request)
+    for job in jobs:
+        job.task.plan(data.samples)
+    return Plan(data, tuple(jobs), skipped, tuple(notes))
+
+
+def _choices(jobs: Sequence[Job], request: Request) -> list[str]:
+    """Return which checkpoints were chosen where the user gave none."""
+    return [
+        f"{job.task.name} uses {job.resolved.parameters['checkpoint']}, the newest that fits in {FOLDER}"
+        for job in jobs
+        if job.observation["checkpoint"] and not request.checkpoints and "checkpoint" not in request.settings
+    ]
+
+
+def _chosen(specs: Sequence[str]) -> list[str]:
+    """Return the methods of a run, each once; an unknown one is refused before anything is read."""
+    chosen = [*method_cards()] if "all" in specs else list(dict.fromkeys(specs))
+    if not chosen:
+        raise UsageError("no method given; name one or several with --method, see: zsad methods")
+    for spec in chosen:
+        parse_spec(spec)
+    return chosen
+
+
+def _methods(
+    chosen: Sequence[str], everything: bool, dataset: Dataset, request: Request
+) -> tuple[list[tuple[Resolved, int | None]], dict[str, str]]:
+    """Return the methods with their seeds, and those that ``all`` had to skip with the reason."""
+    found: list[tuple[Resolved, int | None]] = []
+    skipped: dict[str, str] = {}
+    for spec in chosen:
+        try:
+            found += _with_seeds(spec, dataset, request, everything or len(chosen) > 1)
+        except ZsadError as error:
+            if not everything:
+                raise
+            skipped[spec] = str(error)
+    if not found:
+        raise MethodError("no method can run: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
+    _check_settings(request, [resolved for resolved, _ in found])
+    return found, skipped
+
+
+def _with_seeds(
+    spec: str, dataset: Dataset, request: Request, several: bool
+) -> list[tuple[Resolved, int | None]]:
+    """Return the method once per checkpoint and seed."""
+    if request.seeds < 1:
+        raise UsageError(f"--seeds {request.seeds}: give 1 or more")
+    found: list[tuple[Resolved, int | None]] = []
+    for given in _checkpoints(spec, dataset, request):
+        base = _resolve(spec, dataset, request, several, given)
+        has_seed = "seed" in places(base.method)
+        random = base.method.backbone.weights.partition(":")[0] == "random"
+        if request.seeds == 1 or not (has_seed or random):
+            found.append((base, None))
+            continue
+        for seed in range(request.seeds):
+            extra = dict(given) | ({"seed": str(seed)} if has_seed else {})
+            extra |= {"weights": f"random:{seed}"} if random else {}
+            found.append((_resolve(spec, dataset, request, several, extra), seed))
+    return found
+
+
+def _checkpoints(spec: str, dataset: Dataset, request: Request) -> list[dict[str, str]]:
+    """Return the setting that names each checkpoint to run with; an empty one for an untrained method."""
+    card, _ = parse_spec(spec)
+    if not card.trained:
+        return [{}]
+    if file := request.settings.get("checkpoint"):
+        if not request.allow_seen:
+            refuse_seen(file, dataset)
+        return [{"checkpoint": file}]
+    plain = resolve(spec, dataset=dataset.id, domain=dataset.domain)
+    backbone = dataset.backbone_or(request.backbone) or plain.method.backbone.name
+    files = checkpoints_for(card.id, backbone, dataset, request.checkpoints, allow_seen=request.allow_seen)
+    return [{"checkpoint": str(file)} for file in files]
+
+
+def _resolve(
+    spec: str, dataset: Dataset, request: Request, several: bool, extra: Mapping[str, str]
+) -> Resolved:
+    plain = resolve(spec, dataset=dataset.id, domain=dataset.domain)
+    known, at_scoring = places(plain.method), plain.card.map_parameters
+    settings = {
+        name: value
+        for name, value in request.settings.items()
+        if name not in at_scoring and (name in known or not several)
+    }
+    return resolve(
+        spec,
+        dataset=dataset.id,
+        domain=dataset.domain,
+        backbone=dataset.backbone_or(request.backbone),
+        weights=request.weights,
+        activation=request.activation,
+        prompts=request.prompts,
+        settings=settings | dict(extra),
+    )
+
+
+def _check_settings(request: Request, found: Sequence[Resolved]) -> None:
+    """Refuse a setting that no method of the run has."""
+    known = {name for resolved in found for name in places(resolved.method)}
+    for name in request.settings:
+        if name not in known:
+            raise UsageError(f"--set {name}: no method of this run has that parameter.{suggest(name, known)}")
