@@ -36,8 +36,7 @@ TEMPLATES_22 = (
     "a photo of the {} for anomaly detection.",
     "a photo of a {} for anomaly detection.",
 )
-NORMAL_STATES = (
-    "{}",
+FLAWLESS = (
     "flawless {}",
     "perfect {}",
     "unblemished {}",
@@ -45,7 +44,9 @@ NORMAL_STATES = (
     "{} without defect",
     "{} without damage",
 )
-ANOMALOUS_STATES = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
+FLAWED = ("{} with flaw", "{} with defect", "{} with damage")
+NORMAL_STATES = ("{}", *FLAWLESS)
+ANOMALOUS_STATES = ("damaged {}", *FLAWED)
 
 
 class Anchors:

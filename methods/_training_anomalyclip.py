@@ -45,6 +45,11 @@ class PromptRecipe:
     spread: float = 0.02
     local_weight: float = 4.0
 
+    @classmethod
+    def of(cls, method: AnomalyClip) -> PromptRecipe:
+        """Return the authors' numbers for ``method``: of equal maps each has its share."""
+        return cls(local_weight=cls.local_weight / len(method.features)) if method.legacy_taps else cls()
+
     def stages(self, method: AnomalyClip, clip: Clip, wordings: Mapping[str, str]) -> list[Stage]:
         """Return the one stage; categories and their words play no part."""
         check_fit(method, clip)
@@ -67,17 +72,8 @@ class PromptRecipe:
             texts = F.normalize(encode_prompts(method, clip, learned), dim=-1)
             return self.losses(inputs, truth, texts, method, layers)
 
-        return [
-            Stage(
-                "prompts",
-                learned,
-                torch.optim.Adam(learned.values(), lr=self.lr, betas=self.betas),
-                self.epochs,
-                self.batch_size,
-                features,
-                loss,
-            )
-        ]
+        adam = torch.optim.Adam(learned.values(), lr=self.lr, betas=self.betas)
+        return [Stage("prompts", learned, adam, self.epochs, self.batch_size, features, loss)]
 
     def losses(
         self, inputs: Features, truth: Truth, texts: Tensor, method: AnomalyClip, layers: tuple[int, ...]

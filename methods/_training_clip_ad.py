@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,19 +52,9 @@ class LinearRecipe:
             parts = layer_losses(inputs["tokens"], learned, anchors, truth)
             return {"loss": parts.sum(), "focal": parts[:, 0].sum(), "dice": parts[:, 1].sum()}
 
-        return [
-            Stage(
-                "linear layers",
-                learned,
-                torch.optim.Adam(learned.values(), lr=self.lr, betas=self.betas),
-                self.epochs,
-                self.batch_size,
-                features,
-                loss,
-                shuffle=self.shuffle,
-                vary=Mosaic(self.mosaic) if self.mosaic else None,
-            )
-        ]
+        adam = torch.optim.Adam(learned.values(), lr=self.lr, betas=self.betas)
+        stage = Stage("linear layers", learned, adam, self.epochs, self.batch_size, features, loss)
+        return [replace(stage, shuffle=self.shuffle, vary=Mosaic(self.mosaic) if self.mosaic else None)]
 
     def author_tables(self, method: ClipAdPlus | AprilGan, clip: Clip) -> list[AuthorTable]:
         """Return what the authors' file holds: the layers, under one key."""

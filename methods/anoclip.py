@@ -17,7 +17,7 @@ from zsadbench.inputs import Backbone, Batch, Preprocess
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
-from ._shared import Anchors, anomaly_probability, as_grid
+from ._shared import FLAWED, FLAWLESS, Anchors, anomaly_probability, as_grid
 
 VIEWS_PER_FORWARD = 21
 
@@ -56,24 +56,8 @@ class AnoClip:
 
     backbone: Backbone = Backbone("ViT-B-16-plus-240", "laion400m_e32")
     preprocess: Preprocess = Preprocess(240, interpolation="bilinear")
-    normal: tuple[str, ...] = (
-        "normal {}",
-        "flawless {}",
-        "perfect {}",
-        "unblemished {}",
-        "{} without flaw",
-        "{} without defect",
-        "{} without damage",
-    )
-    anomalous: tuple[str, ...] = (
-        "damaged {}",
-        "abnormal {}",
-        "imperfect {}",
-        "blemished {}",
-        "{} with flaw",
-        "{} with defect",
-        "{} with damage",
-    )
+    normal: tuple[str, ...] = ("normal {}", *FLAWLESS)
+    anomalous: tuple[str, ...] = ("damaged {}", "abnormal {}", "imperfect {}", "blemished {}", *FLAWED)
     templates: tuple[str, ...] = (
         *_family("industrial photo", "an"),
         *_family("industrial image", "an"),

@@ -13,7 +13,7 @@ from zsadbench.errors import MethodError
 from zsadbench.inputs import Backbone, Batch, Preprocess
 from zsadbench.method import Evidence
 
-from ._shared import NORMAL_STATES, Anchors, anomaly_probability, as_grid, ensemble_anchors
+from ._shared import FLAWED, NORMAL_STATES, Anchors, anomaly_probability, as_grid, ensemble_anchors
 from .clip_ad import SCALE, Linear, checkpoint_shapes, inner_layers, layer_logits, layer_maps, linear_layers
 
 if TYPE_CHECKING:
@@ -30,13 +30,7 @@ class AprilGan:
     backbone: Backbone = Backbone("ViT-L-14-336", "openai", activation="gelu")
     preprocess: Preprocess = Preprocess(518, rgb="after")
     normal: tuple[str, ...] = NORMAL_STATES
-    anomalous: tuple[str, ...] = (
-        "damaged {}",
-        "broken {}",
-        "{} with flaw",
-        "{} with defect",
-        "{} with damage",
-    )
+    anomalous: tuple[str, ...] = ("damaged {}", "broken {}", *FLAWED)
     templates: tuple[str, ...] = (
         "a bad photo of a {}.",
         "a low resolution photo of the {}.",

@@ -18,7 +18,7 @@ from zsadbench.inputs import Backbone, Batch, Preprocess
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
-from ._shared import TEMPLATES_22, Anchors, as_grid
+from ._shared import FLAWED, FLAWLESS, TEMPLATES_22, Anchors, as_grid
 
 if TYPE_CHECKING:
     from ._training_clip_ad import LinearRecipe
@@ -43,12 +43,7 @@ class ClipAd:
     backbone: Backbone = Backbone("ViT-B-16-plus-240", "laion400m_e31")
     preprocess: Preprocess = Preprocess(240, rgb="after")
     normal: tuple[str, ...] = (
-        "flawless {}",
-        "perfect {}",
-        "unblemished {}",
-        "{} without flaw",
-        "{} without defect",
-        "{} without damage",
+        *FLAWLESS,
         "{} without scratch",
         "{} without crack",
         "{} without contamination",
@@ -58,9 +53,7 @@ class ClipAd:
         "imperfect {}",
         "blemished {}",
         "broken {}",
-        "{} with flaw",
-        "{} with defect",
-        "{} with damage",
+        *FLAWED,
         "{} with scratch",
         "{} with crack",
         "{} with contamination",

@@ -12,8 +12,9 @@ from tests.kit import tiny, toy
 from zsadbench.clip.towers import Clip, load_clip
 from zsadbench.inputs import Backbone
 from zsadbench.method.card import method_cards
-from zsadbench.method.contract import Check, check, miniature
+from zsadbench.method.contract import Check, check
 from zsadbench.method.registry import resolve
+from zsadbench.method.trial import miniature
 
 SPECS = [spec for id, card in method_cards().items() for spec in (id, *(f"{id}@{v}" for v in card.variants))]
 

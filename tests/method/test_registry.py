@@ -16,7 +16,15 @@ from zsadbench.errors import MethodError, UsageError, WeightsError
 from zsadbench.inputs import Backbone, Preprocess
 from zsadbench.method import registry
 from zsadbench.method.card import MethodCard, method_cards, read_method_card
-from zsadbench.method.registry import Resolved, load_method, method_class, parse_spec, resolve, wordings
+from zsadbench.method.registry import (
+    Resolved,
+    load_method,
+    method_class,
+    parse_spec,
+    recipe_of,
+    resolve,
+    wordings,
+)
 from zsadbench.method.settings import override, parameters
 
 BACKBONE, PREPROCESS = Backbone("tiny-l14", "random"), Preprocess(84)
@@ -432,6 +440,162 @@ class TestBackbones:
             resolve("clip", backbone="tiny-l15", weights="random")
         with pytest.raises(UsageError, match="activation=gelo: must be one of auto, gelu, quick_gelu"):
             resolve("clip", activation="gelo")
+
+
+TRAINED = (
+    CARD.replace("code =", 'recipe = "toy_training:Plan"\ncode =', 1)
+    + """
+[training]
+epochs = 4
+betas = [0.5, 0.9]
+[training.dataset.visa]
+epochs = 9
+"""
+)
+
+PLAN = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Plan:
+    epochs: int = 1
+    betas: tuple[float, float] = (0.9, 0.999)
+    gain: float = 0.0
+
+    @classmethod
+    def of(cls, method):
+        return cls(gain=method.gain)
+"""
+
+
+class TestRecipes:
+    def resolved(
+        self, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str = "toy"
+    ) -> Resolved:
+        (tmp_path / "toy.toml").write_text(text)
+        module = types.ModuleType("zsadbench.methods.toy_training")
+        monkeypatch.setitem(sys.modules, "zsadbench.methods.toy_training", module)
+        exec(PLAN, module.__dict__)
+        found = read_method_card(tmp_path / "toy.toml")
+        monkeypatch.setattr(registry, "method_cards", lambda: {"toy": found})
+        return resolve(spec)
+
+    def test_values_of_the_card_and_of_the_method(
+        self, card: MethodCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = self.resolved(TRAINED, tmp_path, monkeypatch)
+        plans = [recipe_of(found, dataset) for dataset in ("", "mvtec", "visa")]
+        assert [plan.epochs for plan in plans] == [4, 4, 9]
+        assert {(plan.betas, plan.gain) for plan in plans} == {((0.5, 0.9), 1.0)}
+        wide = recipe_of(self.resolved(TRAINED, tmp_path, monkeypatch, "toy@wide"), "visa")
+        assert (wide.epochs, wide.gain) == (9, 3.0)
+
+    def test_a_card_without_one(self, card: MethodCard) -> None:
+        assert card.training is None
+        assert recipe_of(resolve("toy"), "visa") is None
+
+    def test_what_the_class_says_comes_first(
+        self, card: MethodCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        own = type(resolve("toy").method)
+        monkeypatch.setattr(own, "recipe", lambda self, dataset: f"own of {dataset}", raising=False)
+        assert recipe_of(self.resolved(TRAINED, tmp_path, monkeypatch), "visa") == "own of visa"
+
+    @pytest.mark.parametrize(
+        ("old", "new", "place", "advice"),
+        [
+            (
+                '"toy_training:Plan"',
+                '"toy_training.Plan"',
+                "toy.toml:7",
+                'as in "_training_aa_clip:AdapterRecipe"',
+            ),
+            ('"toy_training:Plan"', '"../toy:Plan"', "toy.toml:7", "must read module:Class"),
+            ('"toy_training:Plan"', "3", "toy.toml:7", "'recipe' must be a string"),
+            ('recipe = "toy_training:Plan"', "", "toy.toml:46", "name it at the top"),
+            ("gain = 3", 'recipe = "toy:Plan"', "toy.toml:41", "belongs to the top of the card"),
+            (
+                "betas = [0.5, 0.9]\n[training.dataset.visa]\nepochs = 9",
+                "dataset = 3",
+                "toy.toml:48",
+                "'dataset' must be a table",
+            ),
+            (
+                "[training.dataset.visa]\nepochs = 9",
+                "[training.dataset]\nvisa = 9",
+                "toy.toml:50",
+                "must be a table",
+            ),
+        ],
+    )
+    def test_mistakes(self, old: str, new: str, place: str, advice: str, tmp_path: Path) -> None:
+        assert old in TRAINED
+        message = refused(TRAINED.replace(old, new, 1), tmp_path)
+        assert f"{place}: " in message
+        assert advice in message
+
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            (":Plan", ":Plam", r'toy\.toml:7: recipe = "toy_training:Plam" cannot be loaded'),
+            ("toy_training", "toy_trainin", r'toy\.toml:7: recipe = "toy_trainin:Plan" cannot be loaded'),
+            (
+                "epochs = 9",
+                "epoch = 9",
+                r"\[training.dataset.visa\]: .* no field 'epoch'. Did you mean 'epochs'",
+            ),
+            ("epochs = 4", "epochs = 4.5", r"\[training\]: epochs=4.5: must be a whole number"),
+        ],
+    )
+    def test_mistakes_that_show_when_it_is_loaded(
+        self,
+        old: str,
+        new: str,
+        message: str,
+        card: MethodCard,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        found = self.resolved(TRAINED.replace(old, new, 1), tmp_path, monkeypatch)
+        with pytest.raises(MethodError, match=message):
+            recipe_of(found, "visa")
+
+    @pytest.mark.parametrize("name", [name for name, card in method_cards().items() if card.training])
+    def test_every_table_of_a_card_can_be_laid_over(self, name: str) -> None:
+        training = method_cards()[name].training
+        assert training is not None
+        for dataset in training.layers:
+            assert recipe_of(resolve(name), dataset).seed
+
+    def test_every_trained_method_has_one(self) -> None:
+        trained = {name for name, card in method_cards().items() if card.trained}
+        assert {name for name, card in method_cards().items() if card.training} == trained
+
+    def test_a_users_class_inherits_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.py"
+        path.write_text(
+            "from dataclasses import dataclass\nfrom zsadbench.methods.april_gan import AprilGan\n\n\n"
+            "@dataclass(frozen=True)\nclass Mine(AprilGan):\n    mine: int = 1\n"
+        )
+        assert recipe_of(resolve(f"{path}:Mine"), "mvtec") == recipe_of(resolve("april-gan"), "mvtec")
+        assert recipe_of(resolve("zsadbench.methods.clip_ad:ClipAd"), "mvtec") is None
+
+    def test_it_is_loaded_only_when_asked_for(self) -> None:
+        code = (
+            "import importlib, sys\n"
+            "from zsadbench.method import method_cards, recipe_of, resolve\n"
+            "def loaded(): return [name for name in sys.modules if '_training_' in name]\n"
+            "for card in method_cards().values():\n"
+            "    importlib.import_module('zsadbench.methods.' + card.entry.partition(':')[0])\n"
+            "found = [resolve(name) for name in method_cards()]\n"
+            "print(len(found), loaded())\n"
+            "recipe_of(resolve('anomalyclip'), 'visa')\n"
+            "print(loaded())\n"
+        )
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        before, after = run.stdout.splitlines()
+        assert before == f"{len(method_cards())} []"
+        assert after == "['zsadbench.methods._training_anomalyclip']"
 
 
 class TestPrompts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 from collections.abc import Callable
@@ -17,12 +18,9 @@ from torch import Tensor
 
 from methods._training_aa_clip import AdapterRecipe, Augmentation, frozen_levels, moved_about
 from methods._training_anomalyclip import PromptRecipe
-from methods._training_clip_ad import LinearRecipe, start
+from methods._training_clip_ad import start
 from methods.aa_clip import AaClip
-from methods.anomalyclip import AnomalyClip
-from methods.april_gan import AprilGan
-from methods.clip_ad import ClipAdPlus
-from tests.kit import tiny
+from tests.kit import tiny, toy
 from tests.kit.factory import make_folder, save
 from zsadbench.bench.train import bench_train
 from zsadbench.clip.checkpoints import read_provenance
@@ -30,12 +28,40 @@ from zsadbench.data.load import load_dataset
 from zsadbench.errors import DatasetError, MethodError, RecordError, UsageError
 from zsadbench.files import sha256_of
 from zsadbench.inputs import Preprocess
-from zsadbench.method.registry import load_method
+from zsadbench.method.registry import recipe_of, resolve
 from zsadbench.training.data import Mosaic, TrainingSet, few_shot
 from zsadbench.training.feeder import CacheBounds, FeatureCache
 from zsadbench.training.losses import dice, focal, segmentation, two_way
 from zsadbench.training.run import Trained, epoch_file, train
 from zsadbench.training.stages import Stage
+
+# A recipe in a user's file: the brightness from which a pixel counts as anomalous.
+PLAN = """
+
+import torch
+
+from zsadbench.training import Stage, leaves
+
+
+@dataclass(frozen=True)
+class Plan:
+    epochs: int = 2
+    batch_size: int = 8
+    seed: int = 5
+    rate: float = 0.1
+
+    def stages(self, method, clip, wordings):
+        learned = leaves({"from": torch.full((1,), 9.0)}, clip.device)
+
+        def features(batch):
+            return {"images": batch.images[:, 0].mean(1)}
+
+        def loss(inputs, truth):
+            return {"loss": (inputs["images"] - learned["from"]).square().mean()}
+
+        sgd = torch.optim.SGD(learned.values(), lr=self.rate)
+        return [Stage("brightness", learned, sgd, self.epochs, self.batch_size, features, loss)]
+"""
 
 # One sentence per state keeps the text tower out of the time; recipes are the authors' but for the counts.
 PROMPTS = {"normal": "{}", "anomalous": "damaged {}", "templates": "a photo of a {}."}
@@ -179,16 +205,45 @@ def test_the_second_training_stage_goes_on_from_the_first(
 
 
 def test_authors_recipes() -> None:
-    plus: LinearRecipe = ClipAdPlus().recipe("visa")
-    assert (plus.epochs, plus.batch_size, plus.seed, plus.lr, plus.shuffle) == (5, 8, 42, 1e-4, False)
-    assert (AprilGan().recipe("mvtec").epochs, AprilGan().recipe("mvtec").mosaic) == (3, 0.2)
-    assert (AprilGan().recipe("visa").epochs, AprilGan().recipe("visa").mosaic) == (15, 0.0)
-    prompts: PromptRecipe = AnomalyClip().recipe("visa")
-    assert (prompts.epochs, prompts.betas, prompts.local_weight) == (15, (0.5, 0.999), 4.0)
-    legacy: Any = load_method("anomalyclip@legacy-taps")
-    assert legacy.recipe("visa").local_weight == 1.0
-    adapters: AdapterRecipe = AaClip().recipe("visa")
-    assert (adapters.epochs, adapters.batch_size, adapters.text_batch_size) == (20, 2, 16)
+    def of(spec: str, dataset: str, **options: Any) -> dict[str, Any]:
+        return dataclasses.asdict(recipe_of(resolve(spec, dataset=dataset, **options), dataset))
+
+    linear = {"epochs": 5, "batch_size": 8, "seed": 42, "lr": 1e-4, "betas": (0.9, 0.999), "shuffle": False}
+    linear |= {"mosaic": 0.0}
+    assert of("clip-ad+", "visa") == of("clip-ad+", "mvtec") == of("clip-ad+@mean", "") == linear
+    linear |= {"epochs": 15, "seed": 111, "lr": 1e-3, "betas": (0.5, 0.999), "shuffle": True}
+    assert of("april-gan", "visa") == of("april-gan@native", "") == linear
+    assert of("april-gan", "mvtec") == linear | {"epochs": 3, "mosaic": 0.2}
+    prompts = of("anomalyclip", "visa")
+    assert prompts == dataclasses.asdict(PromptRecipe())
+    assert (prompts["epochs"], prompts["betas"], prompts["local_weight"]) == (15, (0.5, 0.999), 4.0)
+    assert of("anomalyclip@legacy-taps", "visa") == prompts | {"local_weight": 1.0}
+    assert of("anomalyclip@legacy-taps", "mvtec", settings={"features": "12,24"})["local_weight"] == 2.0
+    assert of("anomalyclip@four-layers", "mvtec") == prompts
+    adapters = of("aa-clip", "visa")
+    assert adapters == dataclasses.asdict(AdapterRecipe())
+    assert (adapters["epochs"], adapters["batch_size"], adapters["text_batch_size"]) == (20, 2, 16)
+
+
+def test_a_users_own_recipe(folder: Path, tmp_path: Path) -> None:
+    recipe = """
+    def recipe(self, dataset):
+        return Plan(rate=0.5 if dataset == "parts" else 0.0)
+
+    def prepare("""
+    spec = toy.write(tmp_path, "\n    def prepare(", recipe)
+    path = tmp_path / "mine.py"
+    path.write_text(path.read_text() + PLAN)
+    options: dict[str, Any] = {"batch_size": 4, "workers": 1, "quiet": True, "device": "cpu"}
+    found = train(spec, str(folder), tmp_path / "a.safetensors", settings={"size": "42"}, **options)
+    first, last = (epoch["loss"] for epoch in found.losses)
+    assert last < first
+    about = read_provenance(found.files[-1])
+    assert about.method == "mine.Mine"
+    assert about.parameters["training"] == {"epochs": 2, "batch_size": 4, "seed": 5, "rate": 0.5}
+    options["settings"] = {"size": "42", "rate": "0"}
+    again = train(spec, str(folder), tmp_path / "b.safetensors", **options)
+    assert again.losses[0]["loss"] == pytest.approx(again.losses[1]["loss"])
 
 
 def test_the_rate_falls_by_steps_not_epochs() -> None:

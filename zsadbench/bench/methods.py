@@ -32,6 +32,25 @@ from ..scoring import EvidenceMaps, rules_for, score_category
 LATENCY_RUNS = 15
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What methods are measured on: a CLIP, generated pictures of ``pixels`` x ``pixels``, and how often."""
+
+    backbone: str | None = None
+    weights: str | None = "random"
+    settings: Mapping[str, str] | None = None
+    images: int = 24
+    pixels: int = 512
+    repeats: int = 3
+    batch_size: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse too few images."""
+        if self.images < 2:
+            raise UsageError(f"--images {self.images}: a benchmark needs at least 2 images")
+
+
 @dataclass
 class Timing:
     """Seconds of one pipeline run: the pass, its phases, and the scoring."""
@@ -56,20 +75,8 @@ class MethodBench:
     setup: dict[str, Any] = field(default_factory=dict)
 
 
-def bench_methods(
-    specs: Sequence[str],
-    *,
-    backbone: str | None = None,
-    weights: str | None = None,
-    settings: Mapping[str, str] | None = None,
-    images: int = 24,
-    pixels: int = 512,
-    repeats: int = 3,
-    batch_size: int | None = None,
-    device: str = "auto",
-    dtype: str = "fp32",
-) -> MethodBench:
-    """Measure methods on ``images`` generated pictures of ``pixels`` x ``pixels``.
+def bench_methods(specs: Sequence[str], *, dtype: str = "fp32", **options: Any) -> MethodBench:
+    """Measure methods; ``options`` are those of `Setup`.
 
     Returns a row per method (images per second, ratio to the bare tower, share of each phase, latency) and,
     for several methods, the joint run as a share of the sum of the single ones.
@@ -77,17 +84,16 @@ def bench_methods(
     Raises:
         UsageError: for fewer than two images.
     """
-    if images < 2:
-        raise UsageError(f"--images {images}: a benchmark needs at least 2 images")
-    chosen = [_resolve(spec, backbone, weights, settings or {}) for spec in specs]
-    where = pick_device(device)
-    encoder = Encoder([], device=where, dtype=DTYPES[dtype], batch_size=batch_size)
+    setup = Setup(**options)
+    chosen = [_resolve(spec, setup.backbone, setup.weights, setup.settings or {}) for spec in specs]
+    where = pick_device(setup.device)
+    encoder = Encoder([], device=where, dtype=DTYPES[dtype], batch_size=setup.batch_size)
     with tempfile.TemporaryDirectory(prefix="zsad-bench-") as folder, contextlib.ExitStack() as stack:
         # A trained method without a checkpoint runs with noise: speed does not depend on values.
         chosen = [
             stack.enter_context(with_checkpoint(item, encoder.clip(item.method.backbone))) for item in chosen
         ]
-        data = generated_dataset(Path(folder) / "data", images, pixels)
+        data = generated_dataset(Path(folder) / "data", setup.images, setup.pixels)
         outputs = (Path(folder) / f"run{number}" for number in range(10**6))
 
         def pipeline(methods: Sequence[Resolved]) -> Timing:
@@ -96,9 +102,9 @@ def bench_methods(
         singles: list[list[Timing]] = [[] for _ in chosen]
         towers: list[list[float]] = [[] for _ in chosen]
         joint: list[Timing] = []
-        for repeat in range(repeats + 1):  # the first round warms caches and is dropped
+        for repeat in range(setup.repeats + 1):  # the first round warms caches and is dropped
             for number, resolved in enumerate(chosen):
-                tower, timing = _bare_tower(resolved, images, encoder), pipeline([resolved])
+                tower, timing = _bare_tower(resolved, setup.images, encoder), pipeline([resolved])
                 if repeat:
                     towers[number].append(tower)
                     singles[number].append(timing)
@@ -111,19 +117,19 @@ def bench_methods(
             "device": str(where),
             "dtype": dtype,
             "batch": encoder.batch_size,
-            "images": images,
-            "pixels": pixels,
+            "images": setup.images,
+            "pixels": setup.pixels,
             "threads": torch.get_num_threads(),
         }
     )
     for resolved, times, bare, latency in zip(chosen, singles, towers, latencies, strict=True):
-        result.rows.append(_row(resolved, images, times, bare, latency))
+        result.rows.append(_row(resolved, setup.images, times, bare, latency))
     if joint:
         ratios = [both.total / sum(times[r].total for times in singles) for r, both in enumerate(joint)]
         result.shared = {
             "methods": [resolved.id for resolved in chosen],
             "joint_s": statistics.median(timing.total for timing in joint),
-            "sum_s": statistics.median(sum(t[r].total for t in singles) for r in range(repeats)),
+            "sum_s": statistics.median(sum(t[r].total for t in singles) for r in range(setup.repeats)),
             "ratio": statistics.median(ratios),
         }
     return result

@@ -5,34 +5,23 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..clip import load_clip
-from ..errors import UsageError
 from ..method import wordings
 from ..run import pick_device
 from ..training import Feeder, Stage, TrainingSet, TrainRequest, make_stages, resolve_training
-from .methods import generated_dataset
+from .methods import Setup, generated_dataset
 
 
-def bench_train(
-    method: str,
-    *,
-    backbone: str | None = None,
-    weights: str | None = "random",
-    settings: Mapping[str, str] | None = None,
-    images: int = 24,
-    pixels: int = 512,
-    repeats: int = 3,
-    batch_size: int | None = None,
-    device: str = "auto",
-) -> list[dict[str, Any]]:
+def bench_train(method: str, **options: Any) -> list[dict[str, Any]]:
     """Train ``method`` for two epochs on generated pictures; a row per stage, medians over the repeats.
 
+    ``options`` are those of `Setup`.
     ``ratio`` is the first epoch's time, with reading files and the optimiser, over that of the frozen
     features, the loss and its gradient alone; ``second_epoch_speedup`` is the first epoch's over the
     second's.
@@ -40,15 +29,18 @@ def bench_train(
     Raises:
         UsageError: for a method that is not trained, or fewer than two images.
     """
-    if images < 2:
-        raise UsageError(f"--images {images}: a benchmark needs at least 2 images")
-    where = pick_device(device)
+    setup = Setup(**options)
+    where = pick_device(setup.device)
     request = TrainRequest(
-        backbone=backbone, weights=weights, settings=settings or {}, batch_size=batch_size, epochs=2
+        backbone=setup.backbone,
+        weights=setup.weights,
+        settings=setup.settings or {},
+        batch_size=setup.batch_size,
+        epochs=2,
     )
     rows = []
     with tempfile.TemporaryDirectory(prefix="zsad-bench-") as folder:
-        data = generated_dataset(Path(folder), images, pixels)
+        data = generated_dataset(Path(folder), setup.images, setup.pixels)
         resolved, recipe = resolve_training(method, data, request)
         rule: Any = resolved.mask_resize
         examples = TrainingSet(data, resolved.method.preprocess, rule)
@@ -56,8 +48,8 @@ def bench_train(
         words = wordings(resolved, dict.fromkeys(data.categories, ""))
         for number, stage in enumerate(make_stages(recipe, resolved, clip, words)):
             feeder = Feeder(examples, where, recipe.seed)
-            times = [_once(stage, number, feeder, where) for _ in range(repeats + 1)][1:]
-            rows.append(_row(resolved.id, stage, images, times))
+            times = [_once(stage, number, feeder, where) for _ in range(setup.repeats + 1)][1:]
+            rows.append(_row(resolved.id, stage, setup.images, times))
     return rows
 
 

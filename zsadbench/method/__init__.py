@@ -13,10 +13,11 @@ from ..surface import room
 if TYPE_CHECKING:
     from ..inputs import OPENAI_MEAN, OPENAI_STD, Backbone, Batch, Preprocess
     from .card import REFERENCE, Layer, MethodCard, method_cards
-    from .contract import Check, check, miniature, with_checkpoint
+    from .contract import Check, check
     from .protocol import Evidence, Method, Observer
-    from .registry import Resolved, load_method, parse_spec, resolve, wordings
+    from .registry import Resolved, load_method, parse_spec, recipe_of, resolve, wordings
     from .settings import convert, describe, hints, override, places
+    from .trial import miniature, with_checkpoint
 
 __all__ = [
     "OPENAI_MEAN",
@@ -42,6 +43,7 @@ __all__ = [
     "override",
     "parse_spec",
     "places",
+    "recipe_of",
     "resolve",
     "with_checkpoint",
     "wordings",

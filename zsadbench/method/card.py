@@ -23,9 +23,9 @@ MASK_RESIZES = ("bilinear50", "nearest", "native")
 WORDINGS = ("key", "spaced", "words")
 REFERENCE = "reference"
 
-_IDENTITY = ("format", "id", "title", "version", "entry", "paper", "code", "bibtex")
+_IDENTITY = ("format", "id", "title", "version", "entry", "recipe", "paper", "code", "bibtex")
 _DISPLAYED = ("backbone", "size")  # at the top only to be listed; in every other table they are fields
-_TABLES = ("reference", "scaling", "variants")
+_TABLES = ("reference", "scaling", "training", "variants")
 _FLAGS = ("trained", "transductive", "order_dependent", "takes_tiles")
 _LISTS = ("map_parameters", "deviations")
 _CHANGEABLE = (*_FLAGS, *_LISTS, "wording", "words", "protocol", "inductive")
@@ -65,11 +65,24 @@ class Scaling:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What a method is trained by: ``recipe`` is "module:Class", named at ``where`` (file and line).
+
+    ``layers`` holds, by dataset id and "" for any, the fields that differ from the recipe's defaults.
+    """
+
+    recipe: str
+    where: str
+    layers: Mapping[str, Layer] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class MethodCard:
     """One method id.
 
     ``entry`` is "module:Class" and ``path`` the file the card was read from.  ``backbone``
     ("name/weights") and ``size`` (input pixels) repeat the class's own, to be listed without importing it.
+    ``training`` is None where the card names no recipe.
     """
 
     id: str
@@ -93,6 +106,7 @@ class MethodCard:
     protocol: ReferenceProtocol = field(default_factory=ReferenceProtocol)
     inductive: Mapping[str, Any] = field(default_factory=dict)
     scaling: Scaling = field(default_factory=Scaling)
+    training: Training | None = None
     reference: Layer = field(default_factory=Layer)
     variants: Mapping[str, Layer] = field(default_factory=dict)
 
@@ -159,6 +173,7 @@ def read_method_card(path: Path) -> MethodCard:
         **identity,
         **keys,
         scaling=_scaling(card, card.take(data, "scaling", dict, {})),
+        training=_training(card, data),
         reference=_layer(card, card.take(data, "reference", dict, {}), "reference"),
         variants={name: _variant(card, variants, name) for name in variants},
     )
@@ -173,8 +188,7 @@ def _identity(card: Card, data: Mapping[str, Any]) -> dict[str, Any]:
     values["version"] = card.take(data, "version", int, None)
     if values["id"] != card.path.stem or not _ID.fullmatch(values["id"]):
         card.fail(f"id '{values['id']}' must be the file's name, '{card.path.stem}', in lower case.", "id")
-    if not _ENTRY.fullmatch(values["entry"]):
-        card.fail(f"entry '{values['entry']}' must read module:Class, as in \"winclip:WinClip\".", "entry")
+    _check_entry(card, "entry", values["entry"], "winclip:WinClip")
     if values["code"] and not re.fullmatch(r"\S+/\S+@\S+", values["code"]):
         card.fail(
             'code must read owner/repository@commit, or be "" where the authors published none.', "code"
@@ -182,6 +196,11 @@ def _identity(card: Card, data: Mapping[str, Any]) -> dict[str, Any]:
     if values["version"] < 1:
         card.fail("version must be 1 or more.", "version")
     return values
+
+
+def _check_entry(card: Card, name: str, value: str, example: str) -> None:
+    if not _ENTRY.fullmatch(value):
+        card.fail(f"{name} '{value}' must read module:Class, as in \"{example}\".", name)
 
 
 def _keys(card: Card, table: Mapping[str, Any], *place: str) -> dict[str, Any]:
@@ -234,6 +253,27 @@ def _texts(card: Card, table: Mapping[str, Any], name: str, *place: str) -> tupl
 def _scaling(card: Card, table: Mapping[str, Any]) -> Scaling:
     card.known_keys(table, ("layers", "lengths"), "scaling")
     return Scaling(_texts(card, table, "layers", "scaling"), _texts(card, table, "lengths", "scaling"))
+
+
+def _training(card: Card, data: Mapping[str, Any]) -> Training | None:
+    """Return what the card says of the training.  The recipe and its fields are checked when it is loaded."""
+    if "recipe" not in data:
+        if "training" in data:
+            card.fail(
+                "[training] changes fields of a recipe; name it at the top: recipe = module:Class.",
+                "training",
+            )
+        return None
+    recipe = card.take(data, "recipe", str, None).strip()
+    _check_entry(card, "recipe", recipe, "_training_aa_clip:AdapterRecipe")
+    general = dict(card.take(data, "training", dict, {}))
+    datasets = card.take(general, "dataset", dict, {}, "training")
+    general.pop("dataset", None)
+    layers = {"": Layer(general, where=f"{card.path.name} [training]: ")}
+    for name in datasets:
+        fields = card.take(datasets, name, dict, None, "training", "dataset")
+        layers[name] = Layer(fields, where=f"{card.path.name} [training.dataset.{name}]: ")
+    return Training(recipe, f"{card.path}:{card.line('recipe')}", layers)
 
 
 def _variant(card: Card, variants: Mapping[str, Any], name: str) -> Layer:

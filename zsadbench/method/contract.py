@@ -7,35 +7,26 @@ evidence at another size, and compared.  ``zsad methods check`` and the test sui
 from __future__ import annotations
 
 import dataclasses
-import sys
-import tempfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..clip import Clip, Provenance, layers_and_patch, load_clip, save_checkpoint
+from ..clip import Clip, load_clip
 from ..errors import ZsadError
-from ..inputs import Backbone, Batch
+from ..inputs import Backbone
 from .protocol import Evidence, Method
-from .registry import Resolved, resolve
+from .registry import Resolved
 from .settings import override, parameters
-
-WORDINGS = {"metal_nut": "metal nut", "carpet": "carpet"}
+from .trial import IMAGES, WORDINGS, Bench, Load, with_checkpoint
 
 # Other batches take other matrix kernels: sums differ in their last bits, and a method that optimises on the
 # image amplifies that.  A rule that is really different shows up at 1e-2 of the span and above.
 TOLERANCE = 2e-3
 NUMBERS_PER_PATCH = 16
-IMAGES = 3
 
 
 @dataclass(frozen=True)
@@ -49,9 +40,6 @@ class Check:
 
 class Broken(Exception):
     """A point of the contract does not hold; the text says what was seen and what to do."""
-
-
-Load = Callable[[Backbone, torch.dtype], Clip]
 
 
 def _load(backbone: Backbone, dtype: torch.dtype) -> Clip:
@@ -109,90 +97,6 @@ def _place(error: Exception) -> str:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})" if trace else ""
-
-
-def miniature(spec: str, **options: Any) -> Resolved:
-    """Resolve ``spec`` on the miniature CLIP with its backbone's patch, at 5 or 6 patches a side."""
-    patch = layers_and_patch(resolve(spec, **options).method.backbone.name)[1]
-    name, size = ("tiny-l14", 84) if patch == 14 else ("tiny-b16p", 80)
-    settings = {"size": size, **(options.pop("settings", None) or {})}
-    return resolve(spec, **options, backbone=name, weights="random", settings=settings)
-
-
-@contextmanager
-def with_checkpoint(resolved: Resolved, clip: Clip) -> Iterator[Resolved]:
-    """Give a trained method that has no checkpoint one of noise, seeded by the names of its tensors."""
-    method: Any = resolved.method
-    shapes_of = getattr(sys.modules[type(method).__module__], "checkpoint_shapes", None)
-    if not resolved.needs_checkpoint or shapes_of is None:
-        yield resolved
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "noise.safetensors"
-        tensors = {name: _noise(name, shape) for name, shape in shapes_of(method, clip).items()}
-        save_checkpoint(path, tensors, Provenance(method=resolved.card.id))
-        given = {"checkpoint": str(path)}
-        yield dataclasses.replace(
-            resolved, method=override(method, given), inductive=override(resolved.inductive, given)
-        )
-
-
-def _noise(name: str, shape: tuple[int, ...]) -> Tensor:
-    rng = np.random.RandomState(zlib.crc32(name.encode()))
-    std = max(1, shape[-1] if shape else 1) ** -0.5
-    return torch.from_numpy((std * rng.standard_normal(shape)).astype(np.float32))
-
-
-class Bench:
-    """A method with its miniature CLIP, a few images, and its evidence of them."""
-
-    def __init__(self, resolved: Resolved, clip: Clip, load: Load) -> None:
-        self.resolved, self.clip, self.load = resolved, clip, load
-        self.method: Method = resolved.method
-        # One pass of an order-dependent method is one category.
-        self.wordings = dict(list(WORDINGS.items())[: 1 if resolved.card.order_dependent else 2])
-        names = list(self.wordings)
-        self.categories = [names[i % len(names)] for i in range(IMAGES)]
-
-    @cached_property
-    def evidence(self) -> Evidence:
-        """The evidence of all images in one batch, with ``frame`` as the engine adds it."""
-        return self.observe(range(IMAGES), IMAGES)
-
-    def observe(self, order: Sequence[int], batch_size: int, method: Method | None = None) -> Evidence:
-        """Return the evidence of the images in ``order``, by a new observer, ``batch_size`` at a time."""
-        observer = (method or self.method).prepare(self.clip, self.wordings)
-        parts = []
-        for start in range(0, len(order), batch_size):
-            batch = self.batch(order[start : start + batch_size])
-            parts.append({**observer.observe(batch), "frame": batch.frame.float()})
-            self.clip.vision.forget()
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """Return a batch of the images ``indices``; tiled methods get frames of different widths."""
-        made = [self._image(index) for index in indices]
-        return Batch(
-            images=torch.stack([image for image, _, _ in made]),
-            boxes=torch.stack([boxes for _, boxes, _ in made]),
-            frame=torch.stack([frame for _, _, frame in made]),
-            keys=[f"{self.categories[index]}/test/{index:03}.png" for index in indices],
-            categories=[self.categories[index] for index in indices],
-        )
-
-    def _image(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return tiles (T, 3, S, S), boxes (T, 4) and frame (2,): smooth noise with one bright square."""
-        spec = self.method.preprocess
-        side = spec.size
-        width = side + (side * (index + 1)) // 8 if spec.tiles == "ends" else side
-        rng = np.random.RandomState(1000 + index)
-        coarse = torch.from_numpy(rng.standard_normal((1, 3, 8, 8)).astype(np.float32))
-        image = F.interpolate(coarse, (side, width), mode="bicubic", align_corners=False)[0]
-        top, left = rng.randint(0, side // 2, 2)
-        image[:, top : top + side // 4, left : left + side // 4] += 2.0
-        lefts = [0, width - side] if spec.tiles == "ends" else [0]
-        boxes = torch.tensor([[x, 0, x + side, side] for x in lefts])
-        return torch.stack([image[..., x : x + side] for x in lefts]), boxes, torch.tensor([side, width])
 
 
 def parameters_only(bench: Bench) -> str:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import MethodError, UsageError, suggest
-from .card import REFERENCE, WORDINGS, MethodCard, method_cards
-from .settings import override, parameters, places
+from .card import REFERENCE, WORDINGS, Layer, MethodCard, method_cards
+from .settings import convert, describe, hints, override, parameters, places
 from .user import card_of, user_class
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = [
     "method_class",
     "override",
     "parse_spec",
+    "recipe_of",
     "resolve",
     "wordings",
 ]
@@ -98,12 +99,55 @@ def method_class(card: MethodCard) -> type:
     """
     if card.path.suffix != ".toml":
         return user_class(card.entry)
-    module, _, name = card.entry.partition(":")
+    return _loaded("entry", card.entry, str(card.path))
+
+
+def _loaded(key: str, entry: str, where: str) -> type:
+    """Return the class that ``entry`` ("module:Class") names among the methods."""
+    module, _, name = entry.partition(":")
     try:
         found: type = getattr(importlib.import_module(f"zsadbench.methods.{module}"), name)
     except (ImportError, AttributeError) as error:
-        raise MethodError(f'{card.path}: entry = "{card.entry}" cannot be loaded ({error}).') from error
+        raise MethodError(f'{where}: {key} = "{entry}" cannot be loaded ({error}).') from error
     return found
+
+
+def recipe_of(resolved: Resolved, dataset: str) -> Any:
+    """Return how a method is trained on ``dataset`` (an id); None for a method that learns nothing.
+
+    A class with ``recipe(dataset)`` answers for itself.  Else the card names the class of the recipe and
+    what differs from its defaults; where numbers depend on the method, that class has ``of(method)``.
+
+    Raises:
+        MethodError: if the card names a recipe, or a field of one, that is not there.
+    """
+    method: Any = resolved.method
+    if hasattr(method, "recipe"):
+        return method.recipe(dataset)
+    training = resolved.card.training
+    if training is None:
+        return None
+    cls: Any = _loaded("recipe", training.recipe, training.where)
+    recipe = cls.of(method) if hasattr(cls, "of") else cls()
+    for name in dict.fromkeys(("", dataset)):
+        recipe = _amended(recipe, training.layers.get(name, Layer()))
+    return recipe
+
+
+def _amended(recipe: Any, layer: Layer) -> Any:
+    """Return ``recipe`` with the fields of ``layer``, each of its field's type."""
+    types = hints(type(recipe))
+    values = {}
+    for name, value in layer.fields.items():
+        if name not in types:
+            raise MethodError(f"{layer.where}the recipe has no field '{name}'.{suggest(name, types)}")
+        try:
+            values[name] = convert(value, types[name])
+        except ValueError as reason:
+            raise MethodError(
+                f"{layer.where}{name}={value!r}: must be {describe(types[name])}.{reason}"
+            ) from None
+    return replace(recipe, **values)
 
 
 def resolve(

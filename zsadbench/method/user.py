@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import MethodError, UsageError, ZsadError, suggest
-from .card import WORDINGS, MethodCard
+from .card import WORDINGS, MethodCard, Training, method_cards
 
 _KEYS = {
     "title": str,
@@ -66,7 +66,21 @@ def card_of(spec: str) -> MethodCard:
         "title", cls.__name__ if summary.startswith(f"{cls.__name__}(") else summary or cls.__name__
     )
     version = zlib.crc32(path.read_bytes())
-    return MethodCard(id=f"{path.stem}.{cls.__name__}", version=version, entry=spec, path=path, **values)
+    return MethodCard(
+        id=f"{path.stem}.{cls.__name__}",
+        version=version,
+        entry=spec,
+        path=path,
+        training=_inherited_training(cls),
+        **values,
+    )
+
+
+def _inherited_training(cls: type) -> Training | None:
+    """Return how the shipped method is trained whose class ``cls`` is or inherits from."""
+    shipped = {f"zsadbench.methods.{card.entry}": card for card in method_cards().values()}
+    names = [f"{base.__module__}:{base.__qualname__}" for base in cls.__mro__]
+    return next((shipped[name].training for name in names if name in shipped), None)
 
 
 def check_class(cls: type, spec: str) -> None:

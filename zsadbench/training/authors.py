@@ -31,7 +31,7 @@ from ..environment import installed
 from ..errors import DatasetError, UsageError, WeightsError
 from ..files import sha256_of
 from ..inputs import Backbone
-from ..method import Resolved, resolve
+from ..method import recipe_of, resolve
 
 EMBEDDING_TOLERANCE = 1e-3
 
@@ -64,7 +64,9 @@ def import_checkpoint(
     out = out or files[0].with_suffix(".safetensors")
     if out.exists():
         raise UsageError(f"{out}: exists already; choose another name with --out")
-    recipe = _recipe(resolved, trained_on)
+    recipe = recipe_of(resolved, trained_on)
+    if not hasattr(recipe, "author_tables"):
+        raise UsageError(f"'{resolved.id}' has no published checkpoints to import")
     tables = recipe.author_tables(resolved.method, outline(resolved.method.backbone))
     contents = {str(path): read_tables(path) for path in files}
     tensors: dict[str, Tensor] = {}
@@ -115,14 +117,6 @@ def outline(backbone: Backbone) -> Any:
     return SimpleNamespace(
         vision=Vision(model.visual, backbone.position), text=Text(model), tokenizer=plan.tokenizer()
     )
-
-
-def _recipe(resolved: Resolved, dataset: str) -> Any:
-    method: Any = resolved.method
-    recipe = method.recipe(dataset) if hasattr(method, "recipe") else None
-    if not hasattr(recipe, "author_tables"):
-        raise UsageError(f"'{resolved.id}' has no published checkpoints to import")
-    return recipe
 
 
 def _taken(table: AuthorTable, contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -185,8 +185,6 @@ class Feeder:
 
     def truth(self, indices: Sequence[int], masks: Tensor) -> Truth:
         """Return what is known of some samples."""
-        from .stages import Truth
-
         samples = [self.data.samples[index] for index in indices]
         labels = torch.tensor([int(sample.anomalous) for sample in samples], device=self.device)
         return Truth(masks.float(), labels, [sample.category for sample in samples])

@@ -15,7 +15,17 @@ from ..clip import Clip, Provenance, load_clip, save_checkpoint
 from ..environment import installed
 from ..errors import UsageError, suggest
 from ..files import digest_of, sha256_of
-from ..method import Resolved, convert, describe, hints, parse_spec, places, resolve, wordings
+from ..method import (
+    Resolved,
+    convert,
+    describe,
+    hints,
+    parse_spec,
+    places,
+    recipe_of,
+    resolve,
+    wordings,
+)
 from ..progress import Progress
 from ..run import Request, find_samples, pick_device
 from ..samples import Dataset
@@ -163,11 +173,11 @@ def resolve_training(spec: str, data: Dataset, request: TrainRequest) -> tuple[R
         UsageError: for a method that learns nothing, or an unknown setting or value.
     """
     plain = resolve(spec, dataset=data.id, domain=data.domain)
-    method: Any = plain.method
-    if not hasattr(method, "recipe"):
+    recipe = recipe_of(plain, data.id)
+    if recipe is None:
         raise UsageError(f"'{spec}' needs no training; `zsad methods` tells which methods are trained")
-    own = {entry.name for entry in dataclasses.fields(method.recipe(data.id))}
-    known = {*own, *places(method)}
+    own = {entry.name for entry in dataclasses.fields(recipe)}
+    known = {*own, *places(plain.method)}
     for name in request.settings:
         if name not in known:
             raise UsageError(f"--set {name}: '{spec}' has no such parameter.{suggest(name, known)}")
@@ -183,8 +193,7 @@ def resolve_training(spec: str, data: Dataset, request: TrainRequest) -> tuple[R
         activation=request.activation,
         settings={name: value for name, value in request.settings.items() if name not in own},
     )
-    method = resolved.method
-    return resolved, with_settings(method.recipe(data.id), changes)
+    return resolved, with_settings(recipe_of(resolved, data.id), changes)
 
 
 def with_settings(recipe: Any, changes: Mapping[str, Any]) -> Any:
