@@ -13,7 +13,7 @@ import pytest
 
 from tests.kit.factory import make_folder
 from zsadbench import cli
-from zsadbench.cli.run import pairs
+from zsadbench.cli.options import pairs
 from zsadbench.errors import UsageError
 
 CLIP = ["--backbone", "tiny-l14", "--weights", "random", "--set", "size=28", "--workers", "1"]

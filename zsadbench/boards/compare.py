@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TypedDict, Unpack, get_args
 
 import pandas as pd
 
@@ -15,6 +15,19 @@ from .board import DEFAULT_METRICS, FEWEST_REPLICATES, Board, frame_of, paired_f
 from .pairs import in_order
 from .rows import By, Row, rows_of
 from .statistics import with_statistics
+
+
+class BoardOptions(TypedDict, total=False):
+    """What boards shall show: the options of :func:`boards`, which says what holds where one is left out."""
+
+    metrics: Sequence[str] | None
+    by: str | None
+    sort: str | None
+    published: bool
+    merge: bool
+    intervals: bool
+    paired: bool
+    replicates: int
 
 
 def boards(
@@ -66,24 +79,21 @@ def boards(
     ]
 
 
-def compare(
-    paths: str | Path | Sequence[str | Path],
-    *,
-    metrics: Sequence[str] | None = None,
-    by: str | None = None,
-    sort: str | None = None,
-    published: bool = True,
-    merge: bool = False,
-    intervals: bool = False,
-    paired: bool = False,
-    replicates: int = 1000,
-) -> pd.DataFrame:
+def compare(paths: str | Path | Sequence[str | Path], **options: Unpack[BoardOptions]) -> pd.DataFrame:
     """Return the boards of the records at or below ``paths`` as one frame, full precision in [0, 1].
 
     The columns ``dataset`` to ``metric_version`` name the group a row belongs to: only rows that
-    agree in them may be compared.  ``intervals`` adds 95 % intervals and ranks; ``paired`` returns one
-    row per pair of methods and metric instead, as
-    :func:`zsadbench.boards.board.paired_frame` has it.
+    agree in them may be compared.  ``options``, all of them optional:
+
+    * ``metrics``: ids of metrics; those of every board where none are named.
+    * ``by``: ``"category"`` for one row per method and category.
+    * ``sort``: a metric; otherwise the first one that has a value.
+    * ``published=True``: published numbers beside ours.
+    * ``merge=False``: demand a single board.
+    * ``intervals=False``: add 95 % intervals and ranks, from draws of the test images.
+    * ``paired=False``: one row per pair of methods and metric instead, as
+      :func:`zsadbench.boards.board.paired_frame` has it.
+    * ``replicates=1000``: how many draws.
 
     Raises:
         RecordError: if there is no record, or as :func:`boards` says.
@@ -93,20 +103,8 @@ def compare(
     records = in_order(load_records(folders), folders)
     if not records:
         raise RecordError(nothing_there(folders))
-    tables = boards(
-        records,
-        metrics=metrics,
-        by=by,
-        sort=sort,
-        published=published,
-        merge=merge,
-        intervals=intervals,
-        paired=paired,
-        replicates=replicates,
-    )
-    if not paired:
-        return frame_of(tables)
-    return paired_frame(tables)
+    tables = boards(records, **options)
+    return paired_frame(tables) if options.get("paired") else frame_of(tables)
 
 
 def nothing_there(paths: Sequence[Path]) -> str:

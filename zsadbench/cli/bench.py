@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .run import pairs
+from .options import pairs
 
 if TYPE_CHECKING:
     from ..bench import MethodBench
@@ -41,49 +41,44 @@ def bench(
 ) -> None:
     """Measure methods, the metrics engine or the image loader on generated data."""
     chosen = what or []
-    if chosen == ["metrics"]:
-        from ..bench import bench_metrics
-
-        rows = bench_metrics(**_given(images=images, size=pixels, repeats=repeats))
-        _table("Metrics of one generated category", rows)
-    elif chosen == ["loader"]:
-        from ..bench import bench_loader, bench_memory
-
-        _table("Loader against bare PIL", bench_loader(**_given(images=images, size=pixels, repeats=repeats)))
-        _table("Memory over a long list", [bench_memory()])
-    elif chosen[:1] == ["train"] and len(chosen) == 2:
-        from ..bench import bench_train
-
-        rows = bench_train(
-            chosen[1],
-            backbone=backbone,
-            weights=weights,
-            settings=pairs(settings, "--set NAME=VALUE"),
-            repeats=repeats,
-            batch_size=batch_size,
-            device=device,
-            **_given(images=images, pixels=pixels),
-        )
-        _table(f"Training of {chosen[1]} against bare forward and backward passes", rows)
-    elif not chosen or {"metrics", "loader", "train"} & set(chosen):
+    training = chosen[:1] == ["train"] and len(chosen) == 2
+    if chosen in (["metrics"], ["loader"]):
+        _bench_part(chosen[0], _given(images=images, size=pixels, repeats=repeats))
+        return
+    if not training and (not chosen or {"metrics", "loader", "train"} & set(chosen)):
         raise UsageError(
             "name one or several methods, or 'metrics' or 'loader' alone, or 'train' and a method"
         )
+    options = {
+        "backbone": backbone,
+        "weights": weights,
+        "settings": pairs(settings),
+        "repeats": repeats,
+        "batch_size": batch_size,
+        "device": device,
+        **_given(images=images, pixels=pixels),
+    }
+    if training:
+        from ..bench import bench_train
+
+        rows = bench_train(chosen[1], **options)
+        _table(f"Training of {chosen[1]} against bare forward and backward passes", rows)
     else:
         from ..bench import bench_methods
 
-        found = bench_methods(
-            chosen,
-            backbone=backbone,
-            weights=weights,
-            settings=pairs(settings, "--set NAME=VALUE"),
-            repeats=repeats,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            **_given(images=images, pixels=pixels),
-        )
-        _show_methods(found)
+        _show_methods(bench_methods(chosen, dtype=dtype, **options))
+
+
+def _bench_part(name: str, options: Mapping[str, Any]) -> None:
+    if name == "metrics":
+        from ..bench import bench_metrics
+
+        _table("Metrics of one generated category", bench_metrics(**options))
+    else:
+        from ..bench import bench_loader, bench_memory
+
+        _table("Loader against bare PIL", bench_loader(**options))
+        _table("Memory over a long list", [bench_memory()])
 
 
 def _given(**options: int | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..method import REFERENCE, Layer, MethodCard, method_cards
-from .run import pairs
+from .options import pairs
 
 if TYPE_CHECKING:
     from ..method import Check, Resolved
@@ -250,7 +250,7 @@ def check(
     chosen = [method]
     if variants and variant == REFERENCE:
         chosen += [f"{card.id}@{name}" for name in card.variants]
-    given = pairs(settings, "--set NAME=VALUE") | ({"checkpoint": str(checkpoint)} if checkpoint else {})
+    given = pairs(settings) | ({"checkpoint": str(checkpoint)} if checkpoint else {})
     console = _console()
     failed = 0
     for spec in chosen:

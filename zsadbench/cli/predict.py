@@ -5,58 +5,67 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from ..errors import UsageError
-from .run import MACHINE, Activation, Backbone, Settings, Weights, Workers, pairs
+from .options import Machine, Quiet, Settings, Towers, grouped, pairs
+from .run import interruptible
 
 if TYPE_CHECKING:
     from ..views import Prediction, Predictor, Threshold
 
 PARTS = "Parts of an image"
 
-Method = Annotated[
-    str | None, typer.Option("--method", "-m", help="A method id, id@variant or FILE.py:Class.")
-]
-Words = Annotated[str, typer.Option("--words", help='What is seen, for the prompts: "metal nut".')]
-Prompts = Annotated[Path | None, typer.Option("--prompts", help="A TOML file of states and templates.")]
-Checkpoint = Annotated[Path | None, typer.Option("--checkpoint", help="Checkpoint of a trained method.")]
-Tile = Annotated[
-    int | None,
-    typer.Option(
-        "--tile",
-        metavar="PIXELS",
-        help="Cut large images into squares of this side; the score is the maximum over them.",
-        rich_help_panel=PARTS,
-    ),
-]
-Overlap = Annotated[
-    float,
-    typer.Option("--overlap", help="The part of a tile that neighbours share.", rich_help_panel=PARTS),
-]
-Roi = Annotated[
-    str | None,
-    typer.Option(
-        "--roi",
-        metavar="X,Y,W,H",
-        help="Look at this region only, in pixels of the upright image.",
-        rich_help_panel=PARTS,
-    ),
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...", rich_help_panel=MACHINE)]
-Dtype = Annotated[
-    str, typer.Option("--dtype", help="fp32, bf16 or fp16 (image tower).", rich_help_panel=MACHINE)
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size", help="Images per batch; halved when memory runs out.", rich_help_panel=MACHINE
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+@dataclass(frozen=True)
+class Subject:
+    """The method, and the words for what it is shown."""
+
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="A method id, id@variant or FILE.py:Class.")
+    ] = None
+    words: Annotated[str, typer.Option("--words", help='What is seen, for the prompts: "metal nut".')] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How the method sees: its parameters, prompts, CLIP, the parts of an image, the machine."""
+
+    settings: Settings = None
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="A TOML file of states and templates.")
+    ] = None
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="Checkpoint of a trained method.")
+    ] = None
+    towers: Towers
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            "--tile",
+            metavar="PIXELS",
+            help="Cut large images into squares of this side; the score is the maximum over them.",
+            rich_help_panel=PARTS,
+        ),
+    ] = None
+    overlap: Annotated[
+        float,
+        typer.Option("--overlap", help="The part of a tile that neighbours share.", rich_help_panel=PARTS),
+    ] = 0.25
+    roi: Annotated[
+        str | None,
+        typer.Option(
+            "--roi",
+            metavar="X,Y,W,H",
+            help="Look at this region only, in pixels of the upright image.",
+            rich_help_panel=PARTS,
+        ),
+    ] = None
+    machine: Machine
 
 
 def register(app: typer.Typer) -> None:
@@ -66,12 +75,13 @@ def register(app: typer.Typer) -> None:
     app.command("inspect")(inspect)
 
 
+@grouped
 def predict(
+    *,
     paths: Annotated[
         list[Path] | None, typer.Argument(metavar="PATH...", help="Image files, or folders of them.")
     ] = None,
-    method: Method = None,
-    words: Words = "",
+    subject: Subject,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write an overlay of each image into this folder.")
     ] = None,
@@ -86,19 +96,7 @@ def predict(
         Path | None,
         typer.Option("--threshold", help="A file of zsad calibrate: say OK or NG; any NG exits with 1."),
     ] = None,
-    settings: Settings = None,
-    prompts: Prompts = None,
-    checkpoint: Checkpoint = None,
-    backbone: Backbone = None,
-    weights: Weights = None,
-    activation: Activation = None,
-    tile: Tile = None,
-    overlap: Overlap = 0.25,
-    roi: Roi = None,
-    device: Device = "auto",
-    dtype: Dtype = "fp32",
-    batch_size: BatchSize = None,
-    workers: Workers = None,
+    view: View,
     quiet: Quiet = False,
 ) -> None:
     """Score images and show where they are anomalous; needs no dataset.
@@ -111,30 +109,11 @@ def predict(
     pinned = parse_scale(scale) if scale else None
     images = find_images(paths or [], out)
     limit = read_threshold(threshold) if threshold else None
-    predictor = _predictor(
-        method,
-        settings,
-        roi,
-        words=words,
-        prompts=prompts,
-        checkpoint=checkpoint,
-        backbone=backbone,
-        weights=weights,
-        activation=activation,
-        tile=tile,
-        overlap=overlap,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        workers=workers,
-    )
+    predictor = _predictor(subject, view)
     if limit and threshold:
         check_fits(limit, predictor, threshold)
-    try:
+    with interruptible():
         found, used = run(predictor, images, out=out, scale=pinned, quiet=quiet)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise typer.Exit(130) from None
     verdicts = [limit.verdict(one.score) if limit else None for one in found]
     if json_file:
         value = limit.value if limit else None
@@ -151,7 +130,9 @@ def predict(
         raise typer.Exit(3)
 
 
+@grouped
 def calibrate(
+    *,
     normal: Annotated[
         list[Path] | None,
         typer.Option("--normal", metavar="PATH", help="A folder of normal images, or a file; repeatable."),
@@ -165,21 +146,8 @@ def calibrate(
     force: Annotated[
         bool, typer.Option("--force", help="Accept fewer images than the rate needs (1 / FPR).")
     ] = False,
-    method: Method = None,
-    words: Words = "",
-    settings: Settings = None,
-    prompts: Prompts = None,
-    checkpoint: Checkpoint = None,
-    backbone: Backbone = None,
-    weights: Weights = None,
-    activation: Activation = None,
-    tile: Tile = None,
-    overlap: Overlap = 0.25,
-    roi: Roi = None,
-    device: Device = "auto",
-    dtype: Dtype = "fp32",
-    batch_size: BatchSize = None,
-    workers: Workers = None,
+    subject: Subject,
+    view: View,
     quiet: Quiet = False,
 ) -> None:
     """Find the threshold that a given part of normal images exceeds, for predict --threshold."""
@@ -190,28 +158,9 @@ def calibrate(
         raise UsageError("name a folder of normal images with --normal")
     images = find_images(normal)
     check_enough(len(images), fpr, force)
-    predictor = _predictor(
-        method,
-        settings,
-        roi,
-        words=words,
-        prompts=prompts,
-        checkpoint=checkpoint,
-        backbone=backbone,
-        weights=weights,
-        activation=activation,
-        tile=tile,
-        overlap=overlap,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        workers=workers,
-    )
-    try:
+    predictor = _predictor(subject, view)
+    with interruptible():
         found, _ = run(predictor, images, quiet=quiet)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise typer.Exit(130) from None
     _say_notes(found)
     failed = _say_failed(found)
     scores = [one.score for one in found if one.score is not None]
@@ -253,14 +202,24 @@ def inspect(
         _say("\n".join(describe(found)))
 
 
-def _predictor(method: str | None, settings: list[str] | None, roi: str | None, **options: Any) -> Predictor:
-    """Return the predictor that the options of a verb ask for; ``options`` are fields of its set-up."""
+def _predictor(subject: Subject, view: View) -> Predictor:
+    """Return the predictor that the options of a verb ask for."""
     from ..views import DEFAULT_WORDS, Predictor, Setup, parse_roi
 
-    if not method:
+    if not subject.method:
         raise UsageError("name a method with --method; see: zsad methods")
-    region = parse_roi(roi) if roi else None
-    setup = Setup(method, settings=pairs(settings, "--set NAME=VALUE"), roi=region, **options)
+    setup = Setup(
+        subject.method,
+        subject.words,
+        roi=parse_roi(view.roi) if view.roi else None,
+        settings=pairs(view.settings),
+        prompts=view.prompts,
+        checkpoint=view.checkpoint,
+        tile=view.tile,
+        overlap=view.overlap,
+        **vars(view.towers),
+        **vars(view.machine),
+    )
     predictor = Predictor(setup)
     if not setup.words.strip():
         print(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import UsageError
+from .options import Quiet, grouped
+
+if TYPE_CHECKING:
+    from ..boards import Board
 
 Results = Annotated[
     list[Path] | None,
@@ -19,16 +24,22 @@ Data = Annotated[
     typer.Option("--data", help="Where the datasets lie now; default: where they lay when observed."),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .pdf, .png or .svg.")]
-DatasetId = Annotated[str | None, typer.Option("--dataset", "-d", help="Only this dataset.")]
-ProtocolId = Annotated[str | None, typer.Option("--protocol", help="Only this protocol.")]
 Category = Annotated[str | None, typer.Option("--category", help="The category to show.")]
-Methods = Annotated[
-    list[str] | None, typer.Option("--method", "-m", help="Only this method, in this order; repeatable.")
-]
-
 Intervals = Annotated[
     bool, typer.Option("--intervals", help="Add 95 % intervals over images; pixel metrics take a while.")
 ]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which rows of which board a figure shows."""
+
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="Only this method, in this order; repeatable.")
+    ] = None
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Only this dataset.")] = None
+    protocol: Annotated[str | None, typer.Option("--protocol", help="Only this protocol.")] = None
+
 
 figure = typer.Typer(
     name="figure",
@@ -50,7 +61,7 @@ def report(
     data: Data = None,
     gallery: Annotated[int, typer.Option("--gallery", min=0, help="Images in each gallery.")] = 8,
     intervals: Intervals = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a static site: boards, curves, histograms, galleries and the origin of every number."""
     _require("jinja2", "matplotlib")
@@ -71,7 +82,9 @@ def report(
 
 
 @figure.command("qualitative")
+@grouped
 def qualitative(
+    *,
     out: Out,
     paths: Results = None,
     keys: Annotated[
@@ -79,63 +92,67 @@ def qualitative(
     ] = None,
     category: Category = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Images where no --keys are given.")] = 6,
-    method: Methods = None,
-    dataset: DatasetId = None,
-    protocol: ProtocolId = None,
+    choice: Choice,
     data: Data = None,
 ) -> None:
     """Images in rows; the image, its mask and the map of every method in columns."""
     _require("matplotlib")
-    from ..views import choose, qualitative_figure
+    from ..views import qualitative_figure
 
-    chosen = choose(paths or [Path("results")], dataset, protocol, method)
-    qualitative_figure(chosen, out, keys=keys or [], category=category, rows=rows, data=data)
+    board = _chosen(paths, choice)
+    qualitative_figure(board, out, keys=keys or [], category=category, rows=rows, data=data)
     typer.echo(out)
 
 
 @figure.command("curves")
+@grouped
 def curves(
+    *,
     out: Out,
     paths: Results = None,
     category: Category = None,
     kind: Annotated[
         list[str] | None, typer.Option("--kind", help="image-roc, image-pr, pixel-roc, pixel-pr, pixel-pro.")
     ] = None,
-    method: Methods = None,
-    dataset: DatasetId = None,
-    protocol: ProtocolId = None,
+    choice: Choice,
     data: Data = None,
 ) -> None:
     """ROC, precision-recall and PRO curves of all methods in one category."""
     _require("matplotlib")
-    from ..views import choose, curves_figure
+    from ..views import curves_figure
 
-    chosen = choose(paths or [Path("results")], dataset, protocol, method)
-    curves_figure(chosen, out, category=category, kinds=kind or [], data=data)
+    board = _chosen(paths, choice)
+    curves_figure(board, out, category=category, kinds=kind or [], data=data)
     typer.echo(out)
 
 
 @figure.command("bars")
+@grouped
 def bars(
+    *,
     out: Out,
     paths: Results = None,
     metric: Annotated[
         list[str] | None, typer.Option("--metric", help="Show this metric; repeatable.")
     ] = None,
     category: Category = None,
-    method: Methods = None,
-    dataset: DatasetId = None,
-    protocol: ProtocolId = None,
+    choice: Choice,
     intervals: Intervals = False,
 ) -> None:
     """One bar per method for each metric: the mean over categories, or one category."""
     _require("matplotlib")
-    from ..views import bars_figure, choose
+    from ..views import bars_figure
 
     by = "category" if category else None
-    chosen = choose(paths or [Path("results")], dataset, protocol, method, by=by, intervals=intervals)
-    bars_figure(chosen, out, metrics=metric or [], category=category)
+    board = _chosen(paths, choice, by=by, intervals=intervals)
+    bars_figure(board, out, metrics=metric or [], category=category)
     typer.echo(out)
+
+
+def _chosen(paths: list[Path] | None, choice: Choice, **options: Any) -> Board:
+    from ..views import choose
+
+    return choose(paths or [Path("results")], choice.dataset, choice.protocol, choice.method, **options)
 
 
 def _require(*modules: Literal["jinja2", "matplotlib"]) -> None:

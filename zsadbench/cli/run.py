@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,75 +14,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
+from .options import (
+    DATA,
+    Categories,
+    Data,
+    Evaluation,
+    Limit,
+    Machine,
+    Quiet,
+    Settings,
+    SkipBad,
+    Towers,
+    Workers,
+    grouped,
+    pairs,
+)
 
 if TYPE_CHECKING:
     from ..records import Record
 
-DATA = "Where the data lie"
-CLIP = "CLIP"
 TEXT = "Prompts"
-EVALUATION = "Evaluation"
-MACHINE = "Machine"
-
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        help="The dataset's folder, or one with a folder per id (else ZSAD_DATA).",
-        rich_help_panel=DATA,
-    ),
-]
-Backbone = Annotated[
-    str | None,
-    typer.Option("--backbone", help="Another CLIP: a name of open_clip or a JSON.", rich_help_panel=CLIP),
-]
-Weights = Annotated[
-    str | None, typer.Option("--weights", help="A tag, a file, or random[:SEED].", rich_help_panel=CLIP)
-]
-Activation = Annotated[
-    str | None, typer.Option("--activation", help="auto, gelu or quick_gelu.", rich_help_panel=CLIP)
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Set a parameter of the method; repeatable."),
-]
-Size = Annotated[
-    int | None,
-    typer.Option("--size", help="Evaluate maps and masks at this many pixels.", rich_help_panel=EVALUATION),
-]
-MaskResize = Annotated[
-    str | None,
-    typer.Option(
-        "--mask-resize", metavar="RULE", help="bilinear50, nearest or native.", rich_help_panel=EVALUATION
-    ),
-]
-Limits = Annotated[
-    list[float] | None,
-    typer.Option(
-        "--aupro-limit",
-        help="Also give AUPRO up to this false-positive rate; repeatable.",
-        rich_help_panel=EVALUATION,
-    ),
-]
-Exact = Annotated[
-    bool,
-    typer.Option(
-        "--exact-maps",
-        help="Render maps step by step instead of by folded matrices.",
-        rich_help_panel=EVALUATION,
-    ),
-]
-Protocol = Annotated[
-    str,
-    typer.Option(
-        "--protocol",
-        help="reference, common-1 or legacy200; overrides make it custom.",
-        rich_help_panel=EVALUATION,
-    ),
-]
-Workers = Annotated[
-    int | None, typer.Option("--workers", help="Threads that decode ahead.", rich_help_panel=MACHINE)
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -89,7 +42,9 @@ def register(app: typer.Typer) -> None:
     app.command("score")(score)
 
 
+@grouped
 def run(
+    *,
     method: Annotated[
         list[str] | None,
         typer.Option("--method", "-m", help="A method id, id@variant, FILE.py:Class or 'all'; repeatable."),
@@ -100,12 +55,8 @@ def run(
     ] = None,
     data: Data = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where records go.")] = Path("results"),
-    category: Annotated[
-        list[str] | None, typer.Option("--category", help="Only this category; repeatable.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="At most so many images, spread over category and label.")
-    ] = None,
+    category: Categories = None,
+    limit: Limit = None,
     settings: Settings = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Runs of a method with chance in it.")] = 1,
     checkpoint: Annotated[
@@ -115,9 +66,7 @@ def run(
     allow_seen: Annotated[
         bool, typer.Option("--allow-seen", help="Test on images trained on too; marks the result.")
     ] = False,
-    backbone: Backbone = None,
-    weights: Weights = None,
-    activation: Activation = None,
+    towers: Towers,
     wording: Annotated[
         str,
         typer.Option(
@@ -134,27 +83,9 @@ def run(
         Path | None,
         typer.Option("--prompts", help="A TOML file of states and templates.", rich_help_panel=TEXT),
     ] = None,
-    protocol: Protocol = "reference",
-    size: Size = None,
-    mask_resize: MaskResize = None,
-    aupro_limit: Limits = None,
-    exact_maps: Exact = False,
-    device: Annotated[
-        str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...", rich_help_panel=MACHINE)
-    ] = "auto",
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="fp32, bf16 or fp16 (image tower).", rich_help_panel=MACHINE)
-    ] = "fp32",
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", help="Images per batch; halved when memory runs out.", rich_help_panel=MACHINE
-        ),
-    ] = None,
-    workers: Workers = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out files with a problem.", rich_help_panel=DATA)
-    ] = False,
+    evaluation: Evaluation,
+    machine: Machine,
+    skip_bad: SkipBad = False,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Accept categories without images.", rich_help_panel=DATA)
     ] = False,
@@ -164,7 +95,7 @@ def run(
             "--follow-outside", help="Follow links that leave the dataset's folder.", rich_help_panel=DATA
         ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run one or several methods on a dataset in one pass over its images."""
     if not method:
@@ -175,38 +106,30 @@ def run(
 
     request = Request(
         data=data,
-        backbone=backbone,
-        weights=weights,
-        activation=activation,
         checkpoints=tuple(checkpoint or ()),
         allow_seen=allow_seen,
         wording=wording,
         words=pairs(words, "--words CATEGORY=TEXT"),
         prompts=prompts,
-        settings=pairs(settings, "--set NAME=VALUE"),
+        settings=pairs(settings),
         limit=limit,
         categories=tuple(category) if category else None,
         seeds=seeds,
-        protocol=protocol,
-        size=size,
-        mask_resize=mask_resize,
-        aupro_limits=tuple(aupro_limit or ()),
-        exact_maps=exact_maps,
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        workers=workers,
+        protocol=evaluation.protocol,
+        size=evaluation.size,
+        mask_resize=evaluation.mask_resize,
+        aupro_limits=tuple(evaluation.aupro_limit or ()),
+        exact_maps=evaluation.exact_maps,
         out=out,
         skip_bad=skip_bad,
         allow_missing=allow_missing,
         follow_outside=follow_outside,
         quiet=quiet,
+        **vars(towers),
+        **vars(machine),
     )
-    try:
+    with interruptible("interrupted; what is observed is kept: repeat the command to go on there"):
         outcome = execute(method, dataset, request, _stop_on_interrupt())
-    except KeyboardInterrupt:
-        print("interrupted; what is observed is kept: repeat the command to go on there", file=sys.stderr)
-        raise typer.Exit(130) from None
     for note in outcome.notes:
         print(note, file=sys.stderr)
     show(outcome.records)
@@ -219,7 +142,9 @@ def run(
         raise typer.Exit(3)
 
 
+@grouped
 def score(
+    *,
     run_dir: Annotated[
         Path | None, typer.Argument(metavar="RUN_DIR", help="A run's folder: results/DATASET/METHOD/ID.")
     ] = None,
@@ -243,63 +168,40 @@ def score(
         list[str] | None, typer.Option("--category", help="Foreign maps: only this category; repeatable.")
     ] = None,
     settings: Settings = None,
-    protocol: Protocol = "reference",
-    size: Size = None,
-    mask_resize: MaskResize = None,
-    aupro_limit: Limits = None,
-    exact_maps: Exact = False,
+    evaluation: Evaluation,
     workers: Workers = None,
 ) -> None:
     """Score a run again from its evidence, without CLIP; or score anomaly maps of other code."""
     if (run_dir is None) == (maps is None):
         raise UsageError("give either a run's folder or --maps DIR --dataset ID")
     options: dict[str, Any] = {
-        "size": size,
-        "mask_resize": mask_resize,
-        "limits": tuple(aupro_limit or ()),
-        "exact": exact_maps,
+        "size": evaluation.size,
+        "mask_resize": evaluation.mask_resize,
+        "limits": tuple(evaluation.aupro_limit or ()),
+        "exact": evaluation.exact_maps,
+        "data": data,
+        "workers": workers,
     }
     if run_dir is not None:
         from ..scoring import score_run
 
-        chosen = pairs(settings, "--set NAME=VALUE")
-        show([score_run(run_dir, protocol, data=data, settings=chosen, workers=workers, **options)])
+        show([score_run(run_dir, evaluation.protocol, settings=pairs(settings), **options)])
         return
     if dataset is None or maps is None:
         raise UsageError("foreign maps need the dataset they belong to: --dataset ID")
     from ..run import score_maps_record
 
-    show(
-        [
-            score_maps_record(
-                maps,
-                dataset,
-                name=name,
-                scores=scores,
-                data=data,
-                out=out,
-                categories=category,
-                protocol=protocol,
-                workers=workers,
-                **options,
-            )
-        ]
+    found = score_maps_record(
+        maps,
+        dataset,
+        name=name,
+        scores=scores,
+        out=out,
+        categories=category,
+        protocol=evaluation.protocol,
+        **options,
     )
-
-
-def pairs(texts: list[str] | None, form: str) -> dict[str, str]:
-    """Return ``NAME=VALUE`` texts as a table.
-
-    Raises:
-        UsageError: for a text without an equals sign.
-    """
-    table: dict[str, str] = {}
-    for text in texts or []:
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise UsageError(f"'{text}' is not of the form {form}")
-        table[name.strip()] = value.strip()
-    return table
+    show([found])
 
 
 def show(records: list[Record]) -> None:
@@ -311,6 +213,16 @@ def show(records: list[Record]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     for record in records:
         print(record.path.parent, file=sys.stderr)
+
+
+@contextmanager
+def interruptible(line: str = "interrupted") -> Iterator[None]:
+    """Print ``line`` and end with exit code 130 when the user interrupts what is done inside."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(line, file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _stop_on_interrupt() -> threading.Event:

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .run import DATA, MACHINE, Activation, Backbone, Data, Weights, Workers, pairs
+from .options import MACHINE, Categories, Data, Device, Limit, Quiet, SkipBad, Towers, Workers, grouped, pairs
+from .run import interruptible
 
 RECIPE = "Recipe (else the authors')"
 SHOWN = 4
@@ -35,7 +36,9 @@ Settings = Annotated[
 ]
 
 
+@grouped
 def train(
+    *,
     method: Annotated[
         str | None, typer.Option("--method", "-m", help="A trained method: an id, or id@variant.")
     ] = None,
@@ -46,12 +49,8 @@ def train(
         Path | None, typer.Option("--out", "-o", help="The checkpoint, a .safetensors file.")
     ] = None,
     data: Data = None,
-    category: Annotated[
-        list[str] | None, typer.Option("--category", help="Only this category; repeatable.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="At most so many images, spread over category and label.")
-    ] = None,
+    category: Categories = None,
+    limit: Limit = None,
     shots: Annotated[
         int | None,
         typer.Option(
@@ -69,12 +68,8 @@ def train(
         int | None, typer.Option("--batch-size", help="Images per step.", rich_help_panel=RECIPE)
     ] = None,
     settings: Settings = None,
-    backbone: Backbone = None,
-    weights: Weights = None,
-    activation: Activation = None,
-    device: Annotated[
-        str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...", rich_help_panel=MACHINE)
-    ] = "auto",
+    towers: Towers,
+    device: Device = "auto",
     memory: Annotated[
         float,
         typer.Option("--memory", help="GiB of frozen features kept in memory.", rich_help_panel=MACHINE),
@@ -83,22 +78,17 @@ def train(
         float, typer.Option("--disk", help="GiB of them kept in a file otherwise.", rich_help_panel=MACHINE)
     ] = 64.0,
     workers: Workers = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out files with a problem.", rich_help_panel=DATA)
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    skip_bad: SkipBad = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a method on an auxiliary dataset; repeated after an interruption it goes on."""
     if not method or dataset is None or out is None:
         raise UsageError("zsad train needs --method METHOD --dataset DATASET --out FILE.safetensors")
-    given = pairs(settings, "--set NAME=VALUE")
+    given = pairs(settings)
     from ..training import TrainRequest, execute
 
     request = TrainRequest(
         data=data,
-        backbone=backbone,
-        weights=weights,
-        activation=activation,
         settings=given,
         shots=shots,
         epochs=epochs,
@@ -112,12 +102,10 @@ def train(
         disk_gb=disk,
         skip_bad=skip_bad,
         quiet=quiet,
+        **vars(towers),
     )
-    try:
+    with interruptible("interrupted; complete epochs are kept: repeat the command to go on there"):
         trained = execute(method, dataset, out, request)
-    except KeyboardInterrupt:
-        print("interrupted; complete epochs are kept: repeat the command to go on there", file=sys.stderr)
-        raise typer.Exit(130) from None
     for file in trained.files:
         print(file)
 
@@ -137,7 +125,9 @@ def show(
 
 
 @checkpoints.command("import")
+@grouped
 def import_(
+    *,
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="The authors' .pth (AA-CLIP: both files).")
     ],
@@ -155,14 +145,12 @@ def import_(
     ] = None,
     data: Data = None,
     settings: Settings = None,
-    backbone: Backbone = None,
-    weights: Weights = None,
-    activation: Activation = None,
+    towers: Towers,
 ) -> None:
     """Convert the authors' checkpoint: read as data, every key and shape checked."""
     if not method:
         raise UsageError("name the method the files belong to: --method METHOD; see: zsad methods")
-    given = pairs(settings, "--set NAME=VALUE")
+    given = pairs(settings)
     from ..training import import_checkpoint
 
     path, about = import_checkpoint(
@@ -172,10 +160,8 @@ def import_(
         out=out,
         epoch=epoch,
         data=data,
-        backbone=backbone,
-        weights=weights,
-        activation=activation,
         settings=given,
+        **vars(towers),
     )
     if not about.images:
         note = (
