@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import tempfile
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from methods._shared import anomaly_probability
 from methods.anomalyclip import (
     AnomalyClip,
-    AnomalyClipObserver,
     checkpoint_shapes,
     encode_prompts,
     prompt_tokens,
 )
+from tests.checkers.common import Golden, Meta, begin, drawn_batch, mask_of, opened, padded, prepared
 from tests.kit import tiny
-from zsadbench.clip.checkpoints import Provenance, save_checkpoint
 from zsadbench.clip.towers import Clip
 from zsadbench.images.loader import preprocess, to_batch_images
-from zsadbench.images.masks import mask_at
 from zsadbench.inputs import Backbone, Preprocess
 from zsadbench.maps import exact_maps
-from zsadbench.method.protocol import Evidence
 from zsadbench.metrics import evaluate, legacy_aupro200
-from zsadbench.samples import Sample
 from zsadbench.training.losses import segmentation
 from zsadbench.training.stages import Truth
 
@@ -49,34 +43,15 @@ TRAINED = {
     "dice_normal": "dice_norm_loss",
 }
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro")
-Arrays = Mapping[str, NDArray[Any]]
 
 
 def check(path: Path) -> None:
     """Compare one file with this implementation."""
-    with np.load(path) as file:
-        arrays = {key: file[key] for key in file.files}
-    meta = json.loads(str(arrays.pop("meta")))
-    rules = {
-        "infer": _infer,
-        "end2end": _end2end,
-        "metrics": _metrics,
-        "preprocess": _preprocess,
-        "losses": _losses,
-        "train": _train,
-    }
-    rules[path.stem.split("_")[1]](arrays, meta)
+    with opened(path, TOLERANCE) as golden:
+        golden.hand_to(golden.word(1), _infer, _end2end, _metrics, _preprocess, _losses, _train)
 
 
-def close(name: str, found: ArrayLike, wanted: ArrayLike, tolerance: float = TOLERANCE) -> None:
-    """Assert that the largest difference is at most ``tolerance`` of the largest wanted magnitude."""
-    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    assert found.shape == wanted.shape, f"{name}: shape {found.shape}, wanted {wanted.shape}"
-    error = np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-12)
-    assert error <= tolerance, f"{name}: relative difference {error:.2e} above {tolerance:.0e}"
-
-
-def learned(method: AnomalyClip, clip: Clip, meta: Mapping[str, Any]) -> dict[str, Tensor]:
+def learned(method: AnomalyClip, clip: Clip, meta: Meta) -> dict[str, Tensor]:
     """Return the learned parameters as the noise that ``meta`` describes."""
     spread, shapes = meta.get("extras_std", {}), checkpoint_shapes(method, clip)
     return {
@@ -85,17 +60,7 @@ def learned(method: AnomalyClip, clip: Clip, meta: Mapping[str, Any]) -> dict[st
     }
 
 
-def prepared(
-    method: AnomalyClip, clip: Clip, tensors: Mapping[str, Tensor], category: str
-) -> AnomalyClipObserver:
-    """Return an observer with ``tensors`` as its checkpoint."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "prompts.safetensors"
-        save_checkpoint(path, tensors, Provenance("anomalyclip"))
-        return dataclasses.replace(method, checkpoint=str(path)).prepare(clip, {category: category})
-
-
-def _setup(meta: Mapping[str, Any], **fields: Any) -> tuple[AnomalyClip, Clip, dict[str, Tensor]]:
+def _setup(meta: Meta, **fields: Any) -> tuple[AnomalyClip, Clip, dict[str, Tensor]]:
     clip = tiny.clip(meta["config"], "quick_gelu", "bilinear")
     preprocessing = dataclasses.replace(AnomalyClip().preprocess, size=meta["size"])
     method = AnomalyClip(
@@ -107,7 +72,8 @@ def _setup(meta: Mapping[str, Any], **fields: Any) -> tuple[AnomalyClip, Clip, d
     return method, clip, learned(method, clip, meta)
 
 
-def _infer(arrays: Arrays, meta: Mapping[str, Any]) -> None:
+def _infer(golden: Golden) -> None:
+    meta = golden.meta
     words = [prompt.removeprefix("X " * meta["n_ctx"]).removesuffix(".") for prompt in meta["prompts"]]
     method, clip, tensors = _setup(
         meta,
@@ -120,60 +86,55 @@ def _infer(arrays: Arrays, meta: Mapping[str, Any]) -> None:
         value_from=DEPTH + 2 - meta["dpam_layer"],
         temperature=meta["temperature"],
     )
-    observer = prepared(method, clip, tensors, "any")
-    batch = tiny.batch(tiny.images(meta["image_seed"], meta["batch"], meta["size"]), ["any"] * meta["batch"])
+    observer = prepared(method, "anomalyclip", clip, tensors, {"any": "any"})
+    batch = drawn_batch(meta["image_seed"], ["any"] * meta["batch"], meta["size"])
     anchors, scale = observer.anchors.of(batch.categories), 1 / meta["temperature"]
 
-    tokens = prompt_tokens(method, clip)
-    assert np.array_equal(F.pad(tokens, (0, clip.text.context - tokens.shape[1])).numpy(), arrays["tokens"])
-    close("text_feature_raw", encode_prompts(method, clip, tensors), arrays["text_feature_raw"])
-    close("text_feature", anchors[0], arrays["text_feature"])
+    golden.same("tokens", padded(prompt_tokens(method, clip), clip.text.context))
+    golden.near("text_feature_raw", encode_prompts(method, clip, tensors))
+    golden.near("text_feature", anchors[0])
 
     trace = clip.vision.trace(batch)
     feature = observer.class_feature(trace)
-    close("image_feature_raw", feature, arrays["image_feature_raw"])
+    golden.near("image_feature_raw", feature)
     probability = anomaly_probability(feature, anchors, scale)
-    close("image_prob", torch.stack([1 - probability, probability], dim=1), arrays["image_prob"])
+    golden.near("image_prob", torch.stack([1 - probability, probability], dim=1))
     local = observer.local_tokens(trace)
     found = torch.stack([local[layer] for layer in LAYERS], dim=1)
-    close("patch_feature_raw_ms", found, arrays["patch_feature_raw_ms"])
+    golden.near("patch_feature_raw_ms", found)
     patches = torch.stack([anomaly_probability(local[n], anchors, scale)[:, 1:] for n in LAYERS], dim=1)
-    close("patch_prob_ms", torch.stack([1 - patches, patches], dim=-1), arrays["patch_prob_ms"])
+    golden.near("patch_prob_ms", torch.stack([1 - patches, patches], dim=-1))
 
     size = (meta["size"], meta["size"])
     for layers, key in (((24,), "final_map_l24"), (LAYERS, "final_map_ms")):
         evidence = dataclasses.replace(observer, layers=layers).observe(batch)
         score = method.image_scores(evidence, torch.zeros(len(batch.keys), 2))
-        close("image_score", score, arrays["image_score"])
-        _close_maps(key, method, evidence, arrays[key], size)
+        golden.near("image_score", score)
+        golden.near_maps(key, partial(method.maps, evidence, size))
     for number, layer in enumerate(LAYERS):
         evidence = dataclasses.replace(observer, layers=(layer,)).observe(batch)
         unsmoothed = dataclasses.replace(method, sigma=0.0)
-        _close_maps("layer_map_ms", unsmoothed, evidence, arrays["layer_map_ms"][:, number], size)
+        golden.near_maps(
+            "layer_map_ms", partial(unsmoothed.maps, evidence, size), golden["layer_map_ms"][:, number]
+        )
 
 
-def _close_maps(
-    name: str, method: AnomalyClip, evidence: Evidence, wanted: ArrayLike, size: tuple[int, int]
-) -> None:
-    for exact in (False, True):
-        with exact_maps(exact):
-            close(f"{name} (exact: {exact})", method.maps(evidence, size), wanted)
-
-
-def _losses(arrays: Arrays, meta: Mapping[str, Any]) -> None:
-    masks = torch.from_numpy(arrays["mask"]).float()
-    parts = segmentation(torch.from_numpy(arrays["prob"]), masks)
+def _losses(golden: Golden) -> None:
+    meta = golden.meta
+    masks = golden.tensor("mask").float()
+    parts = segmentation(golden.tensor("prob"), masks)
     for name, key in LOSSES.items():
-        close(key, parts[name], arrays[key])
-    image = F.cross_entropy(torch.from_numpy(arrays["global_logits"]), torch.from_numpy(arrays["label"]))
-    close("cross_entropy", image, arrays["cross_entropy"])
+        golden.near(key, parts[name])
+    image = F.cross_entropy(golden.tensor("global_logits"), golden.tensor("label"))
+    golden.near("cross_entropy", image)
     local = meta["lam"] * sum(map(float, parts.values()))
-    close("local", local, arrays["local"])
-    close("total", local + float(image), arrays["total"])
+    golden.near("local", local)
+    golden.near("total", local + float(image))
 
 
-def _train(arrays: Arrays, meta: Mapping[str, Any]) -> None:
+def _train(golden: Golden) -> None:
     """Repeat the authors' steps on their two batches."""
+    meta = golden.meta
     method, clip, tensors = _setup(
         {"sigma": 4.0, **meta}, features=tuple(meta["features_list"]), temperature=meta["temperature"]
     )
@@ -181,67 +142,63 @@ def _train(arrays: Arrays, meta: Mapping[str, Any]) -> None:
         method.recipe("visa"), lr=meta["lr"], betas=tuple(meta["betas"]), local_weight=float(meta["lam"])
     )
     stage = recipe.stages(method, clip, {})[0]
-    for name, value in stage.parameters.items():
-        value.data.copy_(tensors[name])
+    begin(stage, tensors)
     batches = []
-    for seed, masks, labels in zip(meta["image_seeds"], arrays["masks"], arrays["labels"], strict=True):
+    for seed, masks, labels in zip(meta["image_seeds"], golden["masks"], golden["labels"], strict=True):
         names = ["any"] * meta["batch"]
         with torch.no_grad():
-            features = stage.features(tiny.batch(tiny.images(seed, meta["batch"], meta["size"]), names))
+            features = stage.features(drawn_batch(seed, names, meta["size"]))
         batches.append((features, Truth(torch.from_numpy(masks).float(), torch.from_numpy(labels), names)))
-    found: dict[str, list[float]] = {name: [] for name in ("local", "image", *LOSSES)}
-    norms = []
+    found, norms = [], []
     for step in range(meta["steps"]):
-        losses = stage.step(*batches[step % len(batches)])
-        for name, values in found.items():
-            values.append(losses[name])
+        found.append(stage.step(*batches[step % len(batches)]))
         gradients = [value.grad for value in stage.parameters.values() if value.grad is not None]
         norms.append([float(gradient.norm()) for gradient in gradients])
         if step == 0:
-            close("grad0_ctx_pos", gradients[0][0, 0], arrays["grad0_ctx_pos"])
-            close("grad0_ctx_neg", gradients[1][0, 0], arrays["grad0_ctx_neg"])
-            close("grad0_compound", torch.stack(gradients[2:]), arrays["grad0_compound"], 1e-3)
-    for name, values in found.items():
-        key = TRAINED[name]
-        close(key, values, arrays[key])
-    close("grad_norm", norms, arrays["grad_norm"])
+            golden.near("grad0_ctx_pos", gradients[0][0, 0])
+            golden.near("grad0_ctx_neg", gradients[1][0, 0])
+            golden.near("grad0_compound", torch.stack(gradients[2:]), tolerance=1e-3)
+    for name, key in TRAINED.items():
+        golden.near(key, [one[name] for one in found])
+    golden.near("grad_norm", norms)
     after = [value.detach() for value in stage.parameters.values()]
-    close("ctx_pos_after", after[0][0, 0], arrays["ctx_pos_after"])
-    close("ctx_neg_after", after[1][0, 0], arrays["ctx_neg_after"])
+    golden.near("ctx_pos_after", after[0][0, 0])
+    golden.near("ctx_neg_after", after[1][0, 0])
     # Adam may turn the sign of a gradient near zero into a whole step.
-    assert np.abs(torch.stack(after[2:]).numpy() - arrays["compound_after"]).max() <= 2 * meta["lr"]
+    golden.near("compound_after", torch.stack(after[2:]), tolerance=2 * meta["lr"], of="one")
     with torch.no_grad():
         texts = F.normalize(encode_prompts(method, clip, stage.parameters), dim=-1)
-    close("text_feature_after", texts, arrays["text_feature_after"])
+    golden.near("text_feature_after", texts)
 
 
-def _end2end(arrays: Arrays, meta: Mapping[str, Any]) -> None:
+def _end2end(golden: Golden) -> None:
+    meta = golden.meta
     method, clip, tensors = _setup(meta, features=tuple(meta["features_list"]))
-    observer = prepared(method, clip, tensors, "any")
-    files = [preprocess(Image.fromarray(image), method.preprocess) for image in arrays["images"]]
+    observer = prepared(method, "anomalyclip", clip, tensors, {"any": "any"})
+    files = [preprocess(Image.fromarray(image), method.preprocess) for image in golden["images"]]
     batch = tiny.batch(to_batch_images(files, method.preprocess), ["any"] * len(files))
     evidence = observer.observe(batch)
     size = (meta["size"], meta["size"])
     with exact_maps():
         maps = method.maps(evidence, size).numpy()
     scores = method.image_scores(evidence, torch.zeros(len(files), 2)).numpy()
-    close("scores", scores, arrays["scores"])
-    close("final_maps", maps[: len(arrays["final_maps"])], arrays["final_maps"])
+    golden.near("scores", scores)
+    golden.near("final_maps", maps[: len(golden["final_maps"])])
 
-    masks = np.stack([_mask(mask, size) for mask in arrays["masks"]])
+    masks = np.stack([mask_of(mask, size, "bilinear50") for mask in golden["masks"]])
     rows = []
     for category in meta["classes"]:
         chosen = np.asarray([name == category for name in meta["class_of_image"]])
-        rows.append(_row(maps[chosen], masks[chosen], arrays["labels"][chosen], scores[chosen]))
+        rows.append(_row(maps[chosen], masks[chosen], golden["labels"][chosen], scores[chosen]))
     assert meta["metrics"] == list(METRICS)
-    assert np.abs(np.asarray(rows) - arrays["metrics"]).max() <= 2e-3
-    assert np.abs(np.mean(rows, axis=0) - arrays["metrics_mean"]).max() <= 2e-3
+    golden.near("metrics", rows, tolerance=2e-3, of="one")
+    golden.near("metrics_mean", np.mean(rows, axis=0), tolerance=2e-3, of="one")
 
 
-def _metrics(arrays: Arrays, meta: Mapping[str, Any]) -> None:
-    found = _row(arrays["maps"], arrays["masks"] > 0, arrays["labels"], arrays["scores"])
+def _metrics(golden: Golden) -> None:
+    found = _row(golden["maps"], golden["masks"] > 0, golden["labels"], golden["scores"])
     for key, value in zip(METRICS, found, strict=True):
-        close(key, value, arrays[key])
+        golden.near(key, value)
 
 
 def _row(maps: NDArray[Any], masks: NDArray[Any], labels: NDArray[Any], scores: NDArray[Any]) -> list[float]:
@@ -251,18 +208,12 @@ def _row(maps: NDArray[Any], masks: NDArray[Any], labels: NDArray[Any], scores: 
     return [value for value in found if value is not None]
 
 
-def _preprocess(arrays: Arrays, meta: Mapping[str, Any]) -> None:
+def _preprocess(golden: Golden) -> None:
+    meta = golden.meta
     spec = Preprocess(meta["size"], rgb="after", mean=tuple(meta["mean"]), std=tuple(meta["std"]))
-    for pixels, key in ((arrays["image"], "tensor"), (arrays["image"][..., 0], "tensor_gray")):
-        prepared = preprocess(Image.fromarray(pixels), spec)
-        close(key, to_batch_images([prepared], spec)[0, 0], arrays[key])
-    mask = _mask(arrays["mask"], (meta["size"], meta["size"]))
-    assert np.array_equal(mask, arrays["mask_binary"][0] > 0)
-    assert np.array_equal(mask, arrays["mask_tensor"][0] > 0.5)
-
-
-def _mask(pixels: NDArray[Any], size: tuple[int, int]) -> NDArray[np.bool_]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "mask.png"
-        Image.fromarray(pixels).save(path)
-        return mask_at(Sample("image", "any", True, path, path), size, "bilinear50")
+    for pixels, key in ((golden["image"], "tensor"), (golden["image"][..., 0], "tensor_gray")):
+        image = preprocess(Image.fromarray(pixels), spec)
+        golden.near(key, to_batch_images([image], spec)[0, 0])
+    mask = mask_of(golden["mask"], (meta["size"], meta["size"]), "bilinear50")
+    golden.same("mask_binary", mask, golden["mask_binary"][0] > 0)
+    golden.same("mask_tensor", mask, golden["mask_tensor"][0] > 0.5)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import re
 from typing import Any
 
 import numpy as np
 
+from tests.checkers.common import Golden, opened
 from zsadbench.metrics import PixelMetrics, image_curve, image_metrics, legacy_aupro200, trapezoid_ap
 from zsadbench.metrics.counters import BACKENDS
 
@@ -17,10 +17,13 @@ EXACT, LEGACY = 1e-9, 1e-7
 
 def check(path: pathlib.Path) -> None:
     """Compute everything the file states, with every back end, and compare."""
-    with np.load(path, allow_pickle=False) as arrays:
-        maps, masks, labels = arrays["maps"], arrays["masks"], arrays["labels"]
-        scores, meta = arrays["image_scores"], json.loads(str(arrays["meta"]))
-    expected = meta["expected"]
+    with opened(path, EXACT) as golden:
+        _check(golden)
+
+
+def _check(golden: Golden) -> None:
+    path, expected = golden.path, golden.meta["expected"]
+    maps, masks, labels, scores = (golden[key] for key in ("maps", "masks", "labels", "image_scores"))
 
     image = image_metrics(scores, labels)
     for name, value in expected["image"].items():

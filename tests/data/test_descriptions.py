@@ -6,21 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.trees import touch, write
+from tests.kit.trees import heading, touch, write
 from zsadbench.cards import card_paths
 from zsadbench.data.descriptions import parse_description, shipped_description
 from zsadbench.data.load import load_dataset
 from zsadbench.errors import DatasetError
 
-GOOD = """\
-format = 1
-id = "mine"
-title = "Mine"
-domain = "industrial"
-license = "-"
-url = "-"
-masks = "required"
-
+GOOD = (
+    heading("required")
+    + """
 [classes]
 nut = "hex nut"
 
@@ -29,6 +23,7 @@ image = "{class}/{split:train|test}/{specie}/{stem}.png"
 mask = "{class}/ground_truth/{specie}/{stem}_mask.png"
 normal_when = { specie = ["good"] }
 """
+)
 TABLE = (
     GOOD[: GOOD.index("[[samples]]")]
     + """\

@@ -10,34 +10,23 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.kit.trees import touch, triples, write
+from tests.kit.trees import heading, touch, triples, write
 from zsadbench.data.load import load_dataset, survey_dataset
 from zsadbench.errors import DatasetError
 from zsadbench.samples import Dataset
 
-TREE = """\
-format = 1
-id = "mine"
-title = "Mine"
-domain = "industrial"
-license = "-"
-url = "-"
-masks = "required"
-
+TREE = (
+    heading("required")
+    + """
 [[samples]]
 image = "{class}/{split:train|test}/{specie}/{stem}.{ext}"
 mask = "{class}/ground_truth/{specie}/{stem}_mask.png"
 normal_when = { specie = ["good"] }
 """
-TABLE = """\
-format = 1
-id = "mine"
-title = "Mine"
-domain = "industrial"
-license = "-"
-url = "-"
-masks = "optional"
-
+)
+TABLE = (
+    heading("optional")
+    + """
 [[samples]]
 table = "list.csv"
 columns = { class = "class", image = "file", mask = "mask", label = "label", split = "split" }
@@ -46,6 +35,7 @@ mask = "{mask}"
 normal_when = { label = ["ok", 0] }
 anomaly_when = { label = ["bad", 1] }
 """
+)
 FILES = ["nut/test/good/0.png", "nut/test/hole/0.png", "nut/ground_truth/hole/0_mask.png"]
 HEAD = "class,file,mask,label,split\n"
 ROW = "nut,a.png,,ok,test\n"
@@ -210,17 +200,16 @@ def test_unknown_class_gets_words_from_its_name(tmp_path: Path) -> None:
     assert load_dataset("meta_json", tmp_path).words == {"blue_widget": "blue widget"}
 
 
-@pytest.mark.parametrize(
-    ("path", "words"),
-    [
-        ("../secret.png", "has a '..' part and could leave the dataset's folder"),
-        ("sub/../../secret.png", "has a '..' part"),
-        ("/home/me/data/a.png", "is absolute; make it relative to the dataset's folder by removing"),
-        ("C:/data/a.png", "is absolute; make it relative"),
-        ("nut\\a.png", "has a backslash; write the path with '/'"),
-    ],
-    ids=["leaves the root", "leaves the root later", "absolute", "drive letter", "Windows separators"],
-)
+UNSAFE = {
+    "leaves the root": ("../secret.png", "has a '..' part and could leave the dataset's folder"),
+    "leaves the root later": ("sub/../../secret.png", "has a '..' part"),
+    "absolute": ("/home/me/data/a.png", "is absolute; make it relative to the dataset's folder by removing"),
+    "drive letter": ("C:/data/a.png", "is absolute; make it relative"),
+    "Windows separators": ("nut\\a.png", "has a backslash; write the path with '/'"),
+}
+
+
+@pytest.mark.parametrize(("path", "words"), UNSAFE.values(), ids=UNSAFE)
 def test_unsafe_paths_of_a_table_are_refused_and_named(path: str, words: str, tmp_path: Path) -> None:
     message = refused(table(tmp_path / "set", f"{HEAD}nut,{path},,ok,test\n{ROW}", "a.png", "../secret.png"))
     assert f"error: list.csv:2: the image path '{path}' {words}" in message
@@ -238,75 +227,59 @@ def test_listed_but_absent_files_are_named_with_their_line(tmp_path: Path) -> No
     assert [p.key for p in found.problems if p.severity == "error"] == ["gone.png", "b.png"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "\ufeff" + HEAD + ROW,
-        " class , file,mask ,label,  split\n nut , a.png ,, ok , test \n",
-        (HEAD + ROW).replace("\n", "\r\n"),
-        HEAD + "\n" + ROW + "\n,,,,\n",
-        HEAD.strip() + ",note\n" + ROW.strip() + ",seen\n",
-        HEAD + ROW.strip(),
-        HEAD + 'nut,"a.png",,"ok",TEST\n',
-    ],
-    ids=[
-        "BOM",
-        "spaces",
-        "CRLF",
-        "empty lines",
-        "one more column",
-        "no last newline",
-        "quotes and case of the split",
-    ],
-)
+HARMLESS = {
+    "BOM": "\ufeff" + HEAD + ROW,
+    "spaces": " class , file,mask ,label,  split\n nut , a.png ,, ok , test \n",
+    "CRLF": (HEAD + ROW).replace("\n", "\r\n"),
+    "empty lines": HEAD + "\n" + ROW + "\n,,,,\n",
+    "one more column": HEAD.strip() + ",note\n" + ROW.strip() + ",seen\n",
+    "no last newline": HEAD + ROW.strip(),
+    "quotes and case of the split": HEAD + 'nut,"a.png",,"ok",TEST\n',
+}
+
+
+@pytest.mark.parametrize("text", HARMLESS.values(), ids=HARMLESS)
 def test_harmless_forms_of_csv_are_read(text: str, tmp_path: Path) -> None:
     found = load_dataset(table(tmp_path, text))
     assert [(s.key, s.category, s.anomalous) for s in found.samples] == [("a.png", "nut", False)]
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (HEAD + ROW + "nut,b.png\n", "list.csv:3: 2 cells, but the header has 5"),
-        (HEAD + ROW + "nut,b.png,,ok,test,more\n", "list.csv:3: 6 cells, but the header has 5"),
-        (HEAD.replace("label", "labels") + ROW, "list.csv:1: no column 'label'"),
-        (HEAD + 'nut,"a.png,,ok,test\n' + "x" * 200_000, "not valid csv (field larger than"),
-        (HEAD + "nut,,,ok,test\n", "error: list.csv:2: the field 'image' is empty"),
-        (HEAD + ",a.png,,ok,test\n", "error: list.csv:2: the class is empty"),
-    ],
-    ids=["short row", "long row", "missing column", "endless cell", "empty image", "empty class"],
-)
+BROKEN_CSV = {
+    "short row": (HEAD + ROW + "nut,b.png\n", "list.csv:3: 2 cells, but the header has 5"),
+    "long row": (HEAD + ROW + "nut,b.png,,ok,test,more\n", "list.csv:3: 6 cells, but the header has 5"),
+    "missing column": (HEAD.replace("label", "labels") + ROW, "list.csv:1: no column 'label'"),
+    "endless cell": (HEAD + 'nut,"a.png,,ok,test\n' + "x" * 200_000, "not valid csv (field larger than"),
+    "empty image": (HEAD + "nut,,,ok,test\n", "error: list.csv:2: the field 'image' is empty"),
+    "empty class": (HEAD + ",a.png,,ok,test\n", "error: list.csv:2: the class is empty"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), BROKEN_CSV.values(), ids=BROKEN_CSV)
 def test_broken_csv_is_refused_with_file_and_line(text: str, words: str, tmp_path: Path) -> None:
     assert words in refused(table(tmp_path, text))
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "words"),
-    [
-        ("meta.json", '{"test": {"nut": [}}', "meta.json:1: not valid JSON"),
-        ("meta.json", "[" * 100_000, "meta.json:1: not valid JSON (nested too deeply)"),
-        ("meta.json", "1" * 5000, "meta.json:1: not valid JSON (a number is too long)"),
-        ("meta.json", '{"evaluate": {}}', "no key fits `records` of the description; the keys are evaluate"),
-        ("meta.json", '{"test": []}', "meta.json test: an object with keys is expected, not list"),
-        ("meta.json", '{"test": {"nut": {}}}', "a list of records is expected, not dict"),
-        (
-            "meta.json",
-            '{"test": {"nut": ["a.png"]}}',
-            "nut[0]: a record must be an object with keys, not str",
-        ),
-        ("full-shot.jsonl", '\n{"image_path": \n', "full-shot.jsonl:2: not valid JSON"),
-    ],
-    ids=[
-        "json syntax",
-        "too deep",
-        "too long",
-        "other keys",
-        "no classes",
-        "no list",
-        "no object",
-        "jsonl syntax",
-    ],
-)
+BROKEN_JSON = {
+    "json syntax": ("meta.json", '{"test": {"nut": [}}', "meta.json:1: not valid JSON"),
+    "too deep": ("meta.json", "[" * 100_000, "meta.json:1: not valid JSON (nested too deeply)"),
+    "too long": ("meta.json", "1" * 5000, "meta.json:1: not valid JSON (a number is too long)"),
+    "other keys": (
+        "meta.json",
+        '{"evaluate": {}}',
+        "no key fits `records` of the description; the keys are evaluate",
+    ),
+    "no classes": ("meta.json", '{"test": []}', "meta.json test: an object with keys is expected, not list"),
+    "no list": ("meta.json", '{"test": {"nut": {}}}', "a list of records is expected, not dict"),
+    "no object": (
+        "meta.json",
+        '{"test": {"nut": ["a.png"]}}',
+        "nut[0]: a record must be an object with keys, not str",
+    ),
+    "jsonl syntax": ("full-shot.jsonl", '\n{"image_path": \n', "full-shot.jsonl:2: not valid JSON"),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "words"), BROKEN_JSON.values(), ids=BROKEN_JSON)
 def test_broken_json_is_refused_with_its_place(name: str, text: str, words: str, tmp_path: Path) -> None:
     write(tmp_path, {name: text})
     with pytest.raises(DatasetError) as caught:

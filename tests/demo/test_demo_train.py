@@ -15,7 +15,9 @@ import torch.nn.functional as F
 
 from methods.winclip import embed_windows, window_index
 from zsadbench.demo.batches import pairs
-from zsadbench.demo.train import Recipe, Student
+from zsadbench.demo.losses import WEIGHTS, balanced, losses, mistold, several_positives, unseen
+from zsadbench.demo.student import GUIDED, Student, attend
+from zsadbench.demo.train import Recipe
 from zsadbench.errors import UsageError, WeightsError
 
 training: Any = import_module("zsadbench.demo.train")
@@ -29,7 +31,7 @@ def student() -> Student:
 def test_the_written_out_attention_is_that_of_the_towers(student: Student) -> None:
     block = student.vision.blocks[0]
     q, k, v = block.qkv(torch.randn(2, 5, student.vision.width))
-    assert torch.allclose(training.attend(block, q, k, v)[0], block.attend(q, k, v), atol=1e-6)
+    assert torch.allclose(attend(block, q, k, v)[0], block.attend(q, k, v), atol=1e-6)
 
 
 def test_one_walk_gives_the_class_feature_and_the_value_value_stream(student: Student) -> None:
@@ -42,7 +44,7 @@ def test_one_walk_gives_the_class_feature_and_the_value_value_stream(student: St
         v = block.qkv(x)[2]
         total, x = total + block.attend(v, v, v), block(x)
     assert torch.allclose(local, student.vision.project(total[:, 1:]), atol=1e-5)
-    assert gaze.shape == (2, training.GUIDED, 144)
+    assert gaze.shape == (2, GUIDED, 144)
     assert (gaze.sum(dim=2) < 1).all() and (gaze > 0).all()  # the rest is attention to itself
 
 
@@ -58,7 +60,7 @@ def test_several_positives_share_the_probability() -> None:
     logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     fits = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     whole = np.log(np.exp(2) + 2)
-    assert float(training.several_positives(logits, fits)) == pytest.approx(
+    assert float(several_positives(logits, fits)) == pytest.approx(
         ((whole - 2 + whole) / 2 + np.log(3)) / 2, rel=1e-6
     )
 
@@ -67,26 +69,26 @@ def test_both_classes_of_patches_weigh_the_same() -> None:
     margin = torch.tensor([[1.0, -2.0, -2.0, -2.0, 9.0]])
     share = torch.tensor([[0.5, 0.0, 0.0, 0.0, 0.1]])  # the last is neither
     wanted = (F.softplus(torch.tensor(-1.0)) + F.softplus(torch.tensor(-2.0))) / 2
-    assert float(training.balanced(margin, share)) == pytest.approx(float(wanted), rel=1e-6)
+    assert float(balanced(margin, share)) == pytest.approx(float(wanted), rel=1e-6)
 
 
 def test_attention_is_counted_where_the_fault_is() -> None:
     gaze = torch.tensor([[[0.5, 0.25, 0.1]], [[0.2, 0.2, 0.2]]])
     share = torch.tensor([[0.9, 0.2, 0.0], [0.0, 0.0, 0.0]])  # the second picture is sound
-    assert float(training.unseen(gaze, share)) == pytest.approx(-np.log(0.75 + 1e-4), rel=1e-6)
+    assert float(unseen(gaze, share)) == pytest.approx(-np.log(0.75 + 1e-4), rel=1e-6)
 
 
 def test_a_word_that_is_true_should_win() -> None:
     margin = torch.tensor([[2.0, 5.0], [-1.0, 5.0]])  # second word less first
     says = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     wanted = (F.softplus(torch.tensor(2.0)) + F.softplus(torch.tensor(1.0))) / 2
-    assert float(training.mistold(margin, says)) == pytest.approx(float(wanted), rel=1e-6)
-    assert float(training.mistold(margin, torch.zeros(2, 2))) == 0
+    assert float(mistold(margin, says)) == pytest.approx(float(wanted), rel=1e-6)
+    assert float(mistold(margin, torch.zeros(2, 2))) == 0
 
 
 def test_there_is_a_weight_for_each_term(student: Student) -> None:
-    terms = training.losses(student, pairs(2, 0, 0), torch.float32)
-    assert terms.shape == (len(training.WEIGHTS),)
+    terms = losses(student, pairs(2, 0, 0), torch.float32)
+    assert terms.shape == (len(WEIGHTS),)
     assert 0 <= float(terms[-1].detach()) <= 1  # a squared cosine
 
 
@@ -102,7 +104,7 @@ def test_losses_fall_when_a_batch_is_repeated() -> None:
     batch = pairs(2, 0, 0)
     seen = []
     for _ in range(6):
-        terms = training.losses(student, batch, torch.float32)
+        terms = losses(student, batch, torch.float32)
         grads = torch.autograd.grad(terms.sum(), list(student.model.parameters()))
         training.update(student, optimiser, [list(grads)], 3e-4)
         seen.append(float(terms.detach().sum()))

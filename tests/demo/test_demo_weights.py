@@ -18,7 +18,7 @@ import zsadbench
 from zsadbench.demo import data, probe
 from zsadbench.demo.captions import ADJECTIVES
 from zsadbench.demo.factory import HELD_OUT
-from zsadbench.demo.train import Student, normalised
+from zsadbench.demo.student import Student, normalised
 
 WEIGHTS = Path(zsadbench.__file__).parent / "clip" / "backbones" / "demo.safetensors"
 UNRELATED = (

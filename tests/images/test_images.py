@@ -6,7 +6,6 @@ import gc
 import hashlib
 import io
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -264,14 +263,6 @@ def test_scan_needs_no_torch() -> None:
 
     code = "import sys; from zsadbench.images import scan; scan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.fixture(scope="module")
-def data() -> Path:
-    folder = os.environ.get("ZSAD_DATA")
-    if not folder:
-        pytest.skip("ZSAD_DATA is not set: no real images")
-    return Path(folder)
 
 
 def listed(data: Path, pattern: str) -> list[Sample]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -179,12 +178,9 @@ def test_inspect_tells_soft_edges_from_class_ids(tmp_path: Path) -> None:
     assert inspect_mask(ids.mask).size == (1, 5)
 
 
-@pytest.fixture(scope="module")
-def tiles() -> Path:
-    folder = os.environ.get("ZSAD_DATA")
-    if not folder:
-        pytest.skip("ZSAD_DATA is not set: no real masks")
-    return Path(folder) / "mtd"
+@pytest.fixture
+def tiles(data: Path) -> Path:
+    return data / "mtd"
 
 
 def test_real_soft_masks(tiles: Path) -> None:

@@ -403,14 +403,6 @@ def test_byte_identical_images(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ real files
 
 
-@pytest.fixture(scope="module")
-def data() -> Path:
-    folder = os.environ.get("ZSAD_DATA")
-    if not folder:
-        pytest.skip("ZSAD_DATA is not set: no real images")
-    return Path(folder)
-
-
 def problems_of(data: Path, pattern: str, mask: Callable[[Path], Path | None]) -> list[Problem]:
     paths = sorted(data.glob(pattern))
     return scan([Sample(p.name, "x", bool(mask(p)), p, mask(p)) for p in paths], full=True)

@@ -45,7 +45,7 @@ class MineObserver:
         tokens = vision.project(vision.trace(batch).output)[:, 1:]
         texts = torch.stack([self.anchors[category] for category in batch.categories])
         p = (tokens @ texts.transpose(1, 2) * self.clip.logit_scale).softmax(-1)[..., 1]
-        return {"map": p.unflatten(1, vision.grid(batch.images))}
+        return {"map": torch.unflatten(p, 1, vision.grid(batch.images))}
 
 
 def quality(maps: Tensor, masks: Tensor) -> float:

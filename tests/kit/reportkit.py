@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 from tests.kit import tiny, toy
 from tests.kit.factory import make_folder
+from zsadbench.cli import report
 from zsadbench.clip.towers import Clip
 from zsadbench.inputs import Backbone
 from zsadbench.run import engine
@@ -52,6 +54,13 @@ def run(results: Path, data: Path, method: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "load_clip", load)
         execute((method,), [str(data)], request)
+
+
+def app() -> typer.Typer:
+    """Return a program of the commands that show records."""
+    program = typer.Typer()
+    report.register(program)
+    return program
 
 
 class Page(HTMLParser):

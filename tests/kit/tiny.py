@@ -5,9 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from tests.kit import tiny_clip
@@ -41,20 +39,3 @@ def batch(inputs: Tensor, categories: list[str]) -> Batch:
 def draw(name: str, shape: tuple[int, ...], std: float, mean: float = 0.0, salt: str = "golden") -> Tensor:
     """Return float32 normal noise seeded by ``salt`` and ``name`` alone."""
     return torch.from_numpy(tiny_clip.draw(name, shape, std, mean, salt))
-
-
-def near(
-    name: str,
-    actual: ArrayLike,
-    golden: ArrayLike,
-    tolerance: float,
-    *,
-    of: Literal["max", "span", "one"] = "max",
-) -> None:
-    """Assert equal shapes and ``max |a - b| <= tolerance`` times the golden's largest value, span, or one."""
-    a, b = np.asarray(actual, np.float64), np.asarray(golden, np.float64)
-    assert a.shape == b.shape, f"{name}: shape {a.shape}, golden {b.shape}"
-    assert np.isfinite(a).all(), f"{name}: not finite"
-    scale = {"max": float(np.abs(b).max()), "span": float(np.ptp(b)), "one": 1.0}[of]
-    error = float(np.abs(a - b).max())
-    assert error <= tolerance * scale, f"{name}: error {error:.2e} of {of} {scale:.3g}, allowed {tolerance}"

@@ -11,6 +11,12 @@ from zsadbench.samples import Dataset
 Triple = tuple[str, str, int]
 
 
+def heading(masks: str) -> str:
+    """Return the first lines of a description, the same in all tests: seven, then its blocks follow."""
+    fields = 'id = "mine"\ntitle = "Mine"\ndomain = "industrial"\nlicense = "-"\nurl = "-"\n'
+    return f'format = 1\n{fields}masks = "{masks}"\n'
+
+
 def touch(root: Path, names: Iterable[str]) -> Path:
     """Create empty files below ``root``."""
     made: set[Path] = set()

@@ -14,8 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.kit import boardkit
-from tests.kit.reportkit import CATEGORY, HOSTILE, make_results
-from tests.views.test_report import app
+from tests.kit.reportkit import CATEGORY, HOSTILE, app, make_results
 from zsadbench.boards.rows import Cell
 from zsadbench.errors import RecordError, UsageError
 from zsadbench.metrics.bootstrap import Interval

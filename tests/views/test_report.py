@@ -11,15 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 from tests.kit import boardkit
-from tests.kit.reportkit import CATEGORIES, CATEGORY, HOSTILE, Page, make_results, pages
+from tests.kit.reportkit import CATEGORIES, CATEGORY, HOSTILE, Page, app, make_results, pages
 from zsadbench.boards.compare import boards
 from zsadbench.boards.rows import percent
-from zsadbench.cli import report as cli
 from zsadbench.errors import RecordError, UsageError
 from zsadbench.method.card import method_cards
 from zsadbench.records.records import ImageRow, Record, load_records
@@ -367,12 +365,6 @@ def test_names_are_safe_and_never_given_twice() -> None:
         metric_name("pixel_aupro@0.05") == "AUPRO at 0.05"
         and metric_name("pixel_aupro@0.1") == "AUPRO at 0.1"
     )
-
-
-def app() -> typer.Typer:
-    program = typer.Typer()
-    cli.register(program)
-    return program
 
 
 def test_the_command_writes_a_report(tmp_path: Path) -> None:

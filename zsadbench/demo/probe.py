@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from .factory import HELD_OUT, Picture, bad, faults_of, generator, good
-from .train import Student, normalised
+from .student import Student, normalised
 
 PROBE_SEED = 1
 

@@ -1,24 +1,7 @@
-"""Training of the miniature CLIP: contrast between captions, and what makes so small a CLIP learn fast.
+"""Training of the miniature CLIP, in two stages, that can be broken off and resumed.
 
-The terms of the loss, weighted by ``WEIGHTS``:
-
-1. contrast: CLIP's symmetric contrast over the batch; every caption that is true of a picture is a positive
-   (Khosla et al., 2020, for several positives).
-2. pair: each picture against the two captions of its own pair, sound and faulty.
-3. patches: each patch of the value-value stream over all blocks, the form of AnoCLIP (Deng et al., 2023),
-   against the same two captions, both classes weighted equally.
-4. windows: the class token over a window of patches, the form of WinCLIP (Jeong et al., 2023), against the
-   same two captions: it should say whether there is a fault in the window.
-5. attention: the class token of a faulty picture attends to the fault in the last blocks; without this
-   term it learns to look for small faults much later than the patches learn to know them.
-6. traits: each picture against two texts of which one has a true word for its colour, light, focus or grain
-   and the other a false one, so that its feature holds more than the state.
-7. idle words: two texts that differ in a word that says nothing of the state must not differ along the
-   direction in which faults move the pictures.
-
-Without the last two terms any two words differ along the state, one way or the other.  Words also need
-something else to differ in: a second stage, short, gives the text tower alone connotations of words that had
-none (``traits.py``).
+The first trains both towers on the terms of ``losses.py``.  Words also need something else to differ in than
+the state: the second, short, gives the text tower alone connotations of words that had none (``traits.py``).
 """
 
 from __future__ import annotations
@@ -30,27 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..clip import Block, PrunedTokenizer, Text, Vision, find_weights
 from ..errors import UsageError, WeightsError
 from ..files import write_atomic
-from ..inputs import OPENAI_MEAN, OPENAI_STD, Backbone
-from .batches import Pairs, pairs
-
-WEIGHTS = (0.5, 2.0, 1.0, 1.0, 0.5, 1.0, 1.0)
-"""Of contrast, pair, patches, windows, attention, traits and idle words."""
-
-GUIDED = 2
-"""Last blocks in which the class token is shown where to look."""
-
-DEFECTIVE = 0.15
-"""A patch is a positive if more than this part of it is defective; one with a smaller part is left out."""
+from .batches import pairs
+from .losses import WEIGHTS, losses
+from .student import Student
 
 
 @dataclass(frozen=True)
@@ -83,135 +54,6 @@ class Recipe:
             * min(1.0, seen / self.warm)
             * (0.5 - 0.5 * math.cos(math.pi * min(1.0, max(0.0, left))))
         )
-
-
-class Student:
-    """The miniature CLIP under training: both towers, the tokenizer, the logit scale."""
-
-    def __init__(self, seed: int) -> None:
-        import open_clip
-
-        weights = find_weights(Backbone("demo", "random"))
-        torch.manual_seed(seed)
-        self.model: Any = open_clip.model.CLIP(**weights.architecture())
-        self.vision, self.text = Vision(self.model.visual, "bicubic-antialias"), Text(self.model)
-        self.tokenizer = PrunedTokenizer(
-            open_clip.tokenizer.SimpleTokenizer(context_length=self.text.context),
-            weights.config["vocabulary"],
-        )
-
-    @property
-    def learning(self) -> list[Tensor]:
-        """The parameters that are not frozen."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return class features (B, C), value-value patch features (B, N, C) and the class token's gaze.
-
-        Features are un-normalised; the gaze (B, G, N) is its attention to each patch in the last G blocks,
-        mean over heads.
-        """
-        x = local = self.vision.embed(images)
-        gaze = []
-        for block in self.vision.blocks:
-            q, k, v = block.qkv(x)
-            local = local + attend(block, v, v, v)[0]
-            if block is self.vision.blocks[-1]:
-                x, q = x[:, :1], q[:, :, :1]
-            mixed, weights = attend(block, q, k, v)
-            x = x + mixed
-            x = x + block.mlp(x)
-            gaze.append(weights[:, :, 0, 1:])
-        looks = torch.stack([weights.float().mean(dim=1) for weights in gaze[-GUIDED:]], dim=1)
-        return self.vision.project(x[:, 0]), self.vision.project(local[:, 1:]), looks
-
-    def peep(self, images: Tensor, windows: Tensor) -> Tensor:
-        """Return class features (B, K, C) of windows, given as the numbers of their patches (B, K, P)."""
-        tokens = self.vision.embed(images)
-        rows = torch.arange(len(tokens))[:, None, None]
-        patches = tokens[rows, windows + 1]
-        x = torch.cat([tokens[:, None, :1].expand(-1, patches.shape[1], -1, -1), patches], dim=2).flatten(
-            0, 1
-        )
-        for block in self.vision.blocks:
-            x = x + attend(block, *block.qkv(x))[0]
-            x = x + block.mlp(x)
-        return torch.unflatten(self.vision.project(x[:, 0]), 0, windows.shape[:2])
-
-    def read(self, texts: list[str]) -> Tensor:
-        """Return text features (n, C), un-normalised."""
-        tokens = self.tokenizer(texts, self.text.context)
-        return self.text.encode(tokens[:, : int(tokens.argmax(dim=-1).max()) + 1])
-
-
-def attend(block: Block, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what ``block.attend`` does, and the weights (B, heads, T, T).
-
-    Written out, its gradient is twice as fast on a CPU.
-    """
-    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1, dtype=v.dtype)
-    return block.attention.out_proj((weights @ v).transpose(1, 2).flatten(2)), weights
-
-
-def normalised(images: Any) -> Tensor:
-    """Return network input (B, 3, S, S) of RGB pictures (B, S, S, 3) uint8."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(values)[:, None, None] for values in (OPENAI_MEAN, OPENAI_STD))
-    return (pixels - mean) / std
-
-
-def losses(student: Student, batch: Pairs, precision: torch.dtype) -> Tensor:
-    """Return the seven terms (7,): contrast, pair, patches, windows, attention, traits, idle words."""
-    images, windows = normalised(batch.images), [torch.from_numpy(places) for places in batch.windows]
-    # Threads would share a cache of rounded weights, and which of them fills it decides how gradients add up.
-    with torch.autocast("cpu", precision, enabled=precision != torch.float32, cache_enabled=False):
-        picture, local, gaze = student.see(images)
-        peeps = torch.cat([student.peep(images, places) for places in windows], dim=1)
-        texts = student.read([*batch.texts, *batch.twins])
-    picture, local, peeps, texts = (F.normalize(t.float(), dim=-1) for t in (picture, local, peeps, texts))
-    texts, twins = texts[: len(batch.texts)], texts[len(batch.texts) :]
-    scale = student.model.logit_scale.exp()
-    logits = scale * picture @ texts.T
-    fits = torch.from_numpy(batch.fits).float()
-    contrast = (several_positives(logits, fits) + several_positives(logits.T, fits.T)) / 2
-    own = torch.stack([texts[0::2], texts[1::2]], dim=1).repeat_interleave(2, dim=0)
-    pair = F.cross_entropy(scale * torch.einsum("bc,bkc->bk", picture, own), torch.arange(len(own)) % 2)
-    state = scale * (own[:, 1] - own[:, 0])
-    share = torch.from_numpy(batch.share).flatten(1)
-    rows = torch.arange(len(share))[:, None, None]
-    inside = torch.cat([share[rows, places].amax(dim=2) for places in windows], dim=1)
-    patches = balanced(torch.einsum("bnc,bc->bn", local, state), share)
-    looked = balanced(torch.einsum("bkc,bc->bk", peeps, state), inside)
-    apart = twins[1::2] - twins[0::2]
-    told = mistold(scale * picture @ apart.T, torch.from_numpy(batch.says))
-    shift = picture[1::2].mean(dim=0) - picture[0::2].mean(dim=0)
-    idle = F.cosine_similarity(shift, apart, dim=-1).square().mean()
-    return torch.stack([contrast, pair, patches, looked, unseen(gaze, share), told, idle])
-
-
-def several_positives(logits: Tensor, fits: Tensor) -> Tensor:
-    """Return the mean over rows of the mean negative log-probability of the columns that fit."""
-    return -((F.log_softmax(logits, dim=1) * fits).sum(dim=1) / fits.sum(dim=1).clamp(min=1)).mean()
-
-
-def balanced(margin: Tensor, share: Tensor) -> Tensor:
-    """Return the binary cross-entropy of margins, defective and sound places weighted equally."""
-    positive, negative = share > DEFECTIVE, share == 0
-    return (F.softplus(-margin[positive]).mean() + F.softplus(margin[negative]).mean()) / 2
-
-
-def unseen(gaze: Tensor, share: Tensor) -> Tensor:
-    """Return the mean negative logarithm of the attention that faults receive, over faulty pictures."""
-    defective = (share > DEFECTIVE).float()
-    faulty = defective.sum(dim=1) > 0
-    received = torch.einsum("bgn,bn->bg", gaze[faulty], defective[faulty])
-    return -torch.log(received + 1e-4).mean()
-
-
-def mistold(margin: Tensor, says: Tensor) -> Tensor:
-    """Return the binary cross-entropy of margins (second word less first) where ``says`` is not 0."""
-    known = says != 0
-    return (F.softplus(margin * says) * known).sum() / known.sum().clamp(min=1)
 
 
 def gradients(

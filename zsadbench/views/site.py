@@ -17,7 +17,9 @@ from ..boards import footer, percent, sources, subtitle, title
 from ..errors import RecordError, UsageError
 from ..metrics import METRICS
 
-STATIC = ("icon.svg", "report.css", "report.js")
+STATIC = ("icon.svg", "report.js")
+STYLE = "report.css"
+"""A template too, so that the dark colours stand in it once."""
 MARKER = ".zsad-report"
 """Its presence says that everything in the folder was written by a report and may be replaced."""
 
@@ -75,6 +77,9 @@ class Site:
             "footer": footer,
             "sources": sources,
         }
+
+        style = self._templates.from_string(assets.joinpath(STYLE).read_text(encoding="utf-8"))
+        self.write(f"assets/{STYLE}", f"{style.render()}\n".encode())
 
     def page(self, name: str, template: str, context: Mapping[str, Any]) -> None:
         """Write ``name.html`` from a template."""
