@@ -18,6 +18,7 @@ from torch import Tensor
 
 from methods._shared import Anchors, as_grid
 from methods._training_aa_clip import (
+    AdapterRecipe,
     class_feature,
     class_scores,
     enlarged,
@@ -197,7 +198,7 @@ def _begun(golden: Golden, **changes: Any) -> tuple[AaClip, Clip, Stage, Truth]:
     method, clip, tensors = _setup(meta)
     known = resolve("aa-clip", dataset="aaclip_jsonl").card.words
     words = {name: known[name] for name in meta["class_names"]}
-    recipe = dataclasses.replace(method.recipe("mvtec"), betas=tuple(meta["betas"]), **changes)
+    recipe = dataclasses.replace(AdapterRecipe(), betas=tuple(meta["betas"]), **changes)
     stages = {stage.name: stage for stage in recipe.stages(method, clip, words)}
     for stage in stages.values():
         begin(stage, tensors)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from methods._shared import anomaly_probability
+from methods._training_anomalyclip import PromptRecipe
 from methods.anomalyclip import (
     AnomalyClip,
     checkpoint_shapes,
@@ -139,7 +140,7 @@ def _train(golden: Golden) -> None:
         {"sigma": 4.0, **meta}, features=tuple(meta["features_list"]), temperature=meta["temperature"]
     )
     recipe = dataclasses.replace(
-        method.recipe("visa"), lr=meta["lr"], betas=tuple(meta["betas"]), local_weight=float(meta["lam"])
+        PromptRecipe(), lr=meta["lr"], betas=tuple(meta["betas"]), local_weight=float(meta["lam"])
     )
     stage = recipe.stages(method, clip, {})[0]
     begin(stage, tensors)
