@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,6 @@ from zsadbench.maps import render
 from zsadbench.method import Evidence
 
 from ._shared import Anchors, as_grid, ensemble_anchors
-
-if TYPE_CHECKING:
-    from ._training_aa_clip import AdapterRecipe
 
 SCALE = 100.0
 SLOPE = 0.01
@@ -77,12 +74,6 @@ class AaClip:
         dtype = clip.vision.proj.dtype
         image_side = {key: value.to(dtype) for key, value in learned.items() if key.startswith("image")}
         return AaClipObserver(self, clip, anchors, image_side)
-
-    def recipe(self, dataset: str) -> AdapterRecipe:
-        """Return how the authors train on ``dataset`` (an id)."""
-        from ._training_aa_clip import AdapterRecipe
-
-        return AdapterRecipe()
 
     def maps(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
         """Return the sum over levels of (1 + abnormal - normal) / 2, smoothed on the grid, then bilinear."""

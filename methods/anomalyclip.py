@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +16,6 @@ from zsadbench.maps import render
 from zsadbench.method import Evidence
 
 from ._shared import Anchors, anomaly_probability, as_grid
-
-if TYPE_CHECKING:
-    from ._training_anomalyclip import PromptRecipe
 
 PLACEHOLDER = "X"
 
@@ -68,12 +64,6 @@ class AnomalyClip:
         layers, first, taps = reading(self, clip)
         clip.vision.tap(**taps)
         return AnomalyClipObserver(self, clip, anchors, layers, first)
-
-    def recipe(self, dataset: str) -> PromptRecipe:
-        """Return how the authors train on ``dataset`` (an id): with four equal maps each has a quarter."""
-        from ._training_anomalyclip import PromptRecipe
-
-        return PromptRecipe(local_weight=4.0 / len(self.features) if self.legacy_taps else 4.0)
 
     def maps(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
         """Return the summed probability grid, bilinear at ``size``, then smoothed."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -15,9 +14,6 @@ from zsadbench.method import Evidence
 
 from ._shared import FLAWED, NORMAL_STATES, Anchors, anomaly_probability, as_grid, ensemble_anchors
 from .clip_ad import SCALE, Linear, checkpoint_shapes, inner_layers, layer_logits, layer_maps, linear_layers
-
-if TYPE_CHECKING:
-    from ._training_clip_ad import LinearRecipe
 
 
 @dataclass(frozen=True)
@@ -88,13 +84,6 @@ class AprilGan:
         return ensemble_anchors(
             clip, wordings, self.normal, self.anomalous, self.templates, normalise_prompts=True
         )
-
-    def recipe(self, dataset: str) -> LinearRecipe:
-        """Return how the authors train on ``dataset`` (an id): mosaics and fewer epochs on MVTec AD alone."""
-        from ._training_clip_ad import LinearRecipe
-
-        few = {"epochs": 3, "mosaic": 0.2} if dataset == "mvtec" else {"epochs": 15}
-        return LinearRecipe(seed=111, lr=1e-3, betas=(0.5, 0.999), shuffle=True, **few)
 
     def maps(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
         """Return the sum of the layers' probability maps; no smoothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,6 @@ from zsadbench.maps import render
 from zsadbench.method import Evidence
 
 from ._shared import FLAWED, FLAWLESS, TEMPLATES_22, Anchors, as_grid
-
-if TYPE_CHECKING:
-    from ._training_clip_ad import LinearRecipe
 
 STAGES = 4
 SCALE = 100.0
@@ -148,12 +145,6 @@ class ClipAdPlus(ClipAd):
         learned = load_checkpoint(self.checkpoint, "clip-ad+", checkpoint_shapes(self, clip))
         plain = super().prepare(clip, wordings)
         return ClipAdObserver(self, clip, plain.anchors, linear_layers(learned, clip.device))
-
-    def recipe(self, dataset: str) -> LinearRecipe:
-        """Return how the authors train on ``dataset`` (an id)."""
-        from ._training_clip_ad import LinearRecipe
-
-        return LinearRecipe()
 
     def maps(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
         """Return SDP's map plus the probability maps of the linear layers, under one Gaussian."""

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from methods._training_anomalyclip import prompt_ids
+from methods._training_anomalyclip import PromptRecipe, prompt_ids
 from methods.anomalyclip import AnomalyClip
 from tests.cli.test_cli import zsad
 from tests.kit import tiny
@@ -212,7 +212,7 @@ def test_wrong_commands(
 def prompt_file() -> dict[str, dict[str, Tensor]]:
     """Return a file as AnomalyCLIP's authors write it, for the miniature."""
     method, clip = AnomalyClip(BACKBONE), outline(BACKBONE)
-    (table,) = method.recipe("visa").author_tables(method, clip)
+    (table,) = PromptRecipe().author_tables(method, clip)
     state = {key: torch.full(shape, 0.5) for key, shape in table.shapes.items()}
     embedding = tiny.clip("tiny-l14").text.module.token_embedding
     state |= {key: embedding(ids) for key, ids in table.embedded.items()}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -566,6 +567,12 @@ class TestRecipes:
         assert training is not None
         for dataset in training.layers:
             assert recipe_of(resolve(name), dataset).seed
+
+    @pytest.mark.parametrize("name", method_cards())
+    def test_no_method_knows_its_training(self, name: str) -> None:
+        cls = method_class(method_cards()[name])
+        assert not hasattr(cls, "recipe")
+        assert "_training_" not in Path(inspect.getfile(cls)).read_text()
 
     def test_every_trained_method_has_one(self) -> None:
         trained = {name for name, card in method_cards().items() if card.trained}
