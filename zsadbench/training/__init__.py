@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from .authors import import_checkpoint
     from .data import Example, Mosaic, TrainingSet
     from .feeder import Feeder
+    from .inert import MODULE, TENSOR
     from .losses import dice, focal, segmentation, total, two_way
     from .run import TrainRequest, execute, make_stages, resolve_training, train
     from .stages import Features, Stage, Truth, leaves
 
 __all__ = [
+    "MODULE",
+    "TENSOR",
     "Example",
     "Features",
     "Feeder",

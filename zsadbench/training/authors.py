@@ -32,6 +32,7 @@ from ..errors import DatasetError, UsageError, WeightsError
 from ..files import sha256_of
 from ..inputs import Backbone
 from ..method import recipe_of, resolve
+from .inert import MODULE, TENSOR, read_inert
 
 EMBEDDING_TOLERANCE = 1e-3
 
@@ -68,7 +69,8 @@ def import_checkpoint(
     if not hasattr(recipe, "author_tables"):
         raise UsageError(f"'{resolved.id}' has no published checkpoints to import")
     tables = recipe.author_tables(resolved.method, outline(resolved.method.backbone))
-    contents = {str(path): read_tables(path) for path in files}
+    inert = any(table.key == MODULE for table in tables)
+    contents = {str(path): read_tables(path, inert=inert) for path in files}
     tensors: dict[str, Tensor] = {}
     for table in tables:
         tensors |= _taken(table, contents)
@@ -87,8 +89,10 @@ def import_checkpoint(
     return out, about
 
 
-def read_tables(path: Path) -> dict[str, Any]:
+def read_tables(path: Path, *, inert: bool = False) -> dict[str, Any]:
     """Return what a published file holds: tensors in dictionaries, and numbers and texts beside them.
+
+    A bare tensor stands under the name ``TENSOR``; with ``inert`` a pickled module is read as data too.
 
     Raises:
         WeightsError: if it is absent, damaged, or holds anything else.
@@ -98,10 +102,14 @@ def read_tables(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile and torch each raise their own
+        if inert:
+            return dict(read_inert(path))
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
             f"{path}: cannot be read ({reason[:120]}); it must be a complete .pth file of tensors only"
         ) from None
+    if isinstance(content, Tensor):
+        return {TENSOR: {"": content.detach()}}
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
     return dict(content)
