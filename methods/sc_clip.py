@@ -115,7 +115,7 @@ class ScClip:
 
 @dataclass(frozen=True)
 class ScClipObserver:
-    """Evidence: ``difference`` (B, V, gh, gw) of V windows, their ``window`` side (B,), and ``score`` (B,)."""
+    """Evidence: ``difference`` (B, V, gh, gw) of V windows, their ``window`` side and the ``score``, (B,)."""
 
     method: ScClip
     clip: Clip
