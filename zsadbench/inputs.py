@@ -20,7 +20,8 @@ class Preprocess:
     ``resize="squash"`` gives exactly ``size`` x ``size``; ``"shortest"`` brings the shorter side to
     ``size`` and keeps the aspect (long side truncated).  ``rgb="before"`` converts to RGB before the
     resize, ``"after"`` resizes in the file's own mode, as some references do.  ``tiles="ends"``
-    cuts the (longer) frame into two squares of ``size`` flush with both ends.
+    cuts the (longer) frame into two squares of ``size`` flush with both ends.  ``mean`` and ``std`` of colour
+    that are None become those of the weights when a method is made by its name, and are OpenAI's otherwise.
     """
 
     size: int
@@ -28,8 +29,13 @@ class Preprocess:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     rgb: Literal["before", "after"] = "before"
     tiles: Literal["none", "ends"] = "none"
-    mean: tuple[float, float, float] = OPENAI_MEAN
-    std: tuple[float, float, float] = OPENAI_STD
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Mean and standard deviation of colour."""
+        return self.mean or OPENAI_MEAN, self.std or OPENAI_STD
 
 
 @dataclass(frozen=True, slots=True)

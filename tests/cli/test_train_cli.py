@@ -258,7 +258,7 @@ def test_import_of_anomalyclip(data: Path, tmp_path: Path, capfd: pytest.Capture
     torch.save(prompt_file(), file)
     code, text, err = imported(capfd, "anomalyclip", file, "--trained-on", "visa")
     assert code == 0, err
-    assert "training images unknown" in err
+    assert "none of the images of 'visa' are on this machine: a run on 'visa' is refused by its name" in err
     out = Path(text.strip())
     assert out == tmp_path / "epoch_15.safetensors"
     about = read_provenance(out)
@@ -285,9 +285,32 @@ def test_import_with_the_images_at_hand(
     about = read_provenance(out)
     assert about.epoch == 3
     assert set(about.images) == set(content_hashes(load_dataset(str(data / "parts"))).values())
+    assert (about.dataset, about.unhashed) == ("parts", 0)
+    assert "all 6 images of 'parts' are known by their hashes" in err
     code, _, err = imported(capfd, "clip-ad+", file, "-o", out)
     assert code == 2
     assert "exists already" in err
+
+
+def test_import_with_a_part_of_the_images(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "linear.pth"
+    torch.save(linear_file("linear_layers"), file)
+    make_folder(tmp_path / "mvtec", ("bottle",), each=2)
+    code, text, err = imported(capfd, "clip-ad+", file, "--trained-on", "mvtec", "--data", tmp_path)
+    assert code == 0, err
+    assert "4 of 1725 of the images of 'mvtec' are on this machine" in err
+    about = read_provenance(Path(text.strip()))
+    assert (len(about.images), about.unhashed) == (4, 1721)
+    run = ["run", "-m", "clip-ad+", "-d", "mvtec", "--data", str(tmp_path), "--allow-missing", "-q"]
+    run += ["--checkpoint", text.strip(), "--out", str(tmp_path / "r"), *CLIP]
+    code, _, err = zsad(capfd, *run)
+    assert code == 2 and "was trained on 4 of the 4 images of 'mvtec'" in err
+    code, _, err = imported(
+        capfd, "clip-ad+", file, "--trained-on", "visaa", "-o", tmp_path / "b.safetensors"
+    )
+    assert code == 0 and "Did you mean 'visa'?" in err
 
 
 def test_import_of_aa_clip_takes_both_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from methods.clip import PlainClip
 from tests.kit import tiny, tiny_clip
 from zsadbench.clip.towers import load_clip
 from zsadbench.errors import MethodError
-from zsadbench.inputs import Backbone, Preprocess
+from zsadbench.inputs import OPENAI_MEAN, OPENAI_STD, Backbone, Preprocess
 from zsadbench.method.protocol import Evidence
 from zsadbench.method.registry import resolve
 
@@ -65,7 +65,7 @@ def test_the_ensemble_variant_has_22_templates_and_11_states() -> None:
     fields = vars(method)
     assert [len(fields[name]) for name in ("normal", "anomalous", "templates")] == [7, 4, 22]
     assert method.backbone == Backbone("ViT-L-14-336", "openai", "quick_gelu")
-    assert method.preprocess == Preprocess(518)
+    assert method.preprocess == Preprocess(518, mean=OPENAI_MEAN, std=OPENAI_STD)
 
 
 @torch.inference_mode()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import UsageError
+from ..cards import card_paths
+from ..errors import UsageError, suggest
 from .options import MACHINE, Categories, Data, Device, Limit, Quiet, SkipBad, Towers, Workers, grouped, pairs
 from .run import interruptible
+
+if TYPE_CHECKING:
+    from ..clip import Provenance
 
 RECIPE = "Recipe (else the authors')"
 SHOWN = 4
@@ -163,14 +167,25 @@ def import_(
         settings=given,
         **vars(towers),
     )
-    if not about.images:
-        note = (
-            f"the images of '{trained_on}' are not on this machine"
-            if trained_on
-            else "no --trained-on was given"
-        )
-        print(f"{note}: results will be marked 'training images unknown'", file=sys.stderr)
+    print(_knowledge(about), file=sys.stderr)
     print(path)
+
+
+def _knowledge(about: Provenance) -> str:
+    """Return in words what an imported checkpoint knows of the images it was trained on, and what follows."""
+    name, known = about.dataset, len(about.images)
+    follows = "results will be marked 'training images unknown'"
+    if not name:
+        return f"no --trained-on was given: {follows}"
+    if about.complete:
+        return f"all {known} images of '{name}' are known by their hashes"
+    share = f"{known} of {known + about.unhashed}" if known else "none"
+    shipped = card_paths("datasets")
+    near = "" if known or name in shipped else suggest(name, shipped)
+    return (
+        f"{share} of the images of '{name}' are on this machine: a run on '{name}' is refused by its name, "
+        f"other {follows}.{near}"
+    )
 
 
 def _text(value: Any) -> str:

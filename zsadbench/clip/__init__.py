@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         save_checkpoint,
     )
     from .downloads import fetch, tags
+    from .normalisation import normalisation
     from .prompts import anchor, encode, ensemble, read_prompts
     from .tokens import PrunedTokenizer
     from .towers import Block, Clip, Text, Trace, Vision, load_clip
@@ -56,6 +57,7 @@ __all__ = [
     "load_checkpoint",
     "load_clip",
     "native_size",
+    "normalisation",
     "read_prompts",
     "read_provenance",
     "save_checkpoint",

@@ -32,7 +32,8 @@ class Provenance:
     """Where a checkpoint comes from.
 
     ``dataset`` is the id of the auxiliary dataset and ``images`` the content hashes of the images that
-    were trained on; both are empty where unknown.  ``source`` names the file an import was made from.
+    were trained on; both are empty where unknown.  ``unhashed`` counts the images of the dataset that an
+    import did not find, so that their hashes are unknown; ``source`` names the file it was made from.
     """
 
     method: str
@@ -43,6 +44,12 @@ class Provenance:
     seed: int | None = None
     source: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    unhashed: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image that was trained on is known by its hash."""
+        return bool(self.images) and not self.unhashed
 
 
 @dataclass(frozen=True)
@@ -136,15 +143,23 @@ def describe(path: Path) -> dict[str, Any]:
         "file": str(path),
         "method": found.method,
         "trained on": found.dataset or "unknown",
-        "images": len(found.images) or "unknown",
+        "images": _images(found),
         "epoch": "unknown" if found.epoch is None else found.epoch,
         "seed": "unknown" if found.seed is None else found.seed,
-        "imported from": found.source or "nothing: trained here",
+        "made by": f"import of {found.source}" if found.source else "zsad train",
         "versions": dict(found.versions) or "unknown",
         "training": dict(training) or "unknown",
         "parameters": rest or "unknown",
         "tensors": shapes,
     }
+
+
+def _images(found: Provenance) -> str:
+    if not found.images:
+        return "unknown"
+    return (
+        f"{len(found.images)} known, {found.unhashed} unknown" if found.unhashed else str(len(found.images))
+    )
 
 
 def compare_shapes(held: Shapes, wanted: Shapes) -> str:

@@ -190,7 +190,7 @@ def find_weights(backbone: Backbone) -> Weights:
     if tag == "random" or tag.startswith("random:"):
         source, digest = _random_source(name, tag)
     else:
-        source = _shipped_file(name, tag) or (_file(tag) if _is_file(tag) else fetch(name, tag))
+        source = _shipped_file(name, tag) or (_file(tag) if is_file(tag) else fetch(name, tag))
         digest = sha256_of(source)
     chosen = backbone.activation
     activation: Activation = _activation(name, config, tag, source) if chosen == "auto" else chosen
@@ -204,7 +204,8 @@ def _random_source(name: str, tag: str) -> tuple[str, str]:
     return f"random:{int(seed)}", f"random/{Path(name).stem}/{int(seed)}"
 
 
-def _is_file(tag: str) -> bool:
+def is_file(tag: str) -> bool:
+    """Tell whether weights are named by a file rather than by a published tag."""
     return bool(Path(tag).suffix) or Path(tag).name != tag
 
 
@@ -222,7 +223,7 @@ def _activation(name: str, config: dict[str, Any], tag: str, source: Path | str)
         return "quick_gelu"
     if isinstance(source, str) or (_shipped() / f"{name}.json").is_file():
         return "gelu"
-    if not _is_file(tag):
+    if not is_file(tag):
         return "quick_gelu" if entry(name, tag)["quick_gelu"] else "gelu"
     # A file does not say: OpenAI's own archives are TorchScript, else the published weights must agree.
     published = {entry(name, known)["quick_gelu"] for known in tags(name)}
@@ -252,7 +253,7 @@ def verify(name: str, tag: str, activation: str = "auto") -> dict[str, str]:
         raise WeightsError(f"unknown activation '{activation}'.{suggest(activation, choices)}")
     weights = find_weights(Backbone(name, tag, chosen))
     published = ""
-    if isinstance(weights.source, Path) and not _is_file(tag):
+    if isinstance(weights.source, Path) and not is_file(tag):
         published = _published_digest(entry(name, tag)["url"], weights.source)
         if published and not weights.digest.startswith(published):
             raise WeightsError(

@@ -144,7 +144,7 @@ def to_batch_images(
     # Tiles lie in memory as PIL wrote them, colour last: the device turns them, after the copy.
     colour_last = torch.stack([p.tiles.permute(0, 2, 3, 1) for p in prepared])
     stacked = colour_last.to(device, non_blocking=True).permute(0, 1, 4, 2, 3)
-    mean, std = (torch.tensor(v, device=stacked.device).view(3, 1, 1) for v in (spec.mean, spec.std))
+    mean, std = (torch.tensor(v, device=stacked.device).view(3, 1, 1) for v in spec.normalisation)
     return stacked.contiguous().float().div_(255).sub_(mean).div_(std).to(dtype)
 
 

@@ -169,7 +169,7 @@ def resolve(
     Raises:
         UsageError: for an unknown name, or a value that does not fit its field.
         MethodError: for a mistake in a card, a prompt file or a user's class.
-        WeightsError: for an unknown backbone.
+        WeightsError: for an unknown backbone, or a weight file whose normalisation is not known.
     """
     card, variant = parse_spec(spec)
     settings = _plain_settings(settings or {}, backbone)
@@ -190,6 +190,7 @@ def resolve(
         )
     if backbone is not None or "size" in settings:
         _check_size(method)
+    method = _normalised(method)
     card = card.under(layers)
     inductive = override(method, card.inductive, error=MethodError, where=f"{card.path.name} [inductive]: ")
     return Resolved(card, variant, method, inductive, parameters(method))
@@ -299,6 +300,17 @@ def _with_prompts(method: Any, path: Path, spec: str) -> Any:
     return override(
         method, {**lists, **dict.fromkeys(special, lists.get("templates", ()))}, where=f"{path}: "
     )
+
+
+def _normalised(method: Any) -> Any:
+    """Return ``method`` with the mean and deviation of its weights, where it states none of its own."""
+    from ..clip import normalisation
+
+    spec = method.preprocess
+    if spec.mean and spec.std:
+        return method
+    mean, std = normalisation(method.backbone)
+    return replace(method, preprocess=replace(spec, mean=spec.mean or mean, std=spec.std or std))
 
 
 def _check_size(method: Any) -> None:

@@ -1,7 +1,7 @@
 """The zero-shot rule: nothing is tested on images it was trained on; and which checkpoint a run takes.
 
-Content hashes decide, not names: an image counts as seen when the file that is tested is, byte for byte,
-one that was trained on.
+Content hashes decide: an image counts as seen when the file that is tested is, byte for byte, one that was
+trained on.  Where the hashes of a training are not all known, the dataset's id decides too.
 """
 
 from __future__ import annotations
@@ -32,14 +32,19 @@ def content_hashes(data: Dataset) -> dict[str, str]:
     return {sample.key: sha256_of(sample.image) for sample in data.samples if sample.image.is_file()}
 
 
+def trained_by_name(provenance: Provenance, data: Dataset) -> bool:
+    """Tell whether the training's images are not all known, but its dataset is that of ``data``."""
+    return not provenance.complete and provenance.dataset == data.id
+
+
 def marks_of(checkpoint: str | Path, data: Dataset) -> list[str]:
     """Return what a board must say of results on ``data``: seen images, or that it is not known."""
     if not checkpoint:
         return []
     provenance = read_provenance(Path(checkpoint))
-    if not provenance.images:
-        return [UNKNOWN]
-    return [SEEN] if seen_images(provenance, content_hashes(data)) else []
+    if trained_by_name(provenance, data) or _seen(provenance, data):
+        return [SEEN]
+    return [] if provenance.complete else [UNKNOWN]
 
 
 def refuse_seen(checkpoint: str | Path, data: Dataset) -> None:
@@ -49,13 +54,20 @@ def refuse_seen(checkpoint: str | Path, data: Dataset) -> None:
         UsageError: saying how many, and how to test all the same.
     """
     provenance = read_provenance(Path(checkpoint))
-    seen = seen_images(provenance, content_hashes(data)) if provenance.images else set()
-    if seen:
-        raise UsageError(
-            f"{checkpoint}: was trained on {len(seen)} of the {len(data.samples)} images of '{data.id}' "
-            f"(first {min(seen)}), so this is no zero-shot test; choose a checkpoint trained on another "
-            "dataset, or pass --allow-seen, which marks the result"
-        )
+    if seen := _seen(provenance, data):
+        what = f"{len(seen)} of the {len(data.samples)} images of '{data.id}' (first {min(seen)})"
+    elif trained_by_name(provenance, data):
+        what = f"'{data.id}', which of its images is not known"
+    else:
+        return
+    raise UsageError(
+        f"{checkpoint}: was trained on {what}, so this is no zero-shot test; choose a checkpoint trained on "
+        "another dataset, or pass --allow-seen, which marks the result"
+    )
+
+
+def _seen(provenance: Provenance, data: Dataset) -> set[str]:
+    return seen_images(provenance, content_hashes(data)) if provenance.images else set()
 
 
 def checkpoints_for(
@@ -104,6 +116,8 @@ def _newest(folder: Path, method: str, backbone: str, data: Dataset, allow_seen:
         except WeightsError:
             continue
         if provenance.method != method or _backbone(provenance.parameters) not in ("", backbone):
+            continue
+        if trained_by_name(provenance, data) and not allow_seen:
             continue
         hashes = hashes or content_hashes(data)
         if allow_seen or not seen_images(provenance, hashes):

@@ -26,7 +26,7 @@ from ..clip import (
     load_clip,
     save_checkpoint,
 )
-from ..data import load_dataset
+from ..data import survey_dataset
 from ..environment import installed
 from ..errors import DatasetError, UsageError, WeightsError
 from ..files import sha256_of
@@ -52,8 +52,8 @@ def import_checkpoint(
 ) -> tuple[Path, Provenance]:
     """Rewrite authors' ``files`` as a checkpoint of ``method``; returns the file and its provenance.
 
-    ``trained_on`` is the dataset's id; where its images are on this machine (``data`` as in ``run``) their
-    content hashes enter the provenance, else they stay unknown.
+    ``trained_on`` is the dataset's id; the content hashes of those of its images that are on this machine
+    (``data`` as in ``run``) enter the provenance, with the number of the others.
 
     Raises:
         UsageError: for a method without authors' files, or if ``out`` exists.
@@ -79,8 +79,7 @@ def import_checkpoint(
     about = Provenance(
         method=resolved.card.id,
         parameters={key: value for key, value in resolved.parameters.items() if key != "checkpoint"},
-        dataset=trained_on,
-        images=_hashes(trained_on, data),
+        **_trained_on(trained_on, data),
         epoch=epoch if epoch is not None else _epoch(contents, tables[-1].key),
         source=", ".join(f"{path.name} (SHA-256 {sha256_of(path)})" for path in files),
         versions={"zsadbench": installed("zsadbench")},
@@ -192,14 +191,16 @@ def _epoch(contents: Mapping[str, Mapping[str, Any]], key: str) -> int | None:
     return None
 
 
-def _hashes(dataset: str, data: Path | None) -> tuple[str, ...]:
-    """Return the content hashes of the images trained on, where they are on this machine."""
-    if not dataset:
-        return ()
+def _trained_on(spec: str, data: Path | None) -> dict[str, Any]:
+    """Return what is known of the images trained on: the fields ``dataset``, ``images`` and ``unhashed``."""
     try:
-        found = load_dataset(dataset, data)
+        found = survey_dataset(spec, data, allow_missing=True) if spec else None
     except DatasetError:
         if data is not None:
             raise
-        return ()
-    return tuple(sorted({sha256_of(sample.image) for sample in found.samples}))
+        found = None
+    if found is None:
+        return {"dataset": spec}
+    hashes = [sha256_of(sample.image) for sample in found.samples if sample.image.is_file()]
+    whole = max(sum(found.expect.total) if found.expect else 0, len(found.samples))
+    return {"dataset": found.id, "images": tuple(sorted(set(hashes))), "unhashed": whole - len(hashes)}
