@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsadbench.clip import Clip, anchor, ensemble
+from zsadbench.clip import Clip, Text, anchor, ensemble
 from zsadbench.errors import MethodError
 
 # The template list of WinCLIP's compositional ensemble (Jeong et al., 2023).
@@ -61,12 +61,19 @@ class Anchors:
         Raises:
             MethodError: if a category was not prepared.
         """
-        try:
-            return torch.stack([self.table[category] for category in categories])
-        except KeyError as error:
-            raise MethodError(
-                f"category {error} was not prepared; prepared: {', '.join(self.table)}"
-            ) from None
+        check_prepared(categories, self.table)
+        return torch.stack([self.table[category] for category in categories])
+
+
+def check_prepared(categories: Sequence[str], prepared: Collection[str]) -> None:
+    """Refuse a category that was not prepared.
+
+    Raises:
+        MethodError: naming it.
+    """
+    for category in categories:
+        if category not in prepared:
+            raise MethodError(f"category '{category}' was not prepared; prepared: {', '.join(prepared)}")
 
 
 def ensemble_anchors(
@@ -107,3 +114,35 @@ def as_grid(values: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
     """Return patch values (B, N) as grids (B, gh, gw), square unless ``grid`` says otherwise."""
     side = round(values.shape[-1] ** 0.5)
     return torch.unflatten(values, -1, grid or (side, side))
+
+
+def encode_per_image(
+    text: Text, x: Tensor, tokens: Tensor, deep: Mapping[int, Tensor], *, first: int = 0, half: bool = True
+) -> Tensor:
+    """Return the features (B, P, C) of P sentences for each of B images, un-normalised, in one pass.
+
+    ``x`` (B, P, L, W) enters block ``first`` (from 0), ``tokens`` (P, L) tell where a sentence ends, and
+    before a block of ``deep`` its vectors (1 or B, M, W) take the places after the start token.  The pass
+    is narrower than that of B images through the image tower.  Gradients reach ``x`` and ``deep``.
+    """
+    images, sentences = x.shape[:2]
+    x = x.flatten(0, 1)
+    for number in range(first, len(text.blocks)):
+        if number in deep:
+            x = overwrite(x, deep_vectors(deep[number].expand(images, -1, -1), sentences, half))
+        x = text.blocks[number](x)
+    return torch.unflatten(text.pool(x, tokens.repeat(images, 1)), 0, (images, sentences))
+
+
+def deep_vectors(prompts: Tensor, count: int, half: bool) -> Tensor:
+    """Return deep prompts (B, M, W) for ``count`` sentences of each image, (B * count, M, W).
+
+    The cast comes after the expansion: gradients are rounded to float16 per sentence, then summed.
+    """
+    vectors = prompts[:, None].expand(-1, count, -1, -1)
+    return (vectors.half().float() if half else vectors).flatten(0, 1)
+
+
+def overwrite(x: Tensor, vectors: Tensor) -> Tensor:
+    """Return sequences ``x`` (n, L, W) with the positions after the start token replaced by ``vectors``."""
+    return torch.cat([x[:, :1], vectors, x[:, 1 + vectors.shape[1] :]], dim=1)

@@ -15,7 +15,7 @@ from zsadbench.inputs import Backbone, Batch, Preprocess
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
-from ._shared import Anchors, anomaly_probability, as_grid
+from ._shared import Anchors, anomaly_probability, as_grid, encode_per_image, overwrite
 
 PLACEHOLDER = "X"
 
@@ -168,26 +168,8 @@ def encode_prompts(method: AnomalyClip, clip: Clip, learned: Mapping[str, Tensor
     context = torch.cat([learned["ctx_pos"], learned["ctx_neg"]])[:, 0]
     positions = text.module.positional_embedding[1 : 1 + method.context]
     x = overwrite(text.embed(tokens), context + positions)
-    deep = [learned[f"compound_prompts_text.{i}"] for i in range(method.deep_prompts)]
-    for number, block in enumerate(text.blocks):
-        if 1 <= number <= len(deep):
-            x = overwrite(x, deep_vectors(deep[number - 1], len(x), method.half_prompts))
-        x = block(x)
-    return text.pool(x, tokens)
-
-
-def deep_vectors(prompt: Tensor, count: int, half: bool) -> Tensor:
-    """Return a deep prompt for ``count`` sentences.
-
-    The cast comes after the expansion: gradients are rounded to float16 per sentence, then summed.
-    """
-    vectors = prompt.expand(count, -1, -1)
-    return vectors.half().float() if half else vectors
-
-
-def overwrite(x: Tensor, vectors: Tensor) -> Tensor:
-    """Return sequences ``x`` (n, L, W) with the positions after the start token replaced by ``vectors``."""
-    return torch.cat([x[:, :1], vectors, x[:, 1 + vectors.shape[1] :]], dim=1)
+    deep = {i + 1: learned[f"compound_prompts_text.{i}"][None] for i in range(method.deep_prompts)}
+    return encode_per_image(text, x[None], tokens, deep, half=method.half_prompts)[0]
 
 
 def check_fit(method: AnomalyClip, clip: Clip) -> None:

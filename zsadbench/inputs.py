@@ -43,13 +43,13 @@ class Backbone:
     """Which CLIP a method runs on; the input size belongs to ``Preprocess``.
 
     ``activation="auto"`` takes the weights' own (QuickGELU for OpenAI's); ``position`` is the rule
-    that resizes position embeddings for another grid.
+    that resizes position embeddings for another grid (``"bicubic-antialias"`` is open_clip's).
     """
 
     name: str
     weights: str
     activation: Literal["auto", "gelu", "quick_gelu"] = "auto"
-    position: Literal["bicubic-antialias", "bilinear"] = "bicubic-antialias"
+    position: Literal["bicubic-antialias", "bicubic", "bilinear"] = "bicubic-antialias"
 
 
 @dataclass(frozen=True, slots=True)

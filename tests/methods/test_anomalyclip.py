@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods._shared import anomaly_probability, as_grid
+from methods._shared import anomaly_probability, as_grid, deep_vectors
 from methods.anomalyclip import (
     AnomalyClip,
     AnomalyClipObserver,
     checkpoint_shapes,
-    deep_vectors,
     encode_prompts,
 )
 from tests.kit import tiny
@@ -115,12 +114,12 @@ def test_value_stream_may_begin_at_the_first_block(checkpoint: Path) -> None:
 
 
 def test_deep_prompts_are_rounded_once_per_sentence() -> None:
-    prompt = torch.tensor([[1.0006]], requires_grad=True)
+    prompt = torch.tensor([[[1.0006]]], requires_grad=True)
     rounded = deep_vectors(prompt, 2, half=True)
     assert rounded.dtype == torch.float32 and rounded[0].item() == 1.0009765625
     (found,) = torch.autograd.grad(rounded, prompt, torch.tensor([1.0006, 1.0004]).view(2, 1, 1))
     assert found.item() == 1.0009765625 + 1.0
-    assert torch.equal(deep_vectors(prompt, 2, half=False)[1], prompt)
+    assert torch.equal(deep_vectors(prompt, 2, half=False)[1], prompt[0])
 
 
 def test_gradients_reach_what_a_sentence_is_made_of(checkpoint: Path) -> None:

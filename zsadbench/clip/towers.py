@@ -29,7 +29,7 @@ from ..files import digest_of
 from ..inputs import Backbone, Batch
 from .weights import Weights, find_weights
 
-PositionRule = Literal["bicubic-antialias", "bilinear"]
+PositionRule = Literal["bicubic-antialias", "bicubic", "bilinear"]
 
 
 class Block:
@@ -88,10 +88,8 @@ class Vision:
         if grid not in self._positions:
             native = self.module.positional_embedding.detach().float()
             image = torch.unflatten(native[1:], 0, self.native).permute(2, 0, 1)[None]
-            if self.position == "bilinear":
-                resized = F.interpolate(image, grid, mode="bilinear", align_corners=False)
-            else:
-                resized = F.interpolate(image, grid, mode="bicubic", antialias=True, align_corners=False)
+            mode, _, antialias = self.position.partition("-")
+            resized = F.interpolate(image, grid, mode=mode, antialias=bool(antialias), align_corners=False)
             rows = torch.cat([native[:1], resized[0].flatten(1).T])
             self._positions[grid] = rows.to(self.module.positional_embedding.dtype)
         return self._positions[grid]
