@@ -257,13 +257,13 @@ def test_arrays_of_any_make(kind: str) -> None:
 def test_tensors(dtype: torch.dtype) -> None:
     maps, masks = small()
     tensor = torch.from_numpy(np.round(maps * 8)).to(dtype).requires_grad_()
-    wanted = evaluate(np.round(maps * 8), masks, [0, 1, 1], [0.1, 0.5, 0.4])
+    wanted = evaluate(np.round(maps * 8), masks, [0, 1, 1], [0.125, 0.5, 0.375])
     for backend in ("auto", "torch", "numpy"):
         got = evaluate(
             tensor,
             torch.from_numpy(masks),
             torch.tensor([0, 1, 1]),
-            torch.tensor([0.1, 0.5, 0.4]),
+            torch.tensor([0.125, 0.5, 0.375]),
             backend=backend,
         )
         assert got == wanted
@@ -363,7 +363,7 @@ def test_masks_may_be_missing_for_normal_images() -> None:
         evaluate(maps, [None, masks[1], None], [0, 1, 1])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("backend", ["numba", "numpy", "torch"])
 def test_a_map_with_nan_or_infinity_is_named(bad: float, backend: str) -> None:
     maps, masks = small()

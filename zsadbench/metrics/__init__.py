@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, MetricWarning, evaluate
     from .ids import METRIC_VERSION, METRICS
     from .image import image_curve, image_metrics, image_reasons
+    from .inputs import as_real
     from .legacy import (
         LegacyAupro,
         grid_f1,
@@ -64,6 +65,7 @@ __all__ = [
     "PixelMetrics",
     "Placements",
     "Reals",
+    "as_real",
     "bin_edges",
     "bootstrap_p",
     "centred",

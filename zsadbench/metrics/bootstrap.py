@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..errors import MetricError
 from .curve import Curve
 from .inputs import as_labels, as_map, as_mask, as_scores
-from .keys import Keys, to_keys
+from .keys import Keys, from_keys, to_keys
 from .pixel import aupro_id
 from .regions import find_regions
 
@@ -85,7 +85,7 @@ def image_replicates(scores: Any, labels: Any, weights: Reals) -> Replicates:
     if not keys.size:
         raise MetricError("no image score: there is nothing to draw from")
     order = np.argsort(keys, kind="stable")[::-1]
-    start = np.flatnonzero(np.diff(keys[order], prepend=np.int64(1) << 40))
+    start = np.flatnonzero(np.append(True, keys[order][1:] != keys[order][:-1]))
     parts = []
     for chunk in _chunks(weights, keys.size):
         drawn, hit = chunk[:, order], anomalous[order]
@@ -104,7 +104,7 @@ def bin_edges(curve: Curve, bins: int = BINS) -> Keys:
     """
     keys = to_keys(curve.scores)
     if 2 * keys.size <= bins:
-        return np.unique(np.concatenate([keys, keys + np.int32(1)]))
+        return np.unique(np.concatenate([keys, keys + keys.dtype.type(1)]))
     found = np.cumsum(curve.hits)
     wanted = np.linspace(0, curve.anomalous, bins // 2, endpoint=False)
     at = np.searchsorted(found, wanted, side="right")
@@ -112,7 +112,7 @@ def bin_edges(curve: Curve, bins: int = BINS) -> Keys:
         rates = np.geomspace(1e-6, 1, bins // 2)
         at = np.concatenate([at, np.searchsorted(curve.above / curve.normals, rates)])
     chosen = keys[np.minimum(at, keys.size - 1)]
-    return np.unique(np.append(chosen, keys[0] + np.int32(1)))
+    return np.unique(np.append(chosen, keys[0] + keys.dtype.type(1)))
 
 
 class _Row(NamedTuple):
@@ -136,6 +136,7 @@ class PixelHistograms:
         if not edges.size:
             raise MetricError("no anomalous pixel: there is nothing to cut into bins")
         self._edges, self._connectivity = edges, connectivity
+        self._kind = from_keys(edges).dtype
         self._rows: dict[str, _Row] = {}
 
     def add(self, map: Any, mask: Any, image_id: str) -> None:
@@ -147,7 +148,7 @@ class PixelHistograms:
         values, _, _ = as_map(map, where)
         if values.shape != truth.shape:
             raise MetricError(f"{where}: map of size {values.shape} but mask of size {truth.shape}")
-        keys = to_keys(values)
+        keys = to_keys(values.astype(self._kind, copy=False))
         pixels, nothing = self._count(keys.ravel()), np.empty(0)
         if not truth.any():
             self._rows[image_id] = _Row(pixels, nothing, nothing, 0)

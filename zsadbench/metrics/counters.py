@@ -27,7 +27,7 @@ class Counter(Protocol):
     """Counts of the pixels of each group, exact and independent of the order of calls."""
 
     def add(self, values: Any, group: int) -> None:
-        """Count every pixel of a finite float32 map."""
+        """Count every pixel of a finite map."""
         ...
 
     def counts(self, group: int) -> tuple[Counts, Counts]:
@@ -45,7 +45,7 @@ class SortingCounter:
         self._counts: dict[int, Counts] = defaultdict(lambda: np.zeros((2, keys.size), np.int64))
 
     def add(self, values: Any, group: int) -> None:
-        """Count every pixel of a finite float32 map."""
+        """Count every pixel of a finite map."""
         self._waiting[group].append(self._convert(values))
         self._pixels[group] += values.shape[0] * values.shape[1]
         if sum(self._pixels.values()) >= self._chunk:
@@ -103,13 +103,23 @@ def _why_not(name: str) -> ImportError | None:
 
 
 def make_counter(backend: str, keys: Keys) -> Counter:
-    """Return a counter against ``keys``, int32, rising and distinct, at least one."""
-    if backend == "numba":
+    """Return a counter against ``keys``, rising and distinct, at least one.
+
+    Keys of float64 scores are counted by sorting: the compiled counter knows those of float32 alone.
+    """
+    wide = keys.dtype == np.int64
+    if backend == "numba" and not wide:
         from .numba_backend import NumbaCounter
 
         return NumbaCounter(keys)
     if backend == "torch":
         from . import torch_backend
 
-        return SortingCounter(keys, torch_backend.to_keys, torch_backend.tally, chunk=1 << 24)
-    return SortingCounter(keys, lambda values: to_keys(values).ravel(), _tally, chunk=1 << 22)
+        convert = torch_backend.to_wide_keys if wide else torch_backend.to_keys
+        return SortingCounter(keys, convert, torch_backend.tally, chunk=1 << 24)
+    kind: type[np.floating[Any]] = np.float64 if wide else np.float32
+
+    def convert_array(values: Any) -> Keys:
+        return to_keys(np.asarray(values, kind)).ravel()
+
+    return SortingCounter(keys, convert_array, _tally, chunk=1 << 22)

@@ -53,7 +53,8 @@ def evaluate(
     (H, W) of different sizes.  ``masks`` N ground-truth masks of the same sizes, bool or integer, 0 =
     normal; an entry may be None for an image labelled normal.  ``labels`` (N,) 0 or 1, taken from the
     masks if not given; ``scores`` (N,) image scores.  Without ``masks`` the pixel metrics are None,
-    without ``scores`` the image metrics; ``reasons`` says so.  Values are cast to float32.
+    without ``scores`` the image metrics; ``reasons`` says so.  Scores and maps rank in
+    double precision wherever float32 would make equal what differs.
 
     ``limits`` are the AUPRO limits, ``aupimo`` the AUPIMO interval; ``resize="bilinear"`` brings maps
     to the size of their mask; ``backend`` is auto, numba, numpy or torch (same digits).  ``image_ids``

@@ -29,22 +29,36 @@ def to_numpy(values: Any) -> NDArray[Any]:
     return np.asarray(values.cpu().numpy())
 
 
-def as_map(values: Any, where: str, on_device: bool = False) -> tuple[Any, float, float]:
-    """Return one anomaly map as contiguous float32 (H, W) with its lowest and highest score.
+def as_real(values: NDArray[Any]) -> Floats:
+    """Return real numbers as float32 where that keeps every one of them, else as float64."""
+    if values.dtype.kind == "f" and values.dtype.itemsize <= 4:
+        return np.require(values, np.float32, ["C", "ALIGNED"])
+    double = np.require(values, np.float64, ["C", "ALIGNED"])
+    with np.errstate(over="ignore"):
+        single = double.astype(np.float32)
+    return single if np.array_equal(single, double, equal_nan=True) else double
 
-    ``on_device`` keeps (or makes) a tensor, for the torch back end.  Raises :class:`MetricError`
-    for another shape, for no pixel, and for NaN or infinity after the cast to float32.
+
+def as_map(values: Any, where: str, on_device: bool = False) -> tuple[Any, float, float]:
+    """Return one anomaly map as contiguous reals (H, W) with its lowest and highest score.
+
+    It is float32, or float64 where float32 would make equal what differs (a large offset, scores next to
+    one).  ``on_device`` keeps (or makes) a tensor, for the torch back end.  Raises :class:`MetricError`
+    for another shape, for no pixel, and for NaN or infinity.
     """
     if on_device and is_tensor(values):
-        values = values.detach().float()
+        values = values.detach()
+        single = values.float()
+        short = values.is_floating_point() and values.dtype.itemsize <= 4
+        exact = short or bool((single.double() == values.double()).all())
+        values = single if exact else values.double()
         values = values.reshape(_plane(tuple(values.shape), "map", where)).contiguous()
         low, high = (float(bound) for bound in values.aminmax())
     else:
         array = to_numpy(values)
         if array.dtype.kind not in "fiub":
             raise MetricError(f"map of {where} holds {array.dtype}, not real numbers")
-        with np.errstate(over="ignore"):
-            array = np.require(array, np.float32, ["C", "ALIGNED"])
+        array = as_real(array)
         values = array.reshape(_plane(array.shape, "map", where))
         low, high = float(values.min()), float(values.max())
         if on_device:
@@ -53,7 +67,7 @@ def as_map(values: Any, where: str, on_device: bool = False) -> tuple[Any, float
             values = torch.from_numpy(np.require(values, requirements="W"))
     if not np.isfinite(low) or not np.isfinite(high):
         raise MetricError(
-            f"map of {where} holds NaN or infinity (as float32): "
+            f"map of {where} holds NaN or infinity: "
             "no metric can rank such pixels; find the cause, or leave the image out"
         )
     return values, low, high
@@ -78,16 +92,15 @@ def as_mask(values: Any, where: str) -> NDArray[np.bool_]:
     return np.asarray(array > 0)
 
 
-def as_scores(values: Any, names: Sequence[str] | None = None) -> Floats:
-    """Return finite float32 image scores, flat; :class:`MetricError` names the first bad one."""
-    with np.errstate(over="ignore"):
-        scores = to_numpy(values).astype(np.float32).reshape(-1)
+def as_scores(values: Any, names: Sequence[str] | None = None) -> NDArray[np.float64]:
+    """Return finite float64 image scores, flat; :class:`MetricError` names the first bad one."""
+    scores = to_numpy(values).astype(np.float64).reshape(-1)
     bad = np.flatnonzero(~np.isfinite(scores))
     if bad.size:
         first = int(bad[0])
         where = f"position {first}" if names is None else f"image '{names[first]}'"
         raise MetricError(
-            f"image score at {where} is NaN or infinite (as float32), "
+            f"image score at {where} is NaN or infinite, "
             f"one of {bad.size} in {scores.size}: no metric can rank them"
         )
     return scores
@@ -108,7 +121,7 @@ def resize_bilinear(values: Floats, size: tuple[int, int]) -> Floats:
         place = np.clip((np.arange(wanted) + 0.5) * (have / wanted) - 0.5, 0, have - 1)
         left = place.astype(np.int64)
         right = np.minimum(left + 1, have - 1)
-        share = (place - left).astype(np.float32)
+        share = (place - left).astype(values.dtype)
         share = share[:, None] if axis == 0 else share
         values = values.take(left, axis) * (1 - share) + values.take(right, axis) * share
     return values

@@ -163,7 +163,7 @@ def grid_f1(scores: Any, labels: Any, grid: Any = WINCLIP_GRID, *, stretch: bool
     :data:`ADER_GRID`; arrays of any shape.  None without an anomalous item, or where scores to be
     stretched are all equal.
     """
-    values, truth = as_scores(scores), as_labels(labels)
+    values, truth = as_scores(scores).astype(np.float32), as_labels(labels)
     if not truth.any():
         return None
     if stretch:

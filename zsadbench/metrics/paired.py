@@ -108,7 +108,7 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def _share_below(values: Reals | NDArray[np.float32], others: Reals | NDArray[np.float32]) -> Reals:
+def _share_below(values: Reals, others: Reals) -> Reals:
     """Return for each value the share of ``others`` below it, half for equal ones."""
     ranked = np.sort(others)
     doubled = np.searchsorted(ranked, values) + np.searchsorted(ranked, values, side="right")

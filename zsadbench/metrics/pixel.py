@@ -14,7 +14,7 @@ from ..errors import MetricError
 from .counters import Counter, check_backend, choose_backend, make_counter
 from .curve import Curve
 from .inputs import as_map, as_mask, resize_bilinear, to_numpy
-from .keys import Counts, Keys, from_keys, to_keys
+from .keys import Counts, Keys, from_keys, to_keys, widened
 from .regions import find_regions
 from .stores import make_store
 
@@ -30,14 +30,12 @@ class _Image:
     low: float
     peak: float
     regions: int
-    pairs: NDArray[np.uint64]
-    """Per anomalous pixel, its key in the upper and its region's area in the lower 32 bits."""
+    keys: Keys
+    """Per anomalous pixel, the key of its score."""
+    areas: NDArray[np.uint32]
+    """Per anomalous pixel, the area of its region."""
     score: float | None
     label: bool | None
-
-    @property
-    def keys(self) -> Keys:
-        return _unpack(self.pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class PixelMetrics:
     """Accumulates maps and masks of one category and computes every pixel metric from one curve.
 
     Every map is read twice: once for its anomalous pixels, once to count all its pixels against
-    those of all images.  Between the two it waits where ``keep`` says: ``"ram"`` (float32 copies),
+    those of all images.  Between the two it waits where ``keep`` says: ``"ram"`` (copies),
     ``"disk"`` (a temporary file) or ``"source"``, which keeps nothing and calls ``source(image_id)``
     for the map again.  With ``"source"``, maps of normal images are counted at once and never asked
     for again, provided that all anomalous images came first.  No digit of any result depends on the
@@ -89,6 +87,7 @@ class PixelMetrics:
         self._backend, self._resize = backend, resize
         self._store, self._from_source = make_store(keep, source), source is not None
         self._images: dict[str, _Image] = {}
+        self._double = False
         self._uncounted: list[str] = []
         self._positives: _Positives | None = None
         self._counter: Counter | None = None
@@ -110,15 +109,18 @@ class PixelMetrics:
         truth = as_mask(mask, f"image '{image_id}'")
         self._backend = choose_backend(self._backend, map)
         values, low, high = self._read(map, image_id, truth.shape)
-        pairs, regions = np.empty(0, np.uint64), 0
+        keys: Keys = np.empty(0, np.int32)
+        areas, regions = np.empty(0, np.uint32), 0
         if truth.any():
-            box, inside, area, regions = find_regions(truth, self._connectivity)
-            pairs = _pack(_anomalous(values, box, inside), area)
+            box, inside, areas, regions = find_regions(truth, self._connectivity)
+            keys = to_keys(to_numpy(values[box])[inside])
         self._store.put(image_id, values)
-        if regions:
+        double = str(values.dtype).endswith("float64")
+        if regions or double > self._double:
             self._forget_counts()
+        self._double |= double
         shape = truth.shape[0], truth.shape[1]
-        self._images[image_id] = _Image(shape, low, high, regions, pairs, score, label)
+        self._images[image_id] = _Image(shape, low, high, regions, keys, areas, score, label)
         self._curve = self._shares = self._values = None
         if not regions and self._countable_at_once():
             self._count(image_id, values)
@@ -174,7 +176,8 @@ class PixelMetrics:
         aupimo = self._aupimo_by_image()
         rows = []
         for image_id, image in self._images.items():
-            found = float(np.mean(image.keys >= keys[reached - 1])) if reached and image.regions else 0.0
+            own = self._keys(image)
+            found = float(np.mean(own >= keys[reached - 1])) if reached and image.regions else 0.0
             rows.append(
                 {
                     "image_id": image_id,
@@ -182,7 +185,7 @@ class PixelMetrics:
                     "peak": image.peak,
                     "low": image.low,
                     "pixels": math.prod(image.shape),
-                    "anomalous_pixels": image.pairs.size,
+                    "anomalous_pixels": image.keys.size,
                     "regions": image.regions,
                     "found": found if image.regions else None,
                     "aupimo": aupimo.get(image_id),
@@ -241,6 +244,10 @@ class PixelMetrics:
             raise MetricError(f"the source returned another map for image '{image_id}' than before{_SAME}")
         return values
 
+    def _keys(self, image: _Image) -> Keys:
+        """Return the keys of an image's anomalous pixels, of one type for all images."""
+        return widened(image.keys) if self._double else image.keys
+
     def _group(self, image: _Image) -> int:
         """Return the counting group: normal images by their size where AUPIMO needs it, else 0."""
         return 0 if image.regions or not self._aupimo else math.prod(image.shape)
@@ -248,14 +255,14 @@ class PixelMetrics:
     def _gather(self) -> _Positives:
         if self._positives is None:
             images = self._images.values()
-            pairs = np.concatenate([np.empty(0, np.uint64), *(image.pairs for image in images)])
+            keys = np.concatenate([np.empty(0, np.int32), *map(self._keys, images)])
+            areas = np.concatenate([np.empty(0, np.uint32), *(image.areas for image in images)])
             # Sorting by (key, area) makes the sums of weights independent of the order of updates.
-            pairs.sort()
-            keys = _unpack(pairs)
+            keys, areas = _sorted(keys, areas)
             is_new = np.ones(keys.size, np.bool_)
             is_new[1:] = keys[1:] != keys[:-1]
             start = np.flatnonzero(is_new)
-            weights = 1.0 / (pairs & np.uint64(0xFFFFFFFF))
+            weights = 1.0 / areas
             self._positives = _Positives(
                 keys[start],
                 np.diff(start, append=keys.size),
@@ -330,10 +337,10 @@ class PixelMetrics:
         gain = np.log(high / np.clip(rate[first:], low, high)) / math.log(high / low)
         shares: dict[str, float | None] = {}
         for image_id, image in self._images.items():
-            own = image.keys
+            own = self._keys(image)
             own = own[own >= keys[0]] if keys.size else own[:0]
             gained = float(np.sum(gain[np.searchsorted(keys, own)]))
-            shares[image_id] = gained / image.pairs.size if image.regions else None
+            shares[image_id] = gained / image.keys.size if image.regions else None
         return shares
 
 
@@ -342,15 +349,11 @@ def aupro_id(limit: float) -> str:
     return "pixel_aupro" if limit == 0.3 else f"pixel_aupro@{limit:g}"
 
 
-def _anomalous(values: Any, box: tuple[slice, slice], inside: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return the scores of the anomalous pixels of a map, array or tensor, in row order."""
-    return np.asarray(to_numpy(values[box])[inside], np.float32)
-
-
-def _pack(scores: NDArray[np.float32], area: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    keys = to_keys(scores).view(np.uint32) ^ _SIGN
-    return (keys.astype(np.uint64) << np.uint64(32)) | area
-
-
-def _unpack(pairs: NDArray[np.uint64]) -> Keys:
-    return ((pairs >> np.uint64(32)).astype(np.uint32) ^ _SIGN).view(np.int32)
+def _sorted(keys: Keys, areas: NDArray[np.uint32]) -> tuple[Keys, NDArray[np.uint32]]:
+    """Return keys in rising order with their areas, equal keys by area."""
+    if keys.dtype == np.int64:
+        order = np.lexsort((areas, keys))
+        return keys[order], areas[order]
+    pairs = (keys.view(np.uint32) ^ _SIGN).astype(np.uint64) << np.uint64(32) | areas
+    pairs.sort()
+    return ((pairs >> np.uint64(32)).astype(np.uint32) ^ _SIGN).view(np.int32), pairs.astype(np.uint32)

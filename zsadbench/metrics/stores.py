@@ -15,7 +15,7 @@ class Store(Protocol):
     """Maps by image id."""
 
     def put(self, image_id: str, values: Any) -> None:
-        """Keep a float32 map."""
+        """Keep a map."""
         ...
 
     def get(self, image_id: str) -> Any:
@@ -43,19 +43,19 @@ class DiskStore:
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="zsadbench-maps-")  # noqa: SIM115 - lives as long as we do
-        self._places: dict[str, tuple[int, tuple[int, ...]]] = {}
+        self._places: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
 
     def put(self, image_id: str, values: Any) -> None:
         """Append the map to the file."""
         array = values if isinstance(values, np.ndarray) else values.cpu().numpy()
-        self._places[image_id] = self._file.seek(0, 2), array.shape
+        self._places[image_id] = self._file.seek(0, 2), array.shape, array.dtype
         self._file.write(array.tobytes())
 
     def get(self, image_id: str) -> Any:
         """Return the map as a memory-mapped array."""
-        start, shape = self._places[image_id]
+        start, shape, kind = self._places[image_id]
         self._file.flush()
-        return np.memmap(self._file, np.float32, mode="c", offset=start, shape=shape)
+        return np.memmap(self._file, kind, mode="c", offset=start, shape=shape)
 
 
 class SourceStore:

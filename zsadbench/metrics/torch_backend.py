@@ -11,9 +11,15 @@ from .keys import Counts, Keys
 
 
 def to_keys(values: Any) -> Tensor:
-    """Return the int32 keys of a float32 map, array or tensor, flat (the rule of :mod:`.keys`)."""
-    bits = torch.as_tensor(values).contiguous().view(torch.int32).flatten()
-    return torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+    """Return the keys of a float32 or float64 map, array or tensor, flat (the rule of :mod:`.keys`)."""
+    values = torch.as_tensor(values).contiguous()
+    bits = values.view(torch.int64 if values.dtype == torch.float64 else torch.int32).flatten()
+    return torch.where(bits >= 0, bits, -(bits & torch.iinfo(bits.dtype).max))
+
+
+def to_wide_keys(values: Any) -> Tensor:
+    """Return the keys of a map as float64, whatever it is."""
+    return to_keys(torch.as_tensor(values).double())
 
 
 def tally(waiting: list[Tensor], keys: Keys) -> tuple[Counts, Counts]:
