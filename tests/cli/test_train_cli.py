@@ -425,3 +425,25 @@ def test_real_images(method: str, tmp_path: Path, capfd: pytest.CaptureFixture[s
     code, _, err = zsad(capfd, *run, "--out", str(tmp_path / "r"), *CLIP)
     assert code == 0, err
     assert observation(tmp_path / "r")["checkpoint"]["dataset"] == "mtd"
+
+
+def test_a_run_takes_the_backbone_of_its_checkpoint(
+    data: Path, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without --backbone the method's own would be downloaded, only to find that the shapes differ."""
+    run = ["run", "-m", "anomalyclip", "-d", str(data / "goods"), "--checkpoint", str(checkpoint), "-q"]
+    code, _, err = zsad(capfd, *run, "--out", str(tmp_path / "r"), "--workers", "1")
+    assert code == 0, err
+    assert "anomalyclip runs on tiny-l14, which its checkpoint was trained on" in err
+    assert observation(tmp_path / "r")["backbone"]["name"] == "tiny-l14"
+
+
+def test_list(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (checkpoint.parent / "torn.safetensors").write_bytes(b"torn")
+    code, text, _ = zsad(capfd, "checkpoints", "list", str(checkpoint.parent))
+    (checkpoint.parent / "torn.safetensors").unlink()
+    assert code == 0
+    assert f"{checkpoint}\n  anomalyclip, trained on parts, epoch 2, for tiny-l14\n" in text
+    assert "torn.safetensors\n  cannot be used: " in text
+    code, _, err = zsad(capfd, "checkpoints", "list", str(tmp_path / "none"))
+    assert code == 2 and "none: no such folder" in err

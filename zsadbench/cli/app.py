@@ -11,12 +11,13 @@ import typer
 from ..environment import VERSION
 from ..errors import ZsadError
 from . import bench, compare, datasets, demo, methods, predict, report, run, train, weights
+from .options import examples
 
 app = typer.Typer(
     name="zsad",
     help="Benchmark CLIP-based zero-shot anomaly detection: many methods, exact metrics, one board.",
+    epilog=examples("zsad run --method clip --dataset demo", "zsad compare results", "zsad run --help"),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .options import pairs
+from .options import Parameters, examples, grouped, method_ids
 
 if TYPE_CHECKING:
     from ..bench import MethodBench
@@ -16,28 +16,41 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the verb to ``app``."""
-    app.command("bench")(bench)
+    app.command("bench", epilog=examples("zsad bench clip anoclip --input-size 336", "zsad bench metrics"))(
+        bench
+    )
 
 
+@grouped
 def bench(
+    *,
     what: Annotated[
         list[str] | None,
-        typer.Argument(metavar="METHOD...|metrics|loader|train METHOD", help="What to measure."),
+        typer.Argument(
+            metavar="METHOD...|metrics|loader|train METHOD",
+            help="What to measure.",
+            autocompletion=method_ids,
+        ),
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option("--backbone", help="Another CLIP than the method's.")
+        str | None, typer.Option("--backbone", metavar="NAME", help="Another CLIP than the method's.")
     ] = None,
-    weights: Annotated[str, typer.Option("--weights", help="A tag, a file or random.")] = "random",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Set a parameter of every method that has it."),
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="TAG|FILE", help="A tag, a file or random.")
+    ] = "random",
+    parameters: Parameters,
+    images: Annotated[
+        int | None, typer.Option("--images", metavar="N", help="How many images are generated.")
     ] = None,
-    images: Annotated[int | None, typer.Option("--images", help="How many images are generated.")] = None,
-    pixels: Annotated[int | None, typer.Option("--pixels", help="Side of the generated images.")] = None,
-    repeats: Annotated[int, typer.Option("--repeats", help="Interleaved repetitions.")] = 3,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Images per batch.")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda ...")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
+    pixels: Annotated[
+        int | None, typer.Option("--pixels", metavar="PIXELS", help="Side of the generated images.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Interleaved repetitions.")] = 3,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", metavar="N", help="Images per batch.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda ...")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="fp32, bf16 or fp16.")] = "fp32",
 ) -> None:
     """Measure methods, the metrics engine or the image loader on generated data."""
     chosen = what or []
@@ -52,7 +65,7 @@ def bench(
     options = {
         "backbone": backbone,
         "weights": weights,
-        "settings": pairs(settings),
+        "settings": parameters.table(),
         "repeats": repeats,
         "batch_size": batch_size,
         "device": device,

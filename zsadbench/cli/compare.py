@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .options import examples
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -14,29 +16,43 @@ if TYPE_CHECKING:
     from ..records import Record
 
 
+COMPARISONS = (
+    "zsad compare results --by category",
+    "zsad compare results --metric image_auroc --format latex",
+    "zsad compare results --baseline leaderboard.csv --tolerance 0.5",
+)
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb to the application."""
-    app.command("compare")(compare)
+    app.command("compare", epilog=examples(*COMPARISONS))(compare)
 
 
 def compare(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Folders of results, or record.json files. Default: results")
+        list[Path] | None,
+        typer.Argument(
+            metavar="RESULTS...", help="Folders of results, or record.json files. Default: results"
+        ),
     ] = None,
     by: Annotated[
         str | None, typer.Option(metavar="category", help="One row per method and category.")
     ] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="Show this metric; may be given several times.")
+        list[str] | None, typer.Option(metavar="ID", help="Show this metric; may be given several times.")
     ] = None,
     sort: Annotated[str | None, typer.Option(metavar="METRIC", help="Sort by this metric.")] = None,
     formats: Annotated[
         str,
         typer.Option(
-            "--format", help="table, csv, md, latex or json, or a comma list. One alone goes to stdout."
+            "--format",
+            metavar="FORMAT",
+            help="table, csv, md, latex or json, or a comma list. One alone goes to stdout.",
         ),
     ] = "table",
-    out: Annotated[Path | None, typer.Option(help="Folder for the files; default: the first PATH.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the files; default: the first PATH.")
+    ] = None,
     write: Annotated[bool, typer.Option(help="Write leaderboard.csv and leaderboard.md.")] = True,
     published: Annotated[bool, typer.Option(help="Show published numbers beside ours.")] = True,
     merge: Annotated[
@@ -49,9 +65,12 @@ def compare(
         bool,
         typer.Option("--paired", help="Compare every pair of methods on the same images, first - second."),
     ] = False,
-    replicates: Annotated[int, typer.Option(help="Bootstrap draws behind intervals and p-values.")] = 1000,
+    replicates: Annotated[
+        int, typer.Option(metavar="N", help="Bootstrap draws behind intervals and p-values.")
+    ] = 1000,
     baseline: Annotated[
-        Path | None, typer.Option(help="A leaderboard.csv; exit code 1 when a value fell below it.")
+        Path | None,
+        typer.Option(metavar="FILE", help="A leaderboard.csv; exit code 1 when a value fell below it."),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0.0, metavar="POINTS", help="Percent points a value may fall.")

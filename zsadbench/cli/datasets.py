@@ -23,13 +23,23 @@ from ..data import (
 )
 from ..errors import DatasetError
 from ..samples import Dataset, Problem
+from .options import dataset_ids, examples
 
-app = typer.Typer(help="List, show, check, export and describe datasets.", no_args_is_help=False)
+app = typer.Typer(
+    help="List, show, check, export and describe datasets.",
+    no_args_is_help=False,
+    epilog=examples("zsad datasets list", "zsad datasets show mvtec"),
+)
 
-Spec = Annotated[str, typer.Argument(metavar="DATASET", help="An id, a .toml file or a folder.")]
+Spec = Annotated[
+    str,
+    typer.Argument(metavar="DATASET", help="An id, a .toml file or a folder.", autocompletion=dataset_ids),
+]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", help="Folder of the dataset, or one with a folder per id.  [env: ZSAD_DATA]"),
+    typer.Option(
+        "--data", metavar="DIR", help="Folder of the dataset, or one with a folder per id.  [env: ZSAD_DATA]"
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 FollowOutside = Annotated[
@@ -39,10 +49,15 @@ AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Accept list
 
 
 @app.callback(invoke_without_command=True)
-def list_datasets(context: typer.Context) -> None:
+def default(context: typer.Context) -> None:
+    """List, show, check, export and describe datasets; alone it lists them."""
+    if context.invoked_subcommand is None:
+        list_datasets()
+
+
+@app.command("list", epilog=examples("zsad datasets list"))
+def list_datasets() -> None:
     """List the known datasets."""
-    if context.invoked_subcommand is not None:
-        return
     console = Console() if Console().is_terminal else Console(width=400)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("id", no_wrap=True)
@@ -58,7 +73,7 @@ def list_datasets(context: typer.Context) -> None:
     console.print("\nCounts are those of the full test set. More: zsad datasets show ID", markup=False)
 
 
-@app.command()
+@app.command(epilog=examples("zsad datasets show visa"))
 def show(dataset: Spec) -> None:
     """Show what a dataset is and how its folder must look."""
     description = describe(dataset)
@@ -83,11 +98,11 @@ def show(dataset: Spec) -> None:
     console.print(f"\n{description.citation}" if description.citation else "\nNo citation is known.")
 
 
-@app.command()
+@app.command(epilog=examples("zsad datasets check visa --data /data/visa"))
 def check(
     dataset: Spec,
     data: Data = None,
-    split: Annotated[str, typer.Option(help="Which split to check.")] = "test",
+    split: Annotated[str, typer.Option(metavar="NAME", help="Which split to check.")] = "test",
     follow_outside: FollowOutside = False,
     allow_missing: AllowMissing = False,
 ) -> None:
@@ -115,10 +130,10 @@ def check(
         raise typer.Exit(2)
 
 
-@app.command()
+@app.command(epilog=examples("zsad datasets export visa --data /data/visa --meta-json meta.json"))
 def export(
     dataset: Spec,
-    meta_json: Annotated[Path, typer.Option("--meta-json", help="The file to write.")],
+    meta_json: Annotated[Path, typer.Option("--meta-json", metavar="FILE", help="The file to write.")],
     data: Data = None,
     force: Force = False,
 ) -> None:
@@ -133,11 +148,15 @@ def export(
         typer.echo(f"Its paths are relative to {test.root}: put it there before use.")
 
 
-@app.command()
+@app.command(epilog=examples("zsad datasets new photos/ --normal ok"))
 def new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with images of your own.")],
-    out: Annotated[Path | None, typer.Option(help="The file to write.  [default: DIR/<name>.toml]")] = None,
-    normal: Annotated[str, typer.Option(help="Name of the folders that hold normal images.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The file to write.  [default: DIR/<name>.toml]")
+    ] = None,
+    normal: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the folders that hold normal images.")
+    ] = "",
     force: Force = False,
 ) -> None:
     """Write a commented description (.toml) for a folder."""

@@ -7,14 +7,20 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Render the demo data; train the miniature CLIP.", no_args_is_help=True)
+from .options import examples
+
+app = typer.Typer(
+    help="Render the demo data; train the miniature CLIP.",
+    no_args_is_help=True,
+    epilog=examples("zsad demo data --out demo/"),
+)
 
 
-@app.command()
+@app.command(epilog=examples("zsad demo data --out demo/"))
 def data(
-    out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new or empty folder.")],
     aux: Annotated[bool, typer.Option("--aux", help="The auxiliary categories, for training.")] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Same seed, same files.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Same seed, same files.")] = 0,
 ) -> None:
     """Write the demo set as a tree in the layout of MVTec AD."""
     from ..demo import write_demo
@@ -23,16 +29,25 @@ def data(
     print(f"{total} images in {out}")
 
 
-@app.command()
+@app.command(epilog=examples("zsad demo train --out demo.safetensors --seconds 600"))
 def train(
-    out: Annotated[Path, typer.Option("--out", help="The weight file to write (.safetensors).")],
-    images: Annotated[int, typer.Option("--images", min=1, help="Pictures of the first stage.")] = 160_000,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The weight file to write (.safetensors).")
+    ],
+    images: Annotated[
+        int, typer.Option("--images", metavar="N", min=1, help="Pictures of the first stage.")
+    ] = 160_000,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0, help="Stop after this time; go on later with --resume.")
+        float,
+        typer.Option(
+            "--seconds", metavar="S", min=0, help="Stop after this time; go on later with --resume."
+        ),
     ] = float("inf"),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights and pictures.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of weights and pictures.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside OUT.")] = False,
-    every: Annotated[float, typer.Option("--every", help="Seconds between checkpoints.")] = 120.0,
+    every: Annotated[
+        float, typer.Option("--every", metavar="S", help="Seconds between checkpoints.")
+    ] = 120.0,
 ) -> None:
     """Train the miniature CLIP on rendered pictures of the auxiliary categories and their captions."""
     from ..demo import Recipe, report, train
@@ -43,11 +58,13 @@ def train(
     print(f"{out} written" if done else f"{out} written, training not finished: go on with --resume")
 
 
-@app.command()
+@app.command(epilog=examples("zsad demo picture results/demo --out demo.png"))
 def picture(
-    results: Annotated[Path, typer.Argument(help="Folder with records of one dataset.")],
-    out: Annotated[Path, typer.Option("--out", help="The PNG file to write.")],
-    data: Annotated[Path | None, typer.Option("--data", help="Folder of the dataset, if it moved.")] = None,
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder with records of one dataset.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The PNG file to write.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Folder of the dataset, if it moved.")
+    ] = None,
 ) -> None:
     """Write a contact sheet: an image of every category, its mask and the map of every method."""
     from ..demo import contact_sheet

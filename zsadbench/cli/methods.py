@@ -12,12 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from ..method import REFERENCE, Layer, MethodCard, method_cards
-from .options import pairs
+from .options import Parameters, examples, grouped, method_ids
 
 if TYPE_CHECKING:
     from ..method import Check, Resolved
 
-app = typer.Typer(help="List, show and check methods.", no_args_is_help=False)
+app = typer.Typer(
+    help="List, show, check and start methods.",
+    no_args_is_help=False,
+    epilog=examples("zsad methods list", "zsad methods show anoclip"),
+)
 
 WIDE = 120
 SHOWN = 4
@@ -35,7 +39,14 @@ MASKS = {
     "native": "masks at their own size",
 }
 
-Spec = Annotated[str, typer.Argument(metavar="METHOD", help="ID, ID@VARIANT, FILE.py:Class or module:Class.")]
+Spec = Annotated[
+    str,
+    typer.Argument(
+        metavar="METHOD",
+        help="ID, ID@VARIANT, FILE.py:Class or module:Class.",
+        autocompletion=method_ids,
+    ),
+]
 
 
 def _console(width: int = 100) -> Console:
@@ -45,10 +56,15 @@ def _console(width: int = 100) -> Console:
 
 
 @app.callback(invoke_without_command=True)
-def list_methods(context: typer.Context) -> None:
+def default(context: typer.Context) -> None:
+    """List, show, check and start methods; alone it lists them."""
+    if context.invoked_subcommand is None:
+        list_methods()
+
+
+@app.command("list", epilog=examples("zsad methods list"))
+def list_methods() -> None:
     """List the methods that come with the toolkit."""
-    if context.invoked_subcommand is not None:
-        return
     console = _console(160)
     cards = method_cards().values()
     if console.width >= WIDE:
@@ -98,7 +114,7 @@ def _marks(card: MethodCard) -> list[str]:
     return [name for name, on in marks.items() if on]
 
 
-@app.command()
+@app.command(epilog=examples("zsad methods show anoclip", "zsad methods show winclip --full"))
 def show(
     method: Spec,
     full: Annotated[bool, typer.Option("--full", help="Print every prompt of long lists.")] = False,
@@ -224,18 +240,21 @@ def _changes(layer: Layer) -> str:
     return _assignments({**layer.keys, **layer.fields})
 
 
-@app.command()
+@app.command(epilog=examples("zsad methods check mine.py:Mine", "zsad methods check clip --variants"))
+@grouped
 def check(
+    *,
     method: Spec,
     backbone: Annotated[
-        str | None, typer.Option(help="Another CLIP than the miniature stand-in; with --weights.")
+        str | None,
+        typer.Option(metavar="NAME", help="Another CLIP than the miniature stand-in; with --weights."),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Weights of --backbone: a tag, file or random.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Set a parameter; repeatable.")
+    weights: Annotated[
+        str | None, typer.Option(metavar="TAG|FILE", help="Weights of --backbone: a tag, file or random.")
     ] = None,
+    parameters: Parameters,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Checkpoint of a trained method; noise by default.")
+        Path | None, typer.Option(metavar="FILE", help="Checkpoint of a trained method; noise by default.")
     ] = None,
     variants: Annotated[bool, typer.Option("--variants", help="Check every variant too.")] = False,
 ) -> None:
@@ -250,7 +269,7 @@ def check(
     chosen = [method]
     if variants and variant == REFERENCE:
         chosen += [f"{card.id}@{name}" for name in card.variants]
-    given = pairs(settings) | ({"checkpoint": str(checkpoint)} if checkpoint else {})
+    given = parameters.table() | ({"checkpoint": str(checkpoint)} if checkpoint else {})
     console = _console()
     failed = 0
     for spec in chosen:

@@ -18,30 +18,91 @@ CLIP = "CLIP"
 EVALUATION = "Evaluation"
 MACHINE = "Machine"
 
+PROMPTS = (
+    "States and templates of your own: a TOML file with the lists normal, anomalous and templates, {} once "
+    "in each text."
+)
+
 Data = Annotated[
     Path | None,
     typer.Option(
         "--data",
+        metavar="DIR",
         help="The dataset's folder, or one with a folder per id (else ZSAD_DATA).",
         rich_help_panel=DATA,
     ),
 ]
-Categories = Annotated[list[str] | None, typer.Option("--category", help="Only this category; repeatable.")]
+Categories = Annotated[
+    list[str] | None, typer.Option("--category", metavar="NAME", help="Only this category; repeatable.")
+]
 Limit = Annotated[
-    int | None, typer.Option("--limit", help="At most so many images, spread over category and label.")
+    int | None,
+    typer.Option("--limit", metavar="N", help="At most so many images, spread over category and label."),
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Set a parameter of the method; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Set a parameter of the method (in training, of the recipe too); repeatable.",
+    ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...", rich_help_panel=MACHINE)]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 ...", rich_help_panel=MACHINE),
+]
 Workers = Annotated[
-    int | None, typer.Option("--workers", help="Threads that decode ahead.", rich_help_panel=MACHINE)
+    int | None,
+    typer.Option("--workers", metavar="N", help="Threads that decode ahead.", rich_help_panel=MACHINE),
 ]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out files with a problem.", rich_help_panel=DATA)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def _which_size(value: int | None) -> None:
+    if value is not None:
+        raise UsageError(
+            "there are two sizes: --input-size N is the side of the network's input, --size N that of the "
+            "maps and masks that are evaluated (zsad run, zsad score)"
+        )
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters of the method, its input size by a name of its own."""
+
+    settings: Settings = None
+    input_size: Annotated[
+        int | None,
+        typer.Option(
+            "--input-size", metavar="PIXELS", help="Side of the network's input: --set size=PIXELS.", min=1
+        ),
+    ] = None
+    which_size: Annotated[
+        int | None,
+        typer.Option(
+            *("--resolution", "--image-size", "--img-size", "--imgsz", "--img_size"),
+            metavar="PIXELS",
+            hidden=True,
+            callback=_which_size,
+        ),
+    ] = None
+
+    def table(self) -> dict[str, str]:
+        """Return the parameters as names and texts.
+
+        Raises:
+            UsageError: for a text that is no pair, or two different input sizes.
+        """
+        found = pairs(self.settings)
+        if self.input_size is None:
+            return found
+        size = str(self.input_size)
+        if found.setdefault("size", size) != size:
+            raise UsageError(f"--input-size {size} and --set size={found['size']} differ; give one of them")
+        return found
 
 
 @dataclass(frozen=True)
@@ -50,13 +111,22 @@ class Towers:
 
     backbone: Annotated[
         str | None,
-        typer.Option("--backbone", help="Another CLIP: a name of open_clip or a JSON.", rich_help_panel=CLIP),
+        typer.Option(
+            "--backbone",
+            metavar="NAME",
+            help="Another CLIP: a name of open_clip or a JSON.",
+            rich_help_panel=CLIP,
+        ),
     ] = None
     weights: Annotated[
-        str | None, typer.Option("--weights", help="A tag, a file, or random[:SEED].", rich_help_panel=CLIP)
+        str | None,
+        typer.Option(
+            "--weights", metavar="TAG|FILE", help="A tag, a file, or random[:SEED].", rich_help_panel=CLIP
+        ),
     ] = None
     activation: Annotated[
-        str | None, typer.Option("--activation", help="auto, gelu or quick_gelu.", rich_help_panel=CLIP)
+        str | None,
+        typer.Option("--activation", metavar="KIND", help="auto, gelu or quick_gelu.", rich_help_panel=CLIP),
     ] = None
 
 
@@ -68,6 +138,7 @@ class Evaluation:
         str,
         typer.Option(
             "--protocol",
+            metavar="ID",
             help="reference, common-1 or legacy200; overrides make it custom.",
             rich_help_panel=EVALUATION,
         ),
@@ -75,7 +146,10 @@ class Evaluation:
     size: Annotated[
         int | None,
         typer.Option(
-            "--size", help="Evaluate maps and masks at this many pixels.", rich_help_panel=EVALUATION
+            "--size",
+            metavar="PIXELS",
+            help="Evaluate maps and masks at this many pixels.",
+            rich_help_panel=EVALUATION,
         ),
     ] = None
     mask_resize: Annotated[
@@ -91,6 +165,7 @@ class Evaluation:
         list[float] | None,
         typer.Option(
             "--aupro-limit",
+            metavar="RATE",
             help="Also give AUPRO up to this false-positive rate; repeatable.",
             rich_help_panel=EVALUATION,
         ),
@@ -111,15 +186,43 @@ class Machine:
 
     device: Device = "auto"
     dtype: Annotated[
-        str, typer.Option("--dtype", help="fp32, bf16 or fp16 (image tower).", rich_help_panel=MACHINE)
+        str,
+        typer.Option(
+            "--dtype", metavar="DTYPE", help="fp32, bf16 or fp16 (image tower).", rich_help_panel=MACHINE
+        ),
     ] = "fp32"
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size", help="Images per batch; halved when memory runs out.", rich_help_panel=MACHINE
+            "--batch-size",
+            metavar="N",
+            help="Images per batch; halved when memory runs out.",
+            rich_help_panel=MACHINE,
         ),
     ] = None
     workers: Workers = None
+
+
+def method_ids(incomplete: str) -> list[str]:
+    """Return the ids of methods, and of the variants of one, for the shell to complete."""
+    from ..method import method_cards
+
+    cards = method_cards()
+    variants = [f"{card.id}@{name}" for card in cards.values() for name in card.variants]
+    found = [*cards, *(variants if "@" in incomplete else ())]
+    return [name for name in found if name.startswith(incomplete)]
+
+
+def dataset_ids(incomplete: str) -> list[str]:
+    """Return the ids of datasets for the shell to complete."""
+    from ..cards import card_paths
+
+    return [name for name in card_paths("datasets") if name.startswith(incomplete)]
+
+
+def examples(*commands: str) -> str:
+    """Return the end of a help text: what one may type."""
+    return "\n\n".join(("Examples:" if len(commands) > 1 else "Example:", *commands))
 
 
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:

@@ -12,13 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from ..errors import UsageError
-from .options import Machine, Quiet, Settings, Towers, grouped, pairs
+from .options import PROMPTS, Machine, Parameters, Quiet, Towers, examples, grouped, method_ids
 from .run import interruptible
 
 if TYPE_CHECKING:
     from ..views import Prediction, Predictor, Threshold
 
 PARTS = "Parts of an image"
+PREDICTIONS = (
+    'zsad predict photos/ --method anoclip --words "metal nut" --out overlays/',
+    "zsad predict photos/ --threshold threshold.json --out overlays/",
+)
+CALIBRATIONS = (
+    'zsad calibrate --normal good/ --fpr 0.01 -m anoclip --words "metal nut" --out threshold.json',
+)
+INSPECTIONS = (
+    "zsad inspect results/mvtec/anoclip/0123456789ab --key bottle/test/broken_large/000.png --out map.png",
+)
 
 
 @dataclass(frozen=True)
@@ -26,21 +36,28 @@ class Subject:
     """The method, and the words for what it is shown."""
 
     method: Annotated[
-        str | None, typer.Option("--method", "-m", help="A method id, id@variant or FILE.py:Class.")
+        str | None,
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="ID",
+            autocompletion=method_ids,
+            help="A method id, id@variant or FILE.py:Class.",
+        ),
     ] = None
-    words: Annotated[str, typer.Option("--words", help='What is seen, for the prompts: "metal nut".')] = ""
+    words: Annotated[
+        str, typer.Option("--words", metavar="WORDS", help='What is seen, for the prompts: "metal nut".')
+    ] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
     """How the method sees: its parameters, prompts, CLIP, the parts of an image, the machine."""
 
-    settings: Settings = None
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="A TOML file of states and templates.")
-    ] = None
+    parameters: Parameters
+    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help=PROMPTS)] = None
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", help="Checkpoint of a trained method.")
+        Path | None, typer.Option("--checkpoint", metavar="FILE", help="Checkpoint of a trained method.")
     ] = None
     towers: Towers
     tile: Annotated[
@@ -54,7 +71,12 @@ class View:
     ] = None
     overlap: Annotated[
         float,
-        typer.Option("--overlap", help="The part of a tile that neighbours share.", rich_help_panel=PARTS),
+        typer.Option(
+            "--overlap",
+            metavar="PART",
+            help="The part of a tile that neighbours share.",
+            rich_help_panel=PARTS,
+        ),
     ] = 0.25
     roi: Annotated[
         str | None,
@@ -70,20 +92,21 @@ class View:
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to ``app``."""
-    app.command("predict")(predict)
-    app.command("calibrate")(calibrate)
-    app.command("inspect")(inspect)
+    app.command("predict", epilog=examples(*PREDICTIONS))(predict)
+    app.command("calibrate", epilog=examples(*CALIBRATIONS))(calibrate)
+    app.command("inspect", epilog=examples(*INSPECTIONS))(inspect)
 
 
 @grouped
 def predict(
     *,
     paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="PATH...", help="Image files, or folders of them.")
+        list[Path] | None, typer.Argument(metavar="FILE|DIR...", help="Image files, or folders of them.")
     ] = None,
     subject: Subject,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write an overlay of each image into this folder.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Write an overlay of each image into this folder."),
     ] = None,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON; - prints them.")
@@ -94,7 +117,9 @@ def predict(
     ] = None,
     threshold: Annotated[
         Path | None,
-        typer.Option("--threshold", help="A file of zsad calibrate: say OK or NG; any NG exits with 1."),
+        typer.Option(
+            "--threshold", metavar="FILE", help="A file of zsad calibrate: say OK or NG; any NG exits with 1."
+        ),
     ] = None,
     view: View,
     quiet: Quiet = False,
@@ -135,14 +160,16 @@ def calibrate(
     *,
     normal: Annotated[
         list[Path] | None,
-        typer.Option("--normal", metavar="PATH", help="A folder of normal images, or a file; repeatable."),
+        typer.Option(
+            "--normal", metavar="FILE|DIR", help="A folder of normal images, or a file; repeatable."
+        ),
     ] = None,
     fpr: Annotated[
-        float, typer.Option("--fpr", help="The part of normal images that may be called NG.")
+        float, typer.Option("--fpr", metavar="RATE", help="The part of normal images that may be called NG.")
     ] = 0.01,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the threshold goes.")] = Path(
-        "threshold.json"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="Where the threshold goes.")
+    ] = Path("threshold.json"),
     force: Annotated[
         bool, typer.Option("--force", help="Accept fewer images than the rate needs (1 / FPR).")
     ] = False,
@@ -179,12 +206,18 @@ def calibrate(
 
 def inspect(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder: results/...")],
-    key: Annotated[str | None, typer.Option("--key", help="The image: its path below the dataset.")] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="KEY", help="The image: its path below the dataset.")
+    ] = None,
     protocol: Annotated[
-        str | None, typer.Option("--protocol", help="Whose scores to show, where the run has several.")
+        str | None,
+        typer.Option("--protocol", metavar="ID", help="Whose scores to show, where the run has several."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write a picture of the map: a .png or a folder.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE|DIR", help="Write a picture of the map: a .png or a folder."
+        ),
     ] = None,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write the answer as JSON; - prints it.")
@@ -212,7 +245,7 @@ def _predictor(subject: Subject, view: View) -> Predictor:
         subject.method,
         subject.words,
         roi=parse_roi(view.roi) if view.roi else None,
-        settings=pairs(view.settings),
+        settings=view.parameters.table(),
         prompts=view.prompts,
         checkpoint=view.checkpoint,
         tile=view.tile,

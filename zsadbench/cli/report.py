@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import UsageError
-from .options import Quiet, grouped
+from .options import Quiet, dataset_ids, examples, grouped, method_ids
 
 if TYPE_CHECKING:
     from ..boards import Board
@@ -21,10 +21,12 @@ Results = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", help="Where the datasets lie now; default: where they lay when observed."),
+    typer.Option(
+        "--data", metavar="DIR", help="Where the datasets lie now; default: where they lay when observed."
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .pdf, .png or .svg.")]
-Category = Annotated[str | None, typer.Option("--category", help="The category to show.")]
+Category = Annotated[str | None, typer.Option("--category", metavar="NAME", help="The category to show.")]
 Intervals = Annotated[
     bool, typer.Option("--intervals", help="Add 95 % intervals over images; pixel metrics take a while.")
 ]
@@ -35,31 +37,48 @@ class Choice:
     """Which rows of which board a figure shows."""
 
     method: Annotated[
-        list[str] | None, typer.Option("--method", "-m", help="Only this method, in this order; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="ID",
+            autocompletion=method_ids,
+            help="Only this method, in this order; repeatable.",
+        ),
     ] = None
-    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Only this dataset.")] = None
-    protocol: Annotated[str | None, typer.Option("--protocol", help="Only this protocol.")] = None
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", "-d", metavar="ID", autocompletion=dataset_ids, help="Only this dataset."),
+    ] = None
+    protocol: Annotated[str | None, typer.Option("--protocol", metavar="ID", help="Only this protocol.")] = (
+        None
+    )
 
 
 figure = typer.Typer(
     name="figure",
     help="Figures for papers, from the records of one dataset and protocol.",
     no_args_is_help=True,
+    epilog=examples("zsad figure bars results --out bars.pdf"),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to ``app``."""
-    app.command("report")(report)
+    app.command("report", epilog=examples("zsad report results --out report/ --intervals"))(report)
     app.add_typer(figure, name="figure")
 
 
 def report(
     paths: Results = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path("report"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the report.")] = Path(
+        "report"
+    ),
     data: Data = None,
-    gallery: Annotated[int, typer.Option("--gallery", min=0, help="Images in each gallery.")] = 8,
+    gallery: Annotated[
+        int, typer.Option("--gallery", metavar="N", min=0, help="Images in each gallery.")
+    ] = 8,
     intervals: Intervals = False,
     quiet: Quiet = False,
 ) -> None:
@@ -81,7 +100,7 @@ def report(
     typer.echo(done.index)
 
 
-@figure.command("qualitative")
+@figure.command("qualitative", epilog=examples("zsad figure qualitative results --out maps.pdf --rows 4"))
 @grouped
 def qualitative(
     *,
@@ -91,7 +110,9 @@ def qualitative(
         list[str] | None, typer.Option("--keys", "-k", metavar="KEY", help="Show this image; repeatable.")
     ] = None,
     category: Category = None,
-    rows: Annotated[int, typer.Option("--rows", min=1, help="Images where no --keys are given.")] = 6,
+    rows: Annotated[
+        int, typer.Option("--rows", metavar="N", min=1, help="Images where no --keys are given.")
+    ] = 6,
     choice: Choice,
     data: Data = None,
 ) -> None:
@@ -104,7 +125,7 @@ def qualitative(
     typer.echo(out)
 
 
-@figure.command("curves")
+@figure.command("curves", epilog=examples("zsad figure curves results --out curves.pdf --category bottle"))
 @grouped
 def curves(
     *,
@@ -112,7 +133,8 @@ def curves(
     paths: Results = None,
     category: Category = None,
     kind: Annotated[
-        list[str] | None, typer.Option("--kind", help="image-roc, image-pr, pixel-roc, pixel-pr, pixel-pro.")
+        list[str] | None,
+        typer.Option("--kind", metavar="KIND", help="image-roc, image-pr, pixel-roc, pixel-pr, pixel-pro."),
     ] = None,
     choice: Choice,
     data: Data = None,
@@ -126,14 +148,14 @@ def curves(
     typer.echo(out)
 
 
-@figure.command("bars")
+@figure.command("bars", epilog=examples("zsad figure bars results --out bars.pdf --metric image_auroc"))
 @grouped
 def bars(
     *,
     out: Out,
     paths: Results = None,
     metric: Annotated[
-        list[str] | None, typer.Option("--metric", help="Show this metric; repeatable.")
+        list[str] | None, typer.Option("--metric", metavar="ID", help="Show this metric; repeatable.")
     ] = None,
     category: Category = None,
     choice: Choice,

@@ -16,17 +16,22 @@ import typer
 from ..errors import UsageError
 from .options import (
     DATA,
+    PROMPTS,
     Categories,
     Data,
     Evaluation,
     Limit,
     Machine,
+    Parameters,
     Quiet,
     Settings,
     SkipBad,
     Towers,
     Workers,
+    dataset_ids,
+    examples,
     grouped,
+    method_ids,
     pairs,
 )
 
@@ -34,12 +39,21 @@ if TYPE_CHECKING:
     from ..records import Record
 
 TEXT = "Prompts"
+RUNS = (
+    "zsad run --method clip --dataset demo",
+    "zsad run -m winclip -m anoclip -d mvtec --data /data/mvtec --protocol common-1",
+    "zsad run -m anoclip -d path/to/folder --input-size 448",
+)
+SCORES = (
+    "zsad score results/mvtec/anoclip/0123456789ab --protocol common-1",
+    "zsad score --maps maps/ --dataset mvtec --name mine --scores scores.csv",
+)
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to ``app``."""
-    app.command("run")(run)
-    app.command("score")(score)
+    app.command("run", epilog=examples(*RUNS))(run)
+    app.command("score", epilog=examples(*SCORES))(score)
 
 
 @grouped
@@ -47,21 +61,39 @@ def run(
     *,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", "-m", help="A method id, id@variant, FILE.py:Class or 'all'; repeatable."),
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="ID",
+            autocompletion=method_ids,
+            help="A method id, id@variant, FILE.py:Class or 'all'; repeatable.",
+        ),
     ] = None,
     dataset: Annotated[
         list[str] | None,
-        typer.Option("--dataset", "-d", help="A dataset id, a description (.toml) or a folder; repeatable."),
+        typer.Option(
+            "--dataset",
+            "-d",
+            metavar="ID",
+            autocompletion=dataset_ids,
+            help="A dataset id, a description (.toml) or a folder; repeatable.",
+        ),
     ] = None,
     data: Data = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where records go.")] = Path("results"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where records go.")] = Path(
+        "results"
+    ),
     category: Categories = None,
     limit: Limit = None,
-    settings: Settings = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="Runs of a method with chance in it.")] = 1,
+    parameters: Parameters,
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", help="Runs of a method with chance in it.")
+    ] = 1,
     checkpoint: Annotated[
         list[Path] | None,
-        typer.Option("--checkpoint", help="Checkpoint of a trained method; repeatable, a row for each."),
+        typer.Option(
+            "--checkpoint", metavar="FILE", help="Checkpoint of a trained method; repeatable, a row for each."
+        ),
     ] = None,
     allow_seen: Annotated[
         bool, typer.Option("--allow-seen", help="Test on images trained on too; marks the result.")
@@ -70,7 +102,10 @@ def run(
     wording: Annotated[
         str,
         typer.Option(
-            "--wording", help="How categories are worded: method, key, spaced or words.", rich_help_panel=TEXT
+            "--wording",
+            metavar="RULE",
+            help="How categories are worded: method, key, spaced or words.",
+            rich_help_panel=TEXT,
         ),
     ] = "method",
     words: Annotated[
@@ -81,7 +116,7 @@ def run(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", help="A TOML file of states and templates.", rich_help_panel=TEXT),
+        typer.Option("--prompts", metavar="FILE", help=PROMPTS, rich_help_panel=TEXT),
     ] = None,
     evaluation: Evaluation,
     machine: Machine,
@@ -111,7 +146,7 @@ def run(
         wording=wording,
         words=pairs(words, "--words CATEGORY=TEXT"),
         prompts=prompts,
-        settings=pairs(settings),
+        settings=parameters.table(),
         limit=limit,
         categories=tuple(category) if category else None,
         seeds=seeds,
@@ -150,22 +185,34 @@ def score(
     ] = None,
     maps: Annotated[
         Path | None,
-        typer.Option("--maps", help="Score foreign maps: files named after the sample keys."),
+        typer.Option("--maps", metavar="DIR", help="Score foreign maps: files named after the sample keys."),
     ] = None,
     scores: Annotated[
         Path | None,
-        typer.Option("--scores", help="Image scores of the foreign maps: a csv with key,score."),
+        typer.Option(
+            "--scores", metavar="FILE", help="Image scores of the foreign maps: a csv with key,score."
+        ),
     ] = None,
-    name: Annotated[str, typer.Option("--name", help="The foreign method's name on boards.")] = "foreign",
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="The foreign method's name on boards.")
+    ] = "foreign",
     dataset: Annotated[
-        str | None, typer.Option("--dataset", "-d", help="The dataset of the foreign maps.")
+        str | None,
+        typer.Option(
+            "--dataset",
+            "-d",
+            metavar="ID",
+            autocompletion=dataset_ids,
+            help="The dataset of the foreign maps.",
+        ),
     ] = None,
     data: Data = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where records of foreign maps go.")] = Path(
-        "results"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Where records of foreign maps go.")
+    ] = Path("results"),
     category: Annotated[
-        list[str] | None, typer.Option("--category", help="Foreign maps: only this category; repeatable.")
+        list[str] | None,
+        typer.Option("--category", metavar="NAME", help="Foreign maps: only this category; repeatable."),
     ] = None,
     settings: Settings = None,
     evaluation: Evaluation,

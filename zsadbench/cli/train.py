@@ -11,7 +11,22 @@ import typer
 
 from ..cards import card_paths
 from ..errors import UsageError, suggest
-from .options import MACHINE, Categories, Data, Device, Limit, Quiet, SkipBad, Towers, Workers, grouped, pairs
+from .options import (
+    MACHINE,
+    Categories,
+    Data,
+    Device,
+    Limit,
+    Parameters,
+    Quiet,
+    SkipBad,
+    Towers,
+    Workers,
+    dataset_ids,
+    examples,
+    grouped,
+    method_ids,
+)
 from .run import interruptible
 
 if TYPE_CHECKING:
@@ -21,36 +36,49 @@ RECIPE = "Recipe (else the authors')"
 SHOWN = 4
 """Entries of a list that `show` prints."""
 
+TRAININGS = (
+    "zsad train --method anomalyclip --dataset visa --out anomalyclip.safetensors",
+    "zsad train -m aa-clip -d visa --shots 64 --set text_epochs=3 --out aa.safetensors",
+)
+
 checkpoints = typer.Typer(
-    help="Show checkpoints, and convert those of a method's authors.", no_args_is_help=True
+    help="List and show checkpoints, and convert those of a method's authors.",
+    no_args_is_help=True,
+    epilog=examples("zsad checkpoints list checkpoints/"),
 )
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to ``app``."""
-    app.command("train")(train)
+    app.command("train", epilog=examples(*TRAININGS))(train)
     app.add_typer(checkpoints, name="checkpoints")
-
-
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="NAME=VALUE", help="Set a number of the recipe or of the method; repeatable."
-    ),
-]
 
 
 @grouped
 def train(
     *,
     method: Annotated[
-        str | None, typer.Option("--method", "-m", help="A trained method: an id, or id@variant.")
+        str | None,
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="ID",
+            autocompletion=method_ids,
+            help="A trained method: an id, or id@variant.",
+        ),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option("--dataset", "-d", help="What to train on: an id, a .toml or a folder.")
+        str | None,
+        typer.Option(
+            "--dataset",
+            "-d",
+            metavar="ID",
+            autocompletion=dataset_ids,
+            help="What to train on: an id, a .toml or a folder.",
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The checkpoint, a .safetensors file.")
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="The checkpoint, a .safetensors file.")
     ] = None,
     data: Data = None,
     category: Categories = None,
@@ -58,28 +86,41 @@ def train(
     shots: Annotated[
         int | None,
         typer.Option(
-            "--shots", help="So many images per category, half of them normal.", rich_help_panel=RECIPE
+            "--shots",
+            metavar="N",
+            help="So many images per category, half of them normal.",
+            rich_help_panel=RECIPE,
         ),
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option("--epochs", help="Epochs (AA-CLIP: of its image side).", rich_help_panel=RECIPE),
+        typer.Option(
+            "--epochs", metavar="N", help="Epochs (AA-CLIP: of its image side).", rich_help_panel=RECIPE
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Start values, order, augmentation.", rich_help_panel=RECIPE)
+        int | None,
+        typer.Option(
+            "--seed", metavar="N", help="Start values, order, augmentation.", rich_help_panel=RECIPE
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Images per step.", rich_help_panel=RECIPE)
+        int | None, typer.Option("--batch-size", metavar="N", help="Images per step.", rich_help_panel=RECIPE)
     ] = None,
-    settings: Settings = None,
+    parameters: Parameters,
     towers: Towers,
     device: Device = "auto",
     memory: Annotated[
         float,
-        typer.Option("--memory", help="GiB of frozen features kept in memory.", rich_help_panel=MACHINE),
+        typer.Option(
+            "--memory", metavar="GIB", help="GiB of frozen features kept in memory.", rich_help_panel=MACHINE
+        ),
     ] = 4.0,
     disk: Annotated[
-        float, typer.Option("--disk", help="GiB of them kept in a file otherwise.", rich_help_panel=MACHINE)
+        float,
+        typer.Option(
+            "--disk", metavar="GIB", help="GiB of them kept in a file otherwise.", rich_help_panel=MACHINE
+        ),
     ] = 64.0,
     workers: Workers = None,
     skip_bad: SkipBad = False,
@@ -88,7 +129,7 @@ def train(
     """Train a method on an auxiliary dataset; repeated after an interruption it goes on."""
     if not method or dataset is None or out is None:
         raise UsageError("zsad train needs --method METHOD --dataset DATASET --out FILE.safetensors")
-    given = pairs(settings)
+    given = parameters.table()
     from ..training import TrainRequest, execute
 
     request = TrainRequest(
@@ -114,7 +155,26 @@ def train(
         print(file)
 
 
-@checkpoints.command()
+@checkpoints.command("list", epilog=examples("zsad checkpoints list checkpoints/"))
+def list_checkpoints(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="A folder; else that of ZSAD_CHECKPOINTS.")
+    ] = None,
+) -> None:
+    """List the checkpoints in a folder and below: method, training set, epoch and backbone."""
+    from ..run import held_checkpoints
+
+    for file, about in held_checkpoints(folder).items():
+        typer.echo(file)
+        if isinstance(about, str):
+            typer.echo(f"  cannot be used: {about}")
+            continue
+        epoch = "" if about.epoch is None else f", epoch {about.epoch}"
+        backbone = about.backbone or "an unknown backbone"
+        typer.echo(f"  {about.method}, trained on {about.dataset or 'unknown images'}{epoch}, for {backbone}")
+
+
+@checkpoints.command(epilog=examples("zsad checkpoints show anomalyclip.safetensors"))
 def show(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints of zsadbench.")],
 ) -> None:
@@ -128,7 +188,10 @@ def show(
             typer.echo(f"{name:<14}{_text(value)}")
 
 
-@checkpoints.command("import")
+@checkpoints.command(
+    "import",
+    epilog=examples("zsad checkpoints import epoch_15.pth --method anomalyclip --trained-on visa"),
+)
 @grouped
 def import_(
     *,
@@ -136,25 +199,39 @@ def import_(
         list[Path], typer.Argument(metavar="FILE...", help="The authors' .pth (AA-CLIP: both files).")
     ],
     method: Annotated[
-        str | None, typer.Option("--method", "-m", help="The method they belong to: an id, or id@variant.")
+        str | None,
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="ID",
+            autocompletion=method_ids,
+            help="The method they belong to: an id, or id@variant.",
+        ),
     ] = None,
     trained_on: Annotated[
-        str, typer.Option("--trained-on", help="The dataset they were trained on (an id).")
+        str,
+        typer.Option(
+            "--trained-on",
+            metavar="ID",
+            autocompletion=dataset_ids,
+            help="The dataset they were trained on (an id).",
+        ),
     ] = "",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The new file (else beside the first one).")
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="The new file (else beside the first one)."),
     ] = None,
     epoch: Annotated[
-        int | None, typer.Option("--epoch", help="The epoch, where the file does not say.")
+        int | None, typer.Option("--epoch", metavar="N", help="The epoch, where the file does not say.")
     ] = None,
     data: Data = None,
-    settings: Settings = None,
+    parameters: Parameters,
     towers: Towers,
 ) -> None:
     """Convert the authors' checkpoint: read as data, every key and shape checked."""
     if not method:
         raise UsageError("name the method the files belong to: --method METHOD; see: zsad methods")
-    given = pairs(settings)
+    given = parameters.table()
     from ..training import import_checkpoint
 
     path, about = import_checkpoint(

@@ -6,12 +6,18 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Fetch, check and list CLIP weights.", no_args_is_help=True)
+from .options import examples
+
+app = typer.Typer(
+    help="Fetch, check and list CLIP weights.",
+    no_args_is_help=True,
+    epilog=examples("zsad weights list ViT-L"),
+)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A backbone, as `zsad weights list` prints it.")]
 
 
-@app.command()
+@app.command(epilog=examples("zsad weights prefetch ViT-L-14-336 openai"))
 def prefetch(
     name: Name, tag: Annotated[str, typer.Argument(metavar="TAG", help="Published weights of the backbone.")]
 ) -> None:
@@ -21,11 +27,11 @@ def prefetch(
     typer.echo(f"{name}/{tag}: {fetch(name, tag)}")
 
 
-@app.command()
+@app.command(epilog=examples("zsad weights verify ViT-L-14-336 ViT-L-14-336px.pt"))
 def verify(
     name: Name,
     weights: Annotated[str, typer.Argument(metavar="TAG|FILE", help="Published weights, or a file.")],
-    activation: Annotated[str, typer.Option(help="auto, gelu or quick_gelu.")] = "auto",
+    activation: Annotated[str, typer.Option(metavar="KIND", help="auto, gelu or quick_gelu.")] = "auto",
 ) -> None:
     """Check weights: SHA-256 where one is published, then every tensor's name and shape."""
     from ..clip import verify as check
@@ -35,7 +41,7 @@ def verify(
     typer.echo(f"{'fits':<12}{name}")
 
 
-@app.command("list")
+@app.command("list", epilog=examples("zsad weights list ViT-L"))
 def list_backbones(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only backbones whose name has this.")] = "",
 ) -> None:

@@ -51,6 +51,19 @@ class Provenance:
         """Whether every image that was trained on is known by its hash."""
         return bool(self.images) and not self.unhashed
 
+    @property
+    def towers(self) -> Mapping[str, Any]:
+        """The CLIP it was trained on: ``name``, ``weights`` and more; empty where unknown."""
+        backbone = self.parameters.get("backbone")
+        if isinstance(backbone, str):
+            return {"name": backbone}
+        return backbone if isinstance(backbone, Mapping) else {}
+
+    @property
+    def backbone(self) -> str:
+        """The name of the backbone it was trained on; empty where unknown."""
+        return str(self.towers.get("name") or "")
+
 
 @dataclass(frozen=True)
 class AuthorTable:
@@ -100,9 +113,10 @@ def load_checkpoint(path: str | Path, method: str, shapes: Shapes) -> dict[str, 
     with _opened(path) as file:
         held = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         if differences := compare_shapes(held, shapes):
+            own = f" ({provenance.backbone})" if provenance.backbone else ""
             raise WeightsError(
                 f"{path}: does not fit '{method}' on this backbone: {differences}; choose the backbone it "
-                f"was trained on{_backbone_of(provenance)} with --backbone, or another checkpoint"
+                f"was trained on{own} with --backbone, or another checkpoint"
             )
         tensors = {key: file.get_tensor(key) for key in shapes}
     return {key: _sound(path, key, value) for key, value in tensors.items()}
@@ -189,12 +203,6 @@ def _sound(path: Path, key: str, value: Tensor) -> Tensor:
     if not bool(torch.isfinite(value).all()):
         raise WeightsError(f"{path}: {key} holds infinite or undefined numbers; train again")
     return value.float()
-
-
-def _backbone_of(provenance: Provenance) -> str:
-    backbone = provenance.parameters.get("backbone")
-    name = backbone.get("name") if isinstance(backbone, Mapping) else backbone
-    return f" ({name})" if isinstance(name, str) and name else ""
 
 
 @contextmanager

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .foreign import score_maps, score_maps_record
     from .jobs import Request, find_samples
     from .run import execute, run
+    from .zeroshot import held_checkpoints, trained_on
 
 __all__ = [
     "DTYPES",
@@ -24,11 +25,13 @@ __all__ = [
     "Task",
     "execute",
     "find_samples",
+    "held_checkpoints",
     "is_out_of_memory",
     "observe",
     "pick_device",
     "run",
     "score_maps",
     "score_maps_record",
+    "trained_on",
 ]
 room(__name__)

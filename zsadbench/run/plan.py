@@ -9,7 +9,7 @@ from ..errors import MethodError, UsageError, ZsadError, suggest
 from ..method import Resolved, method_cards, parse_spec, places, resolve
 from ..samples import Dataset
 from .jobs import Job, Request, list_samples, make_job, usable
-from .zeroshot import FOLDER, checkpoints_for, refuse_seen
+from .zeroshot import FOLDER, checkpoints_for, refuse_seen, trained_on
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,29 @@ def _plan(chosen: Sequence[str], everything: bool, spec: str, request: Request) 
     data, left_out, warnings = usable(listed, request, specs)
     jobs = [make_job(item, seed, spec, data, left_out, request) for item, seed in resolved]
     jobs = list({job.run_dir: job for job in jobs}.values())
-    notes = [f"{data.id}: {note}" for note in (*data.notes, *warnings)] + _choices(jobs, request)
+    asked = data.backbone_or(request.backbone)
+    notes = [f"{data.id}: {note}" for note in (*data.notes, *warnings)] + _choices(jobs, request, asked)
     for job in jobs:
         job.task.plan(data.samples)
     return Plan(data, tuple(jobs), skipped, tuple(notes))
 
 
-def _choices(jobs: Sequence[Job], request: Request) -> list[str]:
-    """Return which checkpoints were chosen where the user gave none."""
-    return [
+def _choices(jobs: Sequence[Job], request: Request, asked: str | None) -> list[str]:
+    """Return which checkpoints, and which CLIP for one, were chosen where the user named none."""
+    trained = [job for job in jobs if job.observation["checkpoint"]]
+    named = request.checkpoints or "checkpoint" in request.settings
+    notes = [
         f"{job.task.name} uses {job.resolved.parameters['checkpoint']}, the newest that fits in {FOLDER}"
-        for job in jobs
-        if job.observation["checkpoint"] and not request.checkpoints and "checkpoint" not in request.settings
+        for job in trained
+        if not named
     ]
+    if asked is None:
+        notes += [
+            f"{job.task.name} runs on {name}, which its checkpoint was trained on"
+            for job in trained
+            if not job.resolved.card.backbone.startswith(f"{(name := job.resolved.method.backbone.name)}/")
+        ]
+    return notes
 
 
 def _chosen(specs: Sequence[str]) -> list[str]:
@@ -139,15 +149,17 @@ def _resolve(
         for name, value in request.settings.items()
         if name not in at_scoring and (name in known or not several)
     }
+    towers = {"backbone": dataset.backbone_or(request.backbone)}
+    if towers["backbone"] is None and extra.get("checkpoint"):
+        towers |= trained_on(extra["checkpoint"], plain.method.backbone.name)
+    given = {"weights": request.weights, "activation": request.activation}
     return resolve(
         spec,
         dataset=dataset.id,
         domain=dataset.domain,
-        backbone=dataset.backbone_or(request.backbone),
-        weights=request.weights,
-        activation=request.activation,
         prompts=request.prompts,
         settings=settings | dict(extra),
+        **towers | {name: value for name, value in given.items() if value is not None},
     )
 
 

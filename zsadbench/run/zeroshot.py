@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..clip import Provenance, load_checkpoint, read_provenance
 from ..errors import UsageError, WeightsError
@@ -94,8 +93,8 @@ def checkpoints_for(
     if trained and not own:
         given = ", ".join(f"{file} is of '{name}'" for file, name in trained.items())
         raise WeightsError(f"no checkpoint of '{method}' was given: {given}; pass one of its own")
-    if not own and (folder := environ.get(FOLDER)):
-        own = _newest(Path(folder), method, backbone, data, allow_seen)
+    if not own and environ.get(FOLDER):
+        own = _newest(method, backbone, data, allow_seen, environ)
     if not own:
         load_checkpoint("", method, {})  # says how to come by one
     if not allow_seen:
@@ -104,31 +103,69 @@ def checkpoints_for(
     return own
 
 
-def _newest(folder: Path, method: str, backbone: str, data: Dataset, allow_seen: bool) -> list[Path]:
-    if not folder.is_dir():
+def trained_on(checkpoint: str | Path, backbone: str) -> dict[str, str]:
+    """Return the options that choose the CLIP a checkpoint was trained on; none where that is ``backbone``.
+
+    They are ``backbone``, ``weights`` and ``activation``, as far as they are known.
+
+    Raises:
+        UsageError: if its backbone or weights were a file, which only the user can name.
+    """
+    provenance = read_provenance(Path(checkpoint))
+    if provenance.backbone in ("", backbone):
+        return {}
+    keys = {"backbone": "name", "weights": "weights", "activation": "activation"}
+    options = {option: str(provenance.towers.get(key) or "") for option, key in keys.items()}
+    if Path(options["backbone"]).suffix or Path(options["weights"]).suffix:
         raise UsageError(
-            f"{FOLDER}={folder}: no such folder; correct the variable, or pass --checkpoint FILE"
+            f"{checkpoint}: was trained on {Path(options['backbone']).name} with the weights "
+            f"{Path(options['weights']).name}, not on {backbone}; name both with --backbone and --weights, "
+            "or pass another checkpoint"
         )
-    hashes: dict[str, str] = {}
-    for file in _by_age(folder.rglob("*.safetensors")):
+    return {option: value for option, value in options.items() if value}
+
+
+def held_checkpoints(
+    folder: Path | None = None, environ: Mapping[str, str] = os.environ
+) -> dict[Path, Provenance | str]:
+    """Return the checkpoints below ``folder``, else ``ZSAD_CHECKPOINTS``, newest first, with provenance.
+
+    A file that cannot be used has the reason in place of a provenance.
+
+    Raises:
+        UsageError: if no folder is named, or it does not exist.
+    """
+    chosen = folder or (Path(environ[FOLDER]) if environ.get(FOLDER) else None)
+    if chosen is None:
+        raise UsageError(f"name a folder of checkpoints, or set {FOLDER} to one")
+    if not chosen.is_dir():
+        where = f"{folder}" if folder else f"{FOLDER}={chosen}"
+        raise UsageError(f"{where}: no such folder; correct it, or name a file with --checkpoint FILE")
+    found: dict[Path, Provenance | str] = {}
+    for file in _by_age(chosen.rglob("*.safetensors")):
         try:
-            provenance = read_provenance(file)
-        except WeightsError:
+            found[file] = read_provenance(file)
+        except WeightsError as error:
+            found[file] = str(error)
+    return found
+
+
+def _newest(
+    method: str, backbone: str, data: Dataset, allow_seen: bool, environ: Mapping[str, str]
+) -> list[Path]:
+    hashes: dict[str, str] = {}
+    for file, provenance in held_checkpoints(environ=environ).items():
+        if isinstance(provenance, str) or provenance.method != method:
             continue
-        if provenance.method != method or _backbone(provenance.parameters) not in ("", backbone):
+        if provenance.backbone not in ("", backbone):
             continue
-        if trained_by_name(provenance, data) and not allow_seen:
-            continue
+        if allow_seen:
+            return [file]
         hashes = hashes or content_hashes(data)
-        if allow_seen or not seen_images(provenance, hashes):
+        if not (trained_by_name(provenance, data) or seen_images(provenance, hashes)):
             return [file]
     return []
 
 
 def _by_age(files: Iterable[Path]) -> list[Path]:
     return sorted(files, key=lambda file: (file.stat().st_mtime_ns, str(file)), reverse=True)
-
-
-def _backbone(parameters: Mapping[str, Any]) -> str:
-    backbone = parameters.get("backbone")
-    return str(backbone.get("name", "")) if isinstance(backbone, Mapping) else ""

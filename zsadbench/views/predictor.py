@@ -25,7 +25,7 @@ from ..files import sha256_of
 from ..images import Loaded, decode, preprocess, stream
 from ..method import Resolved, resolve
 from ..records import EvidenceStore, Slice, select_rows
-from ..run import DTYPES, Encoder, Task, pick_device
+from ..run import DTYPES, Encoder, Task, pick_device, trained_on
 from ..samples import Sample
 from ..scoring import EvidenceMaps
 from .overlay import Scale, resized
@@ -258,14 +258,12 @@ def _resolved(setup: Setup) -> Resolved:
         MethodError: if a trained method has no checkpoint, or scores of one image alone do not exist.
     """
     chosen = {"checkpoint": str(setup.checkpoint)} if setup.checkpoint else {}
-    resolved = resolve(
-        setup.method,
-        backbone=setup.backbone,
-        weights=setup.weights,
-        activation=setup.activation,
-        prompts=setup.prompts,
-        settings={**setup.settings, **chosen},
-    )
+    towers: dict[str, str] = {}
+    if setup.backbone is None and setup.checkpoint:
+        towers = trained_on(setup.checkpoint, resolve(setup.method).method.backbone.name)
+    given = {name: getattr(setup, name) for name in ("backbone", "weights", "activation")}
+    towers |= {name: value for name, value in given.items() if value is not None}
+    resolved = resolve(setup.method, prompts=setup.prompts, settings={**setup.settings, **chosen}, **towers)
     if resolved.needs_checkpoint:
         load_checkpoint("", resolved.card.id, {})  # says how to come by one
     if resolved.card.transductive and not resolved.card.inductive:
