@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,4 +39,4 @@ def batch(inputs: Tensor, categories: list[str]) -> Batch:
 
 def draw(name: str, shape: tuple[int, ...], std: float, mean: float = 0.0, salt: str = "golden") -> Tensor:
     """Return float32 normal noise seeded by ``salt`` and ``name`` alone."""
-    return torch.from_numpy(tiny_clip.draw(name, shape, std, mean, salt))
+    return torch.from_numpy(np.asarray(tiny_clip.draw(name, shape, std, mean, salt)))

@@ -29,11 +29,12 @@ from zsadbench.errors import DatasetError, MethodError, RecordError, UsageError
 from zsadbench.files import sha256_of
 from zsadbench.inputs import Preprocess
 from zsadbench.method.registry import recipe_of, resolve
-from zsadbench.training.data import Mosaic, TrainingSet, few_shot
+from zsadbench.training.data import TrainingSet, few_shot
 from zsadbench.training.feeder import CacheBounds, FeatureCache
 from zsadbench.training.losses import dice, focal, segmentation, two_way
 from zsadbench.training.run import Trained, epoch_file, train
 from zsadbench.training.stages import Stage
+from zsadbench.training.variations import Mosaic
 
 # A recipe in a user's file: the brightness from which a pixel counts as anomalous.
 PLAN = """
@@ -282,7 +283,7 @@ def test_attention_of_the_frozen_features() -> None:
 
 
 def training_set(folder: Path, size: int = 42) -> TrainingSet:
-    return TrainingSet(load_dataset(str(folder)), Preprocess(size), "nearest")
+    return TrainingSet((load_dataset(str(folder)),), Preprocess(size), "nearest")
 
 
 def test_few_shots(folder: Path) -> None:

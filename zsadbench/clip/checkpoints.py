@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,15 +25,16 @@ from ..files import write_atomic
 Shapes = Mapping[str, tuple[int, ...]]
 
 _HEADER = "provenance"
+_AND = " + "
 
 
 @dataclass(frozen=True)
 class Provenance:
     """Where a checkpoint comes from.
 
-    ``dataset`` is the id of the auxiliary dataset and ``images`` the content hashes of the images that
-    were trained on; both are empty where unknown.  ``unhashed`` counts the images of the dataset that an
-    import did not find, so that their hashes are unknown; ``source`` names the file it was made from.
+    ``dataset`` is the id of the auxiliary dataset, or several ids (`joined`), and ``images`` the content
+    hashes of the images that were trained on; both are empty where unknown.  ``unhashed`` counts the images
+    that an import did not find, so that their hashes are unknown; ``source`` names the file it was made from.
     """
 
     method: str
@@ -45,6 +46,11 @@ class Provenance:
     source: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     unhashed: int = 0
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The ids of the datasets that were trained on."""
+        return tuple(self.dataset.split(_AND)) if self.dataset else ()
 
     @property
     def complete(self) -> bool:
@@ -65,13 +71,19 @@ class Provenance:
         return str(self.towers.get("name") or "")
 
 
+def joined(datasets: Iterable[str]) -> str:
+    """Return the ids of several datasets as one text, which ``Provenance.datasets`` takes apart."""
+    return _AND.join(datasets)
+
+
 @dataclass(frozen=True)
 class AuthorTable:
     """One state dict of the authors' files.
 
-    It stands under ``key``; ``shapes`` has every entry it must hold, ``learned`` our name of each one
-    that is kept, ``fixed`` the values of entries that are not learned, and ``embedded`` the token ids of
-    entries that hold CLIP's embeddings.
+    It stands under ``key``, or at the top of the file where that is empty; ``shapes`` has every entry it
+    must hold, ``learned`` our name of each one that is kept, ``fixed`` the values of entries that are not
+    learned, and ``embedded`` the token ids of entries that hold CLIP's embeddings.  With ``surplus`` there
+    may be more entries, which are not read.
     """
 
     key: str
@@ -79,6 +91,7 @@ class AuthorTable:
     learned: Mapping[str, str]
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
     embedded: Mapping[str, Tensor] = field(default_factory=dict)
+    surplus: bool = False
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], provenance: Provenance) -> None:

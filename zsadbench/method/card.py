@@ -23,7 +23,8 @@ MASK_RESIZES = ("bilinear50", "nearest", "native")
 WORDINGS = ("key", "spaced", "words")
 REFERENCE = "reference"
 
-_IDENTITY = ("format", "id", "title", "version", "entry", "recipe", "paper", "code", "bibtex")
+_OPTIONAL_TEXTS = ("paper", "code", "bibtex", "backbone", "miniature")
+_IDENTITY = ("format", "id", "title", "version", "entry", "recipe", "paper", "code", "bibtex", "miniature")
 _DISPLAYED = ("backbone", "size")  # at the top only to be listed; in every other table they are fields
 _TABLES = ("reference", "scaling", "training", "variants")
 _FLAGS = ("trained", "transductive", "order_dependent", "takes_tiles")
@@ -95,6 +96,8 @@ class MethodCard:
     bibtex: str = ""
     backbone: str = ""
     size: int = 0
+    miniature: str = ""
+    """The miniature CLIP its contract is tested on, where that of its patch size does not fit."""
     trained: bool = False
     transductive: bool = False
     order_dependent: bool = False
@@ -182,7 +185,7 @@ def read_method_card(path: Path) -> MethodCard:
 def _identity(card: Card, data: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {
         **{name: card.take(data, name, str, None).strip() for name in ("id", "title", "entry")},
-        **{name: card.take(data, name, str, "").strip() for name in ("paper", "code", "bibtex", "backbone")},
+        **{name: card.take(data, name, str, "").strip() for name in _OPTIONAL_TEXTS},
         "size": card.take(data, "size", int, 0),
     }
     values["version"] = card.take(data, "version", int, None)

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..clip import Clip, Provenance, layers_and_patch, save_checkpoint
-from ..inputs import Backbone, Batch
+from ..clip import SECOND_MINIATURE, Clip, Provenance, layers_and_patch, save_checkpoint
+from ..inputs import Backbone, Batch, second_towers
 from .protocol import Evidence, Method
 from .registry import Resolved, resolve
 from .settings import override
@@ -32,9 +32,11 @@ Load = Callable[[Backbone, torch.dtype], Clip]
 
 def miniature(spec: str, **options: Any) -> Resolved:
     """Resolve ``spec`` on the miniature CLIP with its backbone's patch, at 5 or 6 patches a side."""
-    patch = layers_and_patch(resolve(spec, **options).method.backbone.name)[1]
-    name, size = ("tiny-l14", 84) if patch == 14 else ("tiny-b16p", 80)
-    settings = {"size": size, **(options.pop("settings", None) or {})}
+    plain = resolve(spec, **options)
+    patch = layers_and_patch(plain.method.backbone.name)[1]
+    name, size = (plain.card.miniature or "tiny-l14", 84) if patch == 14 else ("tiny-b16p", 80)
+    towers = dict.fromkeys(second_towers(plain.method), SECOND_MINIATURE)
+    settings = {"size": size, **towers, **(options.pop("settings", None) or {})}
     return resolve(spec, **options, backbone=name, weights="random", settings=settings)
 
 
@@ -59,7 +61,7 @@ def with_checkpoint(resolved: Resolved, clip: Clip) -> Iterator[Resolved]:
 def _noise(name: str, shape: tuple[int, ...]) -> Tensor:
     rng = np.random.RandomState(zlib.crc32(name.encode()))
     std = max(1, shape[-1] if shape else 1) ** -0.5
-    return torch.from_numpy((std * rng.standard_normal(shape)).astype(np.float32))
+    return torch.from_numpy(np.asarray(std * rng.standard_normal(shape), np.float32))
 
 
 class Bench:

@@ -12,16 +12,18 @@ from ..surface import room
 
 if TYPE_CHECKING:
     from .authors import import_checkpoint
-    from .data import Example, Mosaic, TrainingSet
+    from .data import Example, TrainingSet
     from .feeder import Feeder
     from .inert import MODULE, TENSOR
     from .losses import dice, focal, segmentation, total, two_way
     from .run import TrainRequest, execute, make_stages, resolve_training, train
     from .stages import Features, Stage, Truth, leaves
+    from .variations import Augmented, Mosaic
 
 __all__ = [
     "MODULE",
     "TENSOR",
+    "Augmented",
     "Example",
     "Features",
     "Feeder",

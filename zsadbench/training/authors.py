@@ -23,10 +23,11 @@ from ..clip import (
     Vision,
     compare_shapes,
     find_weights,
+    joined,
     load_clip,
     save_checkpoint,
 )
-from ..data import survey_dataset
+from ..data import describe, survey_dataset
 from ..environment import installed
 from ..errors import DatasetError, UsageError, WeightsError
 from ..files import sha256_of
@@ -41,7 +42,7 @@ def import_checkpoint(
     files: Sequence[Path],
     method: str,
     *,
-    trained_on: str = "",
+    trained_on: str | Sequence[str] = (),
     out: Path | None = None,
     epoch: int | None = None,
     data: Path | None = None,
@@ -52,8 +53,8 @@ def import_checkpoint(
 ) -> tuple[Path, Provenance]:
     """Rewrite authors' ``files`` as a checkpoint of ``method``; returns the file and its provenance.
 
-    ``trained_on`` is the dataset's id; the content hashes of those of its images that are on this machine
-    (``data`` as in ``run``) enter the provenance, with the number of the others.
+    ``trained_on`` is the dataset's id, or several; the content hashes of those of their images that are on
+    this machine (``data`` as in ``run``) enter the provenance, with the number of the others.
 
     Raises:
         UsageError: for a method without authors' files, or if ``out`` exists.
@@ -65,7 +66,9 @@ def import_checkpoint(
     out = out or files[0].with_suffix(".safetensors")
     if out.exists():
         raise UsageError(f"{out}: exists already; choose another name with --out")
-    recipe = recipe_of(resolved, trained_on)
+    datasets = [trained_on] if isinstance(trained_on, str) else trained_on
+    datasets = [name for name in datasets if name]
+    recipe = recipe_of(resolved, *datasets[:1] or [""])
     if not hasattr(recipe, "author_tables"):
         raise UsageError(f"'{resolved.id}' has no published checkpoints to import")
     tables = recipe.author_tables(resolved.method, outline(resolved.method.backbone))
@@ -79,7 +82,7 @@ def import_checkpoint(
     about = Provenance(
         method=resolved.card.id,
         parameters={key: value for key, value in resolved.parameters.items() if key != "checkpoint"},
-        **_trained_on(trained_on, data),
+        **_trained_on(datasets, data),
         epoch=epoch if epoch is not None else _epoch(contents, tables[-1].key),
         source=", ".join(f"{path.name} (SHA-256 {sha256_of(path)})" for path in files),
         versions={"zsadbench": installed("zsadbench")},
@@ -128,7 +131,7 @@ def outline(backbone: Backbone) -> Any:
 
 def _taken(table: AuthorTable, contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
     """Return the learned tensors of one table under our names."""
-    holders = [path for path, content in contents.items() if table.key in content]
+    holders = [path for path, content in contents.items() if _holds(content, table)]
     if len(holders) != 1:
         found = ", ".join(sorted({key for content in contents.values() for key in map(str, content)}))
         raise WeightsError(
@@ -136,10 +139,12 @@ def _taken(table: AuthorTable, contents: Mapping[str, Mapping[str, Any]]) -> dic
             f"{found[:200]}); give the files of that method, all of them"
         )
     path = holders[0]
-    state = contents[path][table.key]
+    state = contents[path][table.key] if table.key else _loose(contents[path])
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: '{table.key}' holds something else than tensors")
     state = {str(key).removeprefix("module."): value for key, value in state.items()}
+    if table.surplus:
+        state = {key: value for key, value in state.items() if key in table.shapes}
     if differences := compare_shapes({key: tuple(v.shape) for key, v in state.items()}, table.shapes):
         raise WeightsError(
             f"{path}: '{table.key}' does not fit: {differences}; give the backbone it was trained on with "
@@ -153,6 +158,15 @@ def _taken(table: AuthorTable, contents: Mapping[str, Mapping[str, Any]]) -> dic
         if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
             raise WeightsError(f"{path}: {name} holds something else than finite real numbers")
     return {name: value.float().clone() for name, value in kept.items()}  # some files share memory
+
+
+def _holds(content: Mapping[str, Any], table: AuthorTable) -> bool:
+    return table.key in content if table.key else bool(_loose(content))
+
+
+def _loose(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors that stand at the top of a file, beside its tables."""
+    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
 
 
 def _check_embeddings(
@@ -191,16 +205,33 @@ def _epoch(contents: Mapping[str, Mapping[str, Any]], key: str) -> int | None:
     return None
 
 
-def _trained_on(spec: str, data: Path | None) -> dict[str, Any]:
+def _trained_on(specs: Sequence[str], data: Path | None) -> dict[str, Any]:
     """Return what is known of the images trained on: the fields ``dataset``, ``images`` and ``unhashed``."""
+    found = [_known_images(spec, data) for spec in specs]
+    return {
+        "dataset": joined(name for name, _, _ in found),
+        "images": tuple(sorted({digest for _, hashes, _ in found for digest in hashes})),
+        "unhashed": sum(others for _, _, others in found),
+    }
+
+
+def _known_images(spec: str, data: Path | None) -> tuple[str, list[str], int]:
+    """Return a dataset's id, the hashes of its images on this machine, and how many others there are."""
     try:
-        found = survey_dataset(spec, data, allow_missing=True) if spec else None
+        found = survey_dataset(spec, data, allow_missing=True)
     except DatasetError:
         if data is not None:
             raise
-        found = None
-    if found is None:
-        return {"dataset": spec}
+        return spec, [], _expected(spec)
     hashes = [sha256_of(sample.image) for sample in found.samples if sample.image.is_file()]
     whole = max(sum(found.expect.total) if found.expect else 0, len(found.samples))
-    return {"dataset": found.id, "images": tuple(sorted(set(hashes))), "unhashed": whole - len(hashes)}
+    return found.id, hashes, whole - len(hashes)
+
+
+def _expected(spec: str) -> int:
+    """Return how many images a dataset has; 1 where that is not known."""
+    try:
+        expect = describe(spec).expect
+    except DatasetError:
+        return 1
+    return sum(expect.total) if expect else 1

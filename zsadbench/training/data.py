@@ -1,10 +1,13 @@
-"""What training reads: images with masks, their variations, and few-shot choices."""
+"""What training reads: images with masks, and few-shot choices."""
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +20,6 @@ from ..images import MaskRule, decode, mask_at, preprocess, to_batch_images
 from ..inputs import Preprocess
 from ..samples import Dataset, Sample
 
-if TYPE_CHECKING:
-    pass
-
 
 class Example(NamedTuple):
     """One image as it is learned from: ``image`` (3, S, S) normalised, ``mask`` (S, S) bool."""
@@ -30,16 +30,26 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Samples of a dataset with the rules that turn them into examples."""
+    """Samples of one dataset or several, with the rules that turn them into examples."""
 
-    dataset: Dataset
+    datasets: tuple[Dataset, ...]
     spec: Preprocess
     mask_rule: MaskRule
 
-    @property
+    @cached_property
     def samples(self) -> tuple[Sample, ...]:
-        """The images to learn from."""
-        return self.dataset.samples
+        """The images to learn from, dataset after dataset, their categories told apart."""
+        several = len(self.datasets) > 1
+        return tuple(
+            replace(sample, category=category_of(data, sample.category, several))
+            for data in self.datasets
+            for sample in data.samples
+        )
+
+    def dataset_of(self, index: int) -> Dataset:
+        """Return the dataset that a sample is of."""
+        ends = list(accumulate(len(data.samples) for data in self.datasets))
+        return self.datasets[bisect(ends, index)]
 
     def image(self, index: int) -> Image.Image:
         """Return the decoded image of a sample."""
@@ -47,12 +57,13 @@ class TrainingSet:
 
     def mask(self, index: int, size: tuple[int, int] | None) -> NDArray[np.bool_]:
         """Return the mask of a sample at ``size``, or at the image's own."""
+        data = self.dataset_of(index)
         return mask_at(
             self.samples[index],
             size,
             self.mask_rule if size else "native",
-            positive=self.dataset.mask_positive,
-            mismatch="nearest" if self.dataset.mask_mismatch == "nearest" else "error",
+            positive=data.mask_positive,
+            mismatch="nearest" if data.mask_mismatch == "nearest" else "error",
         )
 
     def input(self, image: Image.Image, name: str) -> Tensor:
@@ -65,44 +76,21 @@ class TrainingSet:
         mask = torch.from_numpy(self.mask(index, (side, side)))
         return Example(self.input(self.image(index), self.samples[index].key), mask)
 
+    def changed(self, index: int, image: Image.Image, mask: NDArray[np.bool_]) -> Example:
+        """Return what a sample was changed into, a picture with its mask of the same size."""
+        small = Image.fromarray(mask.astype(np.uint8) * 255).resize(
+            (self.spec.size, self.spec.size), Image.Resampling.BILINEAR
+        )
+        return Example(self.input(image, self.samples[index].key), torch.from_numpy(np.array(small) > 127))
+
 
 Variation = Callable[[TrainingSet, int, np.random.Generator], Example | None]
 """Returns another example in the place of a sample, or nothing to take the sample as it is."""
 
 
-@dataclass(frozen=True)
-class Mosaic:
-    """Replaces a ``share`` of the samples by 2 x 2 mosaics of their category (APRIL-GAN).
-
-    Each tile is drawn by its kind of defect first (normal is a kind), then by the file; all tiles have the
-    size of the first.
-    """
-
-    share: float
-
-    def __call__(self, data: TrainingSet, index: int, rng: np.random.Generator) -> Example | None:
-        """Return a mosaic, or nothing."""
-        if rng.random() >= self.share:
-            return None
-        tiles = [self._draw(data, data.samples[index].category, rng) for _ in range(4)]
-        width, height = (first := data.image(tiles[0])).size
-        image = Image.new("RGB", (2 * width, 2 * height))
-        mask = Image.new("L", (2 * width, 2 * height))
-        for place, tile in enumerate(tiles):
-            corner = (place % 2 * width, place // 2 * height)
-            image.paste((data.image(tile) if place else first).convert("RGB"), corner)
-            mask.paste(Image.fromarray(data.mask(tile, None).astype(np.uint8) * 255), corner)
-        small = mask.resize((data.spec.size, data.spec.size), Image.Resampling.BILINEAR)
-        return Example(data.input(image, data.samples[index].key), torch.from_numpy(np.array(small) > 127))
-
-    @staticmethod
-    def _draw(data: TrainingSet, category: str, rng: np.random.Generator) -> int:
-        kinds: dict[tuple[bool, str], list[int]] = {}
-        for number, sample in enumerate(data.samples):
-            if sample.category == category:
-                kinds.setdefault((sample.anomalous, sample.specie), []).append(number)
-        own = kinds[sorted(kinds)[rng.integers(len(kinds))]]
-        return own[rng.integers(len(own))]
+def category_of(data: Dataset, category: str, several: bool) -> str:
+    """Return what a category is called in training: beside other datasets with its dataset's id."""
+    return f"{data.id}/{category}" if several else category
 
 
 def require_masks(dataset: Dataset) -> None:
