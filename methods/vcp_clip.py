@@ -16,7 +16,7 @@ from zsadbench.inputs import Backbone, Batch, Preprocess
 from zsadbench.maps import smooth
 from zsadbench.method import Evidence
 
-from ._shared import as_grid
+from ._shared import as_grid, check_prepared
 from .clip_ad import inner_layers, layer_maps, linear_features, linear_layers
 
 PLACEHOLDER = "X"
@@ -85,9 +85,7 @@ class VcpClipObserver:
 
     def observe(self, batch: Batch) -> Evidence:
         """Make the texts of each image, then compare its patches with them in both spaces."""
-        for category in set(batch.categories) - self.categories:
-            known = ", ".join(sorted(self.categories))
-            raise MethodError(f"category '{category}' was not prepared; prepared: {known}")
+        check_prepared(batch.categories, self.categories)
         vision = self.clip.vision
         trace, grid = vision.trace(batch), vision.grid(batch.images)
         patches = patch_tokens(self.method, self.clip, trace)
