@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +50,23 @@ class Backbone:
     weights: str
     activation: Literal["auto", "gelu", "quick_gelu"] = "auto"
     position: Literal["bicubic-antialias", "bicubic", "bilinear"] = "bicubic-antialias"
+
+
+@dataclass(frozen=True, slots=True)
+class SecondTower:
+    """A second frozen image tower beside CLIP's: one of timm's DINOv2 and its weights.
+
+    ``weights`` is timm's tag, a file (timm's or that of the authors' hub), or ``random[:SEED]``.
+    """
+
+    name: str
+    weights: str
+
+
+def second_towers(method: Any) -> dict[str, SecondTower]:
+    """Return the fields of ``method`` that declare a second tower, by their names."""
+    values = {field.name: getattr(method, field.name) for field in fields(method)}
+    return {name: value for name, value in values.items() if isinstance(value, SecondTower)}
 
 
 @dataclass(frozen=True, slots=True)

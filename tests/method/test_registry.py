@@ -26,7 +26,7 @@ from zsadbench.method.registry import (
     resolve,
     wordings,
 )
-from zsadbench.method.settings import override, parameters
+from zsadbench.method.settings import flattened, override, parameters
 
 BACKBONE, PREPROCESS = Backbone("tiny-l14", "random"), Preprocess(84)
 
@@ -129,11 +129,9 @@ class TestShippedCards:
     def test_parameters_restore_the_method(self, name: str) -> None:
         for variant in ("reference", *method_cards()[name].variants):
             found = resolve(f"{name}@{variant}", backbone="tiny-l14", weights="random:2")
-            flat = json.loads(json.dumps(found.parameters))
-            flat |= flat.pop("preprocess")
-            backbone = flat.pop("backbone")
-            flat |= {"backbone": backbone.pop("name"), **backbone}
-            assert override(resolve(name).method, flat) == found.method
+            plain = resolve(name).method
+            flat = flattened(plain, json.loads(json.dumps(found.parameters)))
+            assert override(plain, flat) == found.method
 
     @pytest.mark.parametrize("name", method_cards())
     def test_every_method_runs_on_another_depth(self, name: str) -> None:

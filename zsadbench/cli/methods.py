@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..method import REFERENCE, Layer, MethodCard, method_cards
+from ..method import REFERENCE, Layer, MethodCard, flattened, method_cards
 from .options import Parameters, examples, grouped, method_ids
 
 if TYPE_CHECKING:
@@ -188,7 +188,8 @@ def _size(size: int | str) -> str:
 
 
 def _parameters(found: Resolved, full: bool) -> list[tuple[str, str]]:
-    own = {k: v for k, v in found.parameters.items() if k not in ("backbone", "preprocess")}
+    shown = {key: value for key, value in found.parameters.items() if key not in ("backbone", "preprocess")}
+    own = flattened(found.method, shown)
     return [(name, _value(value, full)) for name, value in own.items()] or [("", "none of its own")]
 
 

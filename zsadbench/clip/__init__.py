@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Provenance,
         compare_shapes,
         describe,
+        joined,
         load_checkpoint,
         read_provenance,
         save_checkpoint,
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from .downloads import fetch, tags
     from .normalisation import normalisation
     from .prompts import anchor, encode, ensemble, read_prompts
+    from .second import SECOND_MINIATURE, Second, SecondWeights, find_seconds
     from .tokens import PrunedTokenizer
-    from .towers import Block, Clip, Text, Trace, Vision, load_clip
+    from .towers import Block, Clip, Correlation, Text, Trace, Vision, load_clip
     from .weights import (
         Weights,
         architectures,
@@ -36,11 +38,15 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "SECOND_MINIATURE",
     "AuthorTable",
     "Block",
     "Clip",
+    "Correlation",
     "Provenance",
     "PrunedTokenizer",
+    "Second",
+    "SecondWeights",
     "Text",
     "Trace",
     "Vision",
@@ -52,7 +58,9 @@ __all__ = [
     "encode",
     "ensemble",
     "fetch",
+    "find_seconds",
     "find_weights",
+    "joined",
     "layers_and_patch",
     "load_checkpoint",
     "load_clip",

@@ -51,13 +51,21 @@ def fetch(name: str, tag: str) -> Path:
     Raises:
         WeightsError: naming the file to fetch on another machine when the download fails.
     """
-    published = entry(name, tag)
+    return obtain(entry(name, tag), f"{name}/{tag}", "--weights FILE")
+
+
+def obtain(published: dict[str, Any], what: str, option: str) -> Path:
+    """Return the file of ``published`` (``hub``, ``url``), downloading it on first use.
+
+    Raises:
+        WeightsError: naming ``what`` could not be downloaded, and the ``option`` that takes a file.
+    """
     try:
         return _from_hub(published["hub"]) if published["hub"] else _from_url(published["url"])
     except Exception as error:
         raise WeightsError(
-            f"weights {name}/{tag} are not on this machine and could not be downloaded ({_reason(error)}); "
-            f"fetch {_whereabouts(published)} elsewhere and pass it with --weights FILE"
+            f"weights {what} are not on this machine and could not be downloaded ({_reason(error)}); "
+            f"fetch {_whereabouts(published)} elsewhere and pass it with {option}"
         ) from error
 
 

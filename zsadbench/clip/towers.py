@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from functools import reduce
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +27,13 @@ from torch import Tensor
 
 from ..errors import MethodError
 from ..files import digest_of
-from ..inputs import Backbone, Batch
+from ..inputs import Backbone, Batch, SecondTower
+from .second import Second, load_second
 from .weights import Weights, find_weights
 
 PositionRule = Literal["bicubic-antialias", "bicubic", "bilinear"]
+Correlation = Literal["qq", "kk", "vv", "qq+kk", "qq+kk+vv", "(q+k+v)^2"]
+"""What attends to itself: queries, keys or values, several of them summed, or all three joined."""
 
 
 class Block:
@@ -48,7 +52,20 @@ class Block:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return the output-projected attention (B, T, W), without a residual."""
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.join(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal))
+
+    def correlate(self, q: Tensor, k: Tensor, v: Tensor, kind: str) -> Tensor:
+        """Return the values gathered by self-correlation (a `Correlation`), (B, T, W), without a residual.
+
+        Several attentions are summed before the one output projection, so its bias enters once.
+        """
+        sources = {"qq": q, "kk": k, "vv": v}
+        joined = kind == "(q+k+v)^2"
+        attending = [torch.cat([q, k, v], dim=-1)] if joined else [sources[name] for name in kind.split("+")]
+        return self.join(reduce(torch.add, [F.scaled_dot_product_attention(z, z, v) for z in attending]))
+
+    def join(self, mixed: Tensor) -> Tensor:
+        """Return the output projection (B, T, W) of what each head has gathered, (B, heads, T, W / heads)."""
         projected: Tensor = self.module.ls_1(self.attention.out_proj(mixed.transpose(1, 2).flatten(2)))
         return projected
 
@@ -134,11 +151,19 @@ class Vision:
         return self.project(self.blocks[-1].class_only(tokens)[:, 0])
 
     def tap(
-        self, *, stream: Iterable[int] = (), middle: Iterable[int] = (), values: Iterable[int] = ()
+        self,
+        *,
+        stream: Iterable[int] = (),
+        middle: Iterable[int] = (),
+        values: Iterable[int] = (),
+        **correlations: Iterable[int],
     ) -> None:
-        """Ask, in ``prepare``, that each ``Trace`` keeps these steps (block numbers from 0)."""
-        for name, wanted in (("stream", stream), ("middle", middle), ("values", values)):
-            self._taps[name] |= set(wanted)
+        """Ask, in ``prepare``, that each ``Trace`` keeps these steps (block numbers from 0).
+
+        ``correlations`` are named as in `Correlation`: ``tap(**{"qq+kk+vv": [5, 6]})``.
+        """
+        for name, wanted in {"stream": stream, "middle": middle, "values": values, **correlations}.items():
+            self._taps.setdefault(name, set()).update(wanted)
 
     def trace(self, batch: Batch) -> Trace:
         """Return the walk over ``batch``; methods that share this tower and batch share the walk."""
@@ -169,6 +194,9 @@ class Trace:
             self._kept.update({(name, number): t for name, t in steps.items() if number in taps[name]})
             if number in taps["values"]:
                 self._kept["values", number] = block.attend(v, v, v)
+            for kind in get_args(Correlation):
+                if number in taps.get(kind, ()):
+                    self._kept[kind, number] = block.correlate(q, k, v, kind)
             x = middle + block.mlp(middle)
         self.output = x
 
@@ -184,6 +212,10 @@ class Trace:
         """Return the value-value attention of ``block`` (output-projected, no residual)."""
         return self._get("values", block)
 
+    def correlation(self, block: int, kind: Correlation) -> Tensor:
+        """Return the self-correlation of ``block`` (summed, then output-projected once; no residual)."""
+        return self._get(kind, block)
+
     def shared(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         """Return ``compute()``, computed once for all methods that share this trace and ``name``."""
         if name not in self._shared:
@@ -194,9 +226,10 @@ class Trace:
         try:
             return self._kept[name, block]
         except KeyError:
+            asked = f"{name}=[{block}]" if name.isidentifier() else f"**{{'{name}': [{block}]}}"
             raise MethodError(
                 f"the trace kept no '{name}' of block {block}; ask for it in prepare: "
-                f"clip.vision.tap({name}=[{block}])"
+                f"clip.vision.tap({asked})"
             ) from None
 
 
@@ -239,6 +272,7 @@ class Clip:
         self.text = Text(model)
         self.logit_scale = float(model.logit_scale.detach().exp())
         self._tokenizer = tokenizer
+        self._beside: dict[SecondTower, Second] = {}
 
     @property
     def digest(self) -> str:
@@ -250,6 +284,16 @@ class Clip:
         """Where both towers live."""
         device: torch.device = self.vision.proj.device
         return device
+
+    def beside(self, tower: SecondTower) -> Second:
+        """Return a second frozen tower, on this device and in the image tower's number type; loaded once.
+
+        Raises:
+            WeightsError: if its weights cannot be had or do not fit.
+        """
+        if tower not in self._beside:
+            self._beside[tower] = load_second(tower, self.device, self.vision.proj.dtype)
+        return self._beside[tower]
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Return token ids (n, L) int64, cut to the longest prompt (exact under the causal mask).

@@ -190,7 +190,7 @@ def find_weights(backbone: Backbone) -> Weights:
     if tag == "random" or tag.startswith("random:"):
         source, digest = _random_source(name, tag)
     else:
-        source = _shipped_file(name, tag) or (_file(tag) if is_file(tag) else fetch(name, tag))
+        source = _shipped_file(name, tag) or (weight_file(tag) if is_file(tag) else fetch(name, tag))
         digest = sha256_of(source)
     chosen = backbone.activation
     activation: Activation = _activation(name, config, tag, source) if chosen == "auto" else chosen
@@ -209,7 +209,12 @@ def is_file(tag: str) -> bool:
     return bool(Path(tag).suffix) or Path(tag).name != tag
 
 
-def _file(tag: str) -> Path:
+def weight_file(tag: str) -> Path:
+    """Return the weight file that ``tag`` names.
+
+    Raises:
+        WeightsError: if it is not there.
+    """
     path = Path(tag).expanduser()
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "no such file"

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
-    from ..inputs import OPENAI_MEAN, OPENAI_STD, Backbone, Batch, Preprocess
+    from ..inputs import OPENAI_MEAN, OPENAI_STD, Backbone, Batch, Preprocess, SecondTower
     from .card import REFERENCE, Layer, MethodCard, method_cards
     from .contract import Check, check
     from .protocol import Evidence, Method, Observer
     from .registry import Resolved, load_method, parse_spec, recipe_of, resolve, wordings
-    from .settings import convert, describe, hints, override, places
+    from .settings import convert, describe, flattened, hints, override, places
     from .trial import miniature, with_checkpoint
 
 __all__ = [
@@ -33,9 +33,11 @@ __all__ = [
     "Observer",
     "Preprocess",
     "Resolved",
+    "SecondTower",
     "check",
     "convert",
     "describe",
+    "flattened",
     "hints",
     "load_method",
     "method_cards",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import MethodError, UsageError, suggest
+from ..inputs import second_towers
 from .card import REFERENCE, WORDINGS, Layer, MethodCard, method_cards
 from .settings import convert, describe, hints, override, parameters, places
 from .user import card_of, user_class
@@ -180,6 +181,8 @@ def resolve(
     if backbone is not None and backbone != method.backbone.name:
         method = _on_backbone(method, card, variant, backbone, weights, settings)
     options = {"weights": weights, "activation": activation}
+    if (weights or "").partition(":")[0] == "random":  # then nothing is downloaded
+        options |= {f"{field}_weights": weights for field in second_towers(method)}
     method = override(method, {name: value for name, value in options.items() if value is not None})
     if prompts is not None:
         method = _with_prompts(method, prompts, spec)

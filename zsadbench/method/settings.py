@@ -1,7 +1,8 @@
 """The fields of a method as flat names with types: what ``--set`` and the cards write to.
 
 A name is a field of the method, else of its ``preprocess`` (size, tiles, ...), else of its ``backbone``
-(``weights``, ``activation``, ``position``; ``backbone`` itself is the architecture's name).
+(``weights``, ``activation``, ``position``; ``backbone`` itself is the architecture's name).  A field that
+declares a second tower is two names: ``dino`` its name, ``dino_weights`` its weights.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..errors import MethodError, UsageError, ZsadError, suggest
+from ..inputs import second_towers
 
 M = TypeVar("M")
 
@@ -35,8 +37,11 @@ def places(method: Any) -> dict[str, tuple[str, ...]]:
     for part in ("backbone", "preprocess"):
         nested = dataclasses.fields(getattr(method, part))
         found |= {field.name: (part, field.name) for field in nested if field.name != "name"}
+    towers = second_towers(method)
+    for part in towers:
+        found |= {part: (part, "name"), f"{part}_weights": (part, "weights")}
     own = [f.name for f in dataclasses.fields(method) if f.init and f.metadata.get("parameter", True)]
-    return found | {name: (name,) for name in own if name not in ("backbone", "preprocess")}
+    return found | {name: (name,) for name in own if name not in ("backbone", "preprocess", *towers)}
 
 
 def override(
@@ -49,7 +54,8 @@ def override(
             put before the message.
     """
     known = places(method)
-    changes: dict[str, dict[str, Any]] = {"": {}, "preprocess": {}, "backbone": {}}
+    nested = ("preprocess", "backbone", *second_towers(method))
+    changes: dict[str, dict[str, Any]] = {part: {} for part in ("", *nested)}
     for name, value in settings.items():
         if name not in known:
             raise error(f"{where}'{name}' is no parameter of this method.{_help(name, known)}")
@@ -57,7 +63,7 @@ def override(
         changes[part][field] = _typed(
             getattr(method, part) if part else method, field, value, name, error, where
         )
-    for part in ("preprocess", "backbone"):
+    for part in nested:
         if changes[part]:
             changes[""][part] = dataclasses.replace(getattr(method, part), **changes[part])
     try:
@@ -212,6 +218,17 @@ def parameters(method: Any) -> dict[str, Any]:
         for field in dataclasses.fields(method)
         if field.metadata.get("parameter", True)
     }
+
+
+def flattened(method: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `parameters` of a method like ``method`` by flat names, as ``override`` takes them."""
+    names = {path: name for name, path in places(method).items()}
+    nested = {path[0] for path in names if len(path) > 1}
+    found: dict[str, Any] = {}
+    for part, value in values.items():
+        own = {(part, field): inner for field, inner in value.items()} if part in nested else {(part,): value}
+        found |= {names.get(path, path[-1]): inner for path, inner in own.items()}
+    return found
 
 
 def _json(value: Any, name: str) -> Any:

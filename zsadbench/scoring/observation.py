@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data import load_dataset, subset
 from ..errors import RecordError, UsageError, suggest
-from ..method import Resolved, override, resolve
+from ..method import Resolved, flattened, override, resolve
 from ..metrics import METRIC_VERSION
 from ..records import EvidenceStore, Record, Slice, by_category, plan, read_observation, write_record
 from ..samples import Dataset, Sample
@@ -227,11 +227,7 @@ def restore(observation: Mapping[str, Any]) -> Resolved:
             f"evidence was made by version {said['version']} of {said['id']}, this is version "
             f"{resolved.card.version}; run the method again"
         )
-    flat = dict(said["parameters"])
-    flat |= flat.pop("preprocess")
-    backbone = dict(flat.pop("backbone"))
-    flat |= {"backbone": backbone.pop("name"), **backbone}
-    method = override(resolved.method, flat)
+    method = override(resolved.method, flattened(resolved.method, said["parameters"]))
     return dataclasses.replace(
         resolved,
         method=method,
