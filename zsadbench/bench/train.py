@@ -43,7 +43,7 @@ def bench_train(method: str, **options: Any) -> list[dict[str, Any]]:
         data = generated_dataset(Path(folder), setup.images, setup.pixels)
         resolved, recipe = resolve_training(method, data, request)
         rule: Any = resolved.mask_resize
-        examples = TrainingSet(data, resolved.method.preprocess, rule)
+        examples = TrainingSet((data,), resolved.method.preprocess, rule)
         clip = load_clip(resolved.method.backbone, where)
         words = wordings(resolved, dict.fromkeys(data.categories, ""))
         for number, stage in enumerate(make_stages(recipe, resolved, clip, words)):

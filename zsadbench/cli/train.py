@@ -18,8 +18,8 @@ from .options import (
     Device,
     Limit,
     Parameters,
-    Quiet,
     SkipBad,
+    Telling,
     Towers,
     Workers,
     dataset_ids,
@@ -68,13 +68,13 @@ def train(
         ),
     ] = None,
     dataset: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--dataset",
             "-d",
             metavar="ID",
             autocompletion=dataset_ids,
-            help="What to train on: an id, a .toml or a folder.",
+            help="What to train on: an id, a .toml or a folder; repeatable.",
         ),
     ] = None,
     out: Annotated[
@@ -124,10 +124,10 @@ def train(
     ] = 64.0,
     workers: Workers = None,
     skip_bad: SkipBad = False,
-    quiet: Quiet = False,
+    telling: Telling,
 ) -> None:
-    """Train a method on an auxiliary dataset; repeated after an interruption it goes on."""
-    if not method or dataset is None or out is None:
+    """Train a method on auxiliary datasets; repeated after an interruption it goes on."""
+    if not method or not dataset or out is None:
         raise UsageError("zsad train needs --method METHOD --dataset DATASET --out FILE.safetensors")
     given = parameters.table()
     from ..training import TrainRequest, execute
@@ -146,7 +146,8 @@ def train(
         memory_gb=memory,
         disk_gb=disk,
         skip_bad=skip_bad,
-        quiet=quiet,
+        quiet=telling.quiet,
+        progress=telling.progress,
         **vars(towers),
     )
     with interruptible("interrupted; complete epochs are kept: repeat the command to go on there"):
@@ -209,14 +210,14 @@ def import_(
         ),
     ] = None,
     trained_on: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             "--trained-on",
             metavar="ID",
             autocompletion=dataset_ids,
-            help="The dataset they were trained on (an id).",
+            help="The dataset they were trained on (an id); repeatable.",
         ),
-    ] = "",
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="The new file (else beside the first one)."),
@@ -237,20 +238,22 @@ def import_(
     path, about = import_checkpoint(
         files,
         method,
-        trained_on=trained_on,
+        trained_on=trained_on or (),
         out=out,
         epoch=epoch,
         data=data,
         settings=given,
         **vars(towers),
     )
+    if "first saved as" in about.source:
+        print(f"epoch {about.epoch}: {about.source}", file=sys.stderr)
     print(_knowledge(about), file=sys.stderr)
     print(path)
 
 
 def _knowledge(about: Provenance) -> str:
     """Return in words what an imported checkpoint knows of the images it was trained on, and what follows."""
-    name, known = about.dataset, len(about.images)
+    known, name = len(about.images), "' and '".join(about.datasets)
     follows = "results will be marked 'training images unknown'"
     if not name:
         return f"no --trained-on was given: {follows}"
@@ -258,9 +261,10 @@ def _knowledge(about: Provenance) -> str:
         return f"all {known} images of '{name}' are known by their hashes"
     share = f"{known} of {known + about.unhashed}" if known else "none"
     shipped = card_paths("datasets")
-    near = "" if known or name in shipped else suggest(name, shipped)
+    near = "" if known else "".join(suggest(one, shipped) for one in about.datasets if one not in shipped)
+    either = "' or '".join(about.datasets)
     return (
-        f"{share} of the images of '{name}' are on this machine: a run on '{name}' is refused by its name, "
+        f"{share} of the images of '{name}' are on this machine: a run on '{either}' is refused by its name, "
         f"other {follows}.{near}"
     )
 

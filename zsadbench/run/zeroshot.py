@@ -32,8 +32,8 @@ def content_hashes(data: Dataset) -> dict[str, str]:
 
 
 def trained_by_name(provenance: Provenance, data: Dataset) -> bool:
-    """Tell whether the training's images are not all known, but its dataset is that of ``data``."""
-    return not provenance.complete and provenance.dataset == data.id
+    """Tell whether the training's images are not all known, but ``data`` is one of its datasets."""
+    return not provenance.complete and data.id in provenance.datasets
 
 
 def marks_of(checkpoint: str | Path, data: Dataset) -> list[str]:

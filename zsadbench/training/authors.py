@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,13 +80,13 @@ def import_checkpoint(
     for table in tables:
         tensors |= _taken(table, contents)
         _check_embeddings(table, contents, resolved.method.backbone)
-    _refuse_idle(contents, [table.key for table in tables], method)
+    _refuse_idle(contents, tables, method)
     about = Provenance(
         method=resolved.card.id,
         parameters={key: value for key, value in resolved.parameters.items() if key != "checkpoint"},
         **_trained_on(datasets, data),
-        epoch=epoch if epoch is not None else _epoch(contents, tables[-1].key),
-        source=", ".join(f"{path.name} (SHA-256 {sha256_of(path)})" for path in files),
+        epoch=epoch if epoch is not None else _epoch(contents, tables[-1]),
+        source=", ".join(_described(path) for path in files),
         versions={"zsadbench": installed("zsadbench")},
     )
     save_checkpoint(out, tensors, about)
@@ -139,7 +141,7 @@ def _taken(table: AuthorTable, contents: Mapping[str, Mapping[str, Any]]) -> dic
             f"{found[:200]}); give the files of that method, all of them"
         )
     path = holders[0]
-    state = contents[path][table.key] if table.key else _loose(contents[path])
+    state = _state(contents[path], table)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: '{table.key}' holds something else than tensors")
     state = {str(key).removeprefix("module."): value for key, value in state.items()}
@@ -164,6 +166,10 @@ def _holds(content: Mapping[str, Any], table: AuthorTable) -> bool:
     return table.key in content if table.key else bool(_loose(content))
 
 
+def _state(content: Mapping[str, Any], table: AuthorTable) -> Any:
+    return content[table.key] if table.key else _loose(content)
+
+
 def _loose(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors that stand at the top of a file, beside its tables."""
     return {key: value for key, value in content.items() if isinstance(value, Tensor)}
@@ -179,9 +185,9 @@ def _check_embeddings(
         clip = load_clip(backbone)
     except WeightsError:  # without them the method cannot run either, and says so then
         return
-    path = next(path for path, content in contents.items() if table.key in content)
+    path = next(path for path, content in contents.items() if _holds(content, table))
     for key, ids in table.embedded.items():
-        found, wanted = contents[path][table.key][key].float(), clip.text.module.token_embedding(ids)
+        found, wanted = _state(contents[path], table)[key].float(), clip.text.module.token_embedding(ids)
         if not torch.allclose(found, wanted, rtol=0, atol=EMBEDDING_TOLERANCE):
             raise WeightsError(
                 f"{path}: {key} is not made of the token embeddings of {backbone.name}/{backbone.weights}; "
@@ -189,20 +195,36 @@ def _check_embeddings(
             )
 
 
-def _refuse_idle(contents: Mapping[str, Mapping[str, Any]], keys: Sequence[str], method: str) -> None:
+def _refuse_idle(
+    contents: Mapping[str, Mapping[str, Any]], tables: Sequence[AuthorTable], method: str
+) -> None:
     for path, content in contents.items():
-        if not any(key in content for key in keys):
-            raise WeightsError(f"{path}: holds nothing that '{method}' learns ({', '.join(keys)})")
+        if not any(_holds(content, table) for table in tables):
+            keys = ", ".join(table.key or "tensors at its top" for table in tables)
+            raise WeightsError(f"{path}: holds nothing that '{method}' learns ({keys})")
 
 
-def _epoch(contents: Mapping[str, Mapping[str, Any]], key: str) -> int | None:
-    """Return the epoch a file states beside its table, or in its name."""
+def _epoch(contents: Mapping[str, Mapping[str, Any]], table: AuthorTable) -> int | None:
+    """Return the epoch a file states beside its table, else in the name it was first saved by, or has now."""
     for path, content in contents.items():
-        if key in content:
-            named = re.search(r"_(\d+)$", Path(path).stem)
+        if _holds(content, table):
+            named = re.search(r"_(\d+)$", saved_as(Path(path))) or re.search(r"_(\d+)$", Path(path).stem)
             stated = content.get("epoch", named and int(named[1]))
             return stated if isinstance(stated, int) else None
     return None
+
+
+def saved_as(path: Path) -> str:
+    """Return the name, without suffix, by which a file was first saved: torch's archives keep it."""
+    with suppress(OSError, zipfile.BadZipFile, IndexError), zipfile.ZipFile(path) as archive:
+        return archive.namelist()[0].partition("/")[0]
+    return ""
+
+
+def _described(path: Path) -> str:
+    first = saved_as(path)
+    renamed = f"first saved as {first}, " if re.search(r"_\d+$", first) and first != path.stem else ""
+    return f"{path.name} ({renamed}SHA-256 {sha256_of(path)})"
 
 
 def _trained_on(specs: Sequence[str], data: Path | None) -> dict[str, Any]:

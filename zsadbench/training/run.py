@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..clip import Clip, Provenance, load_clip, save_checkpoint
+from ..clip import Clip, Provenance, find_seconds, joined, load_clip, save_checkpoint
 from ..environment import installed
 from ..errors import UsageError, suggest
 from ..files import digest_of, sha256_of
@@ -29,7 +29,7 @@ from ..method import (
 from ..progress import Progress
 from ..run import Request, find_samples, pick_device
 from ..samples import Dataset
-from .data import TrainingSet, few_shot, require_masks
+from .data import TrainingSet, category_of, few_shot, require_masks
 from .feeder import CacheBounds, Feeder
 from .loop import Losses, Position, ResumeFile, fit, images_left
 from .stages import Stage
@@ -37,7 +37,7 @@ from .stages import Stage
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Everything a training was asked for, beside its method, its dataset and where the result goes."""
+    """Everything a training was asked for, beside its method, its datasets and where the result goes."""
 
     data: Path | None = None
     backbone: str | None = None
@@ -56,6 +56,7 @@ class TrainRequest:
     disk_gb: float = 64.0
     skip_bad: bool = False
     quiet: bool = False
+    progress: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Trained:
     losses: Losses
 
 
-def train(method: str, dataset: str, out: Path | str, **options: Any) -> Trained:
-    """Train ``method`` on ``dataset`` and write its checkpoint to ``out``, one more for each epoch beside it.
+def train(method: str, dataset: str | Sequence[str], out: Path | str, **options: Any) -> Trained:
+    """Train ``method`` on one dataset or several; writes a checkpoint to ``out``, one per epoch beside it.
 
     ``options`` are the fields of :class:`TrainRequest`.  Repeated after an interruption it goes on after
     the last complete epoch, with the same result as if it had not been interrupted.
@@ -79,20 +80,23 @@ def train(method: str, dataset: str, out: Path | str, **options: Any) -> Trained
     for name in options:
         if name not in known:
             raise UsageError(f"train has no option '{name}'.{suggest(name, known)}")
-    return execute(method, dataset, Path(out), TrainRequest(**options))
+    datasets = [dataset] if isinstance(dataset, str) else list(dataset)
+    return execute(method, datasets, Path(out), TrainRequest(**options))
 
 
-def execute(spec: str, dataset: str, out: Path, request: TrainRequest) -> Trained:
+def execute(spec: str, datasets: Sequence[str], out: Path, request: TrainRequest) -> Trained:
     """Carry out ``train``."""
     _check_out(out)
     parse_spec(spec)
     device = pick_device(request.device)
-    data = find_training_samples(dataset, request)
-    resolved, recipe = resolve_training(spec, data, request)
+    data = [find_training_samples(dataset, request) for dataset in datasets]
+    _check_apart(data)
+    found = resolve_joint(spec, data, request)
+    resolved, recipe = found[0]
     if request.shots is not None:
-        data = few_shot(data, request.shots, recipe.seed)
+        data = [few_shot(one, request.shots, recipe.seed) for one in data]
     clip = load_clip(resolved.method.backbone, device)
-    words = wordings(resolved, {category: data.words.get(category, "") for category in data.categories})
+    words = joint_words([one for one, _ in found], data)
     stages = make_stages(recipe, resolved, clip, words)
     about = _provenance(resolved, recipe, clip, data)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -109,8 +113,9 @@ def execute(spec: str, dataset: str, out: Path, request: TrainRequest) -> Traine
             )
         resume.save(stages, position)
 
-    parts = [(f"{resolved.id} on {data.id}", images_left(stages, begin, len(data.samples)))]
-    with Progress(parts, quiet=request.quiet) as progress:
+    count = sum(len(one.samples) for one in data)
+    parts = [(f"{resolved.id} on {about.dataset}", images_left(stages, begin, count))]
+    with Progress(parts, quiet=request.quiet, form=request.progress) as progress:
         feeder = _feeder(resolved, data, device, recipe.seed, out.parent, request, progress)
         losses = fit(stages, feeder, begin, finished, progress)
     save_checkpoint(out, learned(stages), dataclasses.replace(about, epoch=last.epochs))
@@ -120,7 +125,7 @@ def execute(spec: str, dataset: str, out: Path, request: TrainRequest) -> Traine
 
 def _feeder(
     resolved: Resolved,
-    data: Dataset,
+    data: Sequence[Dataset],
     device: torch.device,
     seed: int,
     folder: Path,
@@ -129,7 +134,7 @@ def _feeder(
 ) -> Feeder:
     rule: Any = resolved.mask_resize
     return Feeder(
-        TrainingSet(data, resolved.method.preprocess, rule),
+        TrainingSet(tuple(data), resolved.method.preprocess, rule),
         device,
         seed,
         bounds=CacheBounds(int(request.memory_gb * 2**30), int(request.disk_gb * 2**30), folder),
@@ -196,6 +201,37 @@ def resolve_training(spec: str, data: Dataset, request: TrainRequest) -> tuple[R
     return resolved, with_settings(recipe_of(resolved, data.id), changes)
 
 
+def resolve_joint(spec: str, data: Sequence[Dataset], request: TrainRequest) -> list[tuple[Resolved, Any]]:
+    """Return method and recipe for each of ``data``, to be trained on together: the same but for the words.
+
+    Raises:
+        UsageError: as `resolve_training`, or naming the parameters that differ from dataset to dataset.
+    """
+    found = [resolve_training(spec, one, request) for one in data]
+    tables = [
+        {**resolved.parameters, "mask_resize": resolved.mask_resize, **dataclasses.asdict(recipe)}
+        for resolved, recipe in found
+    ]
+    for name in tables[0]:
+        values = [table[name] for table in tables]
+        if any(value != values[0] for value in values):
+            told = ", ".join(f"{one.id}: {value}" for one, value in zip(data, values, strict=True))
+            raise UsageError(
+                f"'{spec}' has another {name} for each of these datasets ({told}); set one for all with "
+                f"--set {name}=..., or train on one dataset"
+            )
+    return found
+
+
+def joint_words(found: Sequence[Resolved], data: Sequence[Dataset]) -> dict[str, str]:
+    """Return the words of every category of all datasets, as the method words each dataset."""
+    words: dict[str, str] = {}
+    for resolved, one in zip(found, data, strict=True):
+        own = wordings(resolved, {category: one.words.get(category, "") for category in one.categories})
+        words |= {category_of(one, category, len(data) > 1): text for category, text in own.items()}
+    return words
+
+
 def with_settings(recipe: Any, changes: Mapping[str, Any]) -> Any:
     """Return ``recipe`` with some fields changed, each of its field's type; counts must be positive."""
     types = hints(type(recipe))
@@ -232,23 +268,32 @@ def _check_out(out: Path) -> None:
         raise UsageError(f"--out {out}: exists already; choose another name, or delete it to train again")
 
 
-def _provenance(resolved: Resolved, recipe: Any, clip: Clip, data: Dataset) -> Provenance:
+def _check_apart(data: Sequence[Dataset]) -> None:
+    if not data:
+        raise UsageError("there is no dataset to train on; name one")
+    names = [one.id for one in data]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"--dataset {min(twice)} is named twice; two folders need different names")
+
+
+def _provenance(resolved: Resolved, recipe: Any, clip: Clip, data: Sequence[Dataset]) -> Provenance:
     backbone = resolved.parameters["backbone"] | {
         "activation": clip.weights.activation,
         "weights": Path(resolved.method.backbone.weights).name,
         "sha256": clip.weights.digest,
     }
     parameters = {key: value for key, value in resolved.parameters.items() if key != "checkpoint"}
+    parameters |= {field: one.described() for field, one in find_seconds(resolved.method).items()}
     return Provenance(
         method=resolved.card.id,
         parameters={**parameters, "backbone": backbone, "training": dataclasses.asdict(recipe)},
-        dataset=data.id,
-        images=tuple(sorted({sha256_of(sample.image) for sample in data.samples})),
+        dataset=joined(one.id for one in data),
+        images=tuple(sorted({sha256_of(sample.image) for one in data for sample in one.samples})),
         seed=recipe.seed,
         versions={name: installed(name) for name in ("zsadbench", "torch", "open_clip_torch")},
     )
 
 
-def _identity(about: Provenance, words: Mapping[str, str], data: Dataset) -> str:
+def _identity(about: Provenance, words: Mapping[str, str], data: Sequence[Dataset]) -> str:
     """Return the digest of everything that the learned parameters depend on."""
-    return digest_of([dataclasses.asdict(about), dict(words), data.digest])
+    return digest_of([dataclasses.asdict(about), dict(words), *(one.digest for one in data)])
