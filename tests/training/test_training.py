@@ -70,6 +70,7 @@ METHODS: dict[str, dict[str, str]] = {
     "clip-ad+": PROMPTS | {"selection": "mean"},
     "april-gan": PROMPTS | {"mosaic": "0.3"},
     "anomalyclip": {},
+    "adaclip": PROMPTS | {"clusters": "2", "lr": "0.002"},
     "aa-clip": PROMPTS | {"text_epochs": "1", "text_batch_size": "4", "augment": "false", "lr": "0.002"},
 }
 
@@ -221,6 +222,10 @@ def test_authors_recipes() -> None:
     assert of("anomalyclip@legacy-taps", "visa") == prompts | {"local_weight": 1.0}
     assert of("anomalyclip@legacy-taps", "mvtec", settings={"features": "12,24"})["local_weight"] == 2.0
     assert of("anomalyclip@four-layers", "mvtec") == prompts
+    hybrid = of("adaclip", "mvtec")
+    assert hybrid == of("adaclip", "visa") == of("adaclip@no-fusion", "")
+    assert (hybrid["epochs"], hybrid["batch_size"], hybrid["lr"], hybrid["seed"]) == (5, 1, 0.01, 111)
+    assert (hybrid["weight_decay"], hybrid["mosaic"], hybrid["mosaic_on"]) == (0.01, 0.2, ("mvtec",))
     adapters = of("aa-clip", "visa")
     assert adapters == dataclasses.asdict(AdapterRecipe())
     assert (adapters["epochs"], adapters["batch_size"], adapters["text_batch_size"]) == (20, 2, 16)
