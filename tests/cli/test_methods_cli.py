@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from tests.kit import toy
 from zsadbench.cli import main
-from zsadbench.method.card import method_cards
+from zsadbench.errors import UsageError
+from zsadbench.method.card import method_cards, read_method_card
+from zsadbench.method.draft import draft_method
+from zsadbench.method.registry import parse_spec, resolve
+from zsadbench.method.user import user_class
 
 
 def zsad(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -155,3 +160,114 @@ def test_check_with_variants(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert "clip on tiny-l14 (random) at 56" in out
     assert "clip@ac on tiny-l14 (random) at 56" in out
+
+
+# --- methods of one's own ---
+
+
+def test_a_new_method_keeps_the_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = zsad(capsys, "methods", "new", "mine-too")
+    assert code == 0 and "zsad methods check mine_too.py:MineToo" in out
+    code, out, _ = zsad(capsys, "methods", "check", "mine_too.py:MineToo")
+    assert code == 0 and "13 of 13 points hold" in out
+    code, _, err = zsad(capsys, "methods", "new", "mine-too")
+    assert code == 2 and "exists already" in err
+    assert zsad(capsys, "methods", "new", "mine-too", "--force")[0] == 0
+
+
+def test_the_card_of_a_new_method_makes_it_one_of_the_toolkit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, card, cls = draft_method("mine-too", tmp_path)
+    found = read_method_card(card)
+    assert (found.id, found.entry, cls) == ("mine-too", "mine_too:MineToo", "MineToo")
+    made = user_class(f"{source}:{cls}")()
+    assert found.backbone == f"{made.backbone.name}/{made.backbone.weights}"
+    assert found.size == made.preprocess.size
+    assert found.map_parameters == made.map_parameters
+
+
+@pytest.mark.parametrize("name", ["Mine", "2x", "a b", "clip", "class", "../x"])
+def test_a_name_that_no_method_can_have(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        draft_method(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("spec", ["anoclip:AnoClip", "clip:PlainClip"])
+def test_a_copy_of_a_shipped_method_runs(
+    spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, _, cls = spec.partition(":")
+    copy = tmp_path / "mine.py"
+    copy.write_text(method_cards()["clip"].path.with_name(f"{module}.py").read_text())
+    words = ("--set", "templates=a photo of a {}", "--set", "size=64" if module == "anoclip" else "size=56")
+    code, out, _ = zsad(capsys, "methods", "check", f"{copy}:{cls}", *words)
+    assert code == 0 and "13 of 13 points hold" in out
+
+
+def test_a_file_beside_goes_before_the_shipped_one(tmp_path: Path) -> None:
+    """Else the edited copy of a copied method's helper would be left aside without a word."""
+    (tmp_path / "_shared.py").write_text("LEVEL = 7\nfrom .anoclip import VIEWS_PER_FORWARD\n")
+    spec = toy.write(
+        tmp_path, "@dataclass(frozen=True)", "from ._shared import LEVEL\n\n@dataclass(frozen=True)"
+    )
+    first = parse_spec(spec)[0]
+    module = sys.modules[user_class(spec).__module__]
+    assert module.LEVEL == 7
+    assert sys.modules[f"{module.__package__}._shared"].VIEWS_PER_FORWARD == 21
+    assert sys.modules[f"{module.__package__}.anoclip"] is import_module("zsadbench.methods.anoclip")
+    (tmp_path / "_shared.py").write_text("LEVEL = 8\n")
+    assert sys.modules[user_class(spec).__module__].LEVEL == 8
+    assert parse_spec(spec)[0].version != first.version
+
+
+def test_check_names_the_users_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = 'return {"map": grid, "score": grid.flatten(1).amax(1)}'
+    spec = toy.write(tmp_path, line, f"{line[:-1]}, **F.pad(grid, 3)}}")
+    lines = (tmp_path / "mine.py").read_text().splitlines()
+    place = next(n for n, text in enumerate(lines, 1) if "F.pad(grid, 3)" in text)
+    code, out, _ = zsad(capsys, "methods", "check", spec)
+    assert code == 1 and f"(mine.py:{place})" in out
+    spec = toy.write(tmp_path, 'return evidence["score"]', 'return evidence["score"][:1]')
+    lines = (tmp_path / "mine.py").read_text().splitlines()
+    place = next(n for n, text in enumerate(lines, 1) if "def image_scores" in text)
+    code, out, _ = zsad(capsys, "methods", "check", spec)
+    assert code == 1 and f"it must be one number per image (mine.py:{place})" in " ".join(out.split())
+
+
+# --- prompts ---
+
+
+def test_the_prompts_of_a_category_as_they_are_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = zsad(capsys, "methods", "show", "clip", "--prompts", "--words", "metal nut")
+    assert code == 0
+    assert out.splitlines() == [
+        "# set 1 of 2: 1 prompts for 'object', worded 'metal nut'",
+        "a photo of a normal metal nut",
+        "# set 2 of 2: 1 prompts for 'object', worded 'metal nut'",
+        "a photo of an anomalous metal nut",
+    ]
+    code, out, _ = zsad(capsys, "methods", "show", "anoclip", "--prompts", "--category", "macaroni1")
+    assert "462 prompts for 'macaroni1', worded 'macaroni'" in out  # the method's own words
+    code, out, _ = zsad(capsys, "methods", "show", "anomalyclip", "--prompts")
+    assert out.splitlines()[1:] == [
+        "X X X X X X X X X X X X object.",
+        "X X X X X X X X X X X X damaged object.",
+    ]
+
+
+def test_a_prompt_file_to_start_from_gives_the_same_prompts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.toml"
+    code, out, _ = zsad(capsys, "methods", "show", "winclip", "--prompts-to", str(file))
+    assert code == 0 and f"--prompts {file}" in out
+    assert resolve("winclip", prompts=file).parameters == resolve("winclip").parameters
+    code, _, err = zsad(capsys, "methods", "show", "winclip", "--prompts-to", str(file))
+    assert code == 2 and "exists already" in err
+    code, _, err = zsad(capsys, "methods", "show", "anomalyclip", "--prompts-to", str(tmp_path / "x.toml"))
+    assert code == 2 and "takes no prompt file" in err and not (tmp_path / "x.toml").exists()

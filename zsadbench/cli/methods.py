@@ -114,14 +114,38 @@ def _marks(card: MethodCard) -> list[str]:
     return [name for name, on in marks.items() if on]
 
 
-@app.command(epilog=examples("zsad methods show anoclip", "zsad methods show winclip --full"))
+@app.command(
+    epilog=examples(
+        "zsad methods show anoclip",
+        'zsad methods show winclip --prompts --words "metal nut"',
+        "zsad methods show winclip --prompts-to prompts.toml",
+    )
+)
 def show(
     method: Spec,
     full: Annotated[bool, typer.Option("--full", help="Print every prompt of long lists.")] = False,
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="Print the prompts of a category as they are sent.")
+    ] = False,
+    words: Annotated[
+        str, typer.Option("--words", metavar="WORDS", help="The words for the category in these prompts.")
+    ] = "",
+    category: Annotated[
+        str, typer.Option("--category", metavar="NAME", help="The category of these prompts.")
+    ] = "object",
+    prompts_to: Annotated[
+        Path | None, typer.Option("--prompts-to", metavar="FILE", help="Write a prompt file to start from.")
+    ] = None,
 ) -> None:
-    """Show a method: source, backbone, parameters, variants, deviations and BibTeX."""
+    """Show a method: source, backbone, parameters, variants, deviations and BibTeX; or its prompts."""
     from ..method import resolve
 
+    if prompts:
+        _show_prompts(method, category, words)
+    if prompts_to:
+        _write_prompts(method, prompts_to)
+    if prompts or prompts_to:
+        return
     found = resolve(method)
     card, console = found.card, _console()
     console.print(f"{card.title} ({found.id}, version {card.version})\n", style="bold")
@@ -138,6 +162,31 @@ def show(
     if card.bibtex:
         _heading(console, "BibTeX")
         console.print(card.bibtex, soft_wrap=True)
+
+
+def _show_prompts(method: str, category: str, words: str) -> None:
+    """Print the sets of prompts for a category, as a miniature CLIP receives them."""
+    from ..clip import load_clip
+    from ..method import miniature, prompts_sent, wordings
+
+    found = miniature(method)
+    said = wordings(found, {category: ""}, words={category: words} if words else None)[category]
+    sets = prompts_sent(found, load_clip(found.method.backbone), category, said)
+    for number, one in enumerate(sets, 1):
+        typer.echo(f"# set {number} of {len(sets)}: {len(one)} prompts for '{category}', worded '{said}'")
+        typer.echo("\n".join(one))
+
+
+def _write_prompts(method: str, path: Path) -> None:
+    from ..errors import UsageError
+    from ..files import write_atomic
+    from ..method import draft_prompts, resolve
+
+    text = draft_prompts(resolve(method))
+    if path.exists():
+        raise UsageError(f"--prompts-to {path}: exists already; choose another name")
+    write_atomic(path, text.encode())
+    typer.echo(f"Wrote {path}. Change it, then: zsad run --method {method} --prompts {path}")
 
 
 def _heading(console: Console, title: str) -> None:
@@ -281,6 +330,20 @@ def check(
         failed += _report(console, found, run_contract(found))
     if failed:
         raise typer.Exit(1)
+
+
+@app.command(epilog=examples("zsad methods new mine", "zsad methods new mine --out methods/"))
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its id: small letters, digits, hyphens.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where both files go.")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
+) -> None:
+    """Write a new method that runs as it stands, and the card that makes it one of the toolkit."""
+    from ..method import draft_method
+
+    source, card, cls = draft_method(name, out, force=force)
+    typer.echo(f"Wrote {source} and {card}. Next: zsad methods check {source}:{cls}")
+    typer.echo(f"then: zsad run --method {source}:{cls} --dataset demo")
 
 
 def _report(console: Console, found: Resolved, checks: list[Check]) -> int:

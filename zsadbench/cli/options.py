@@ -20,7 +20,7 @@ MACHINE = "Machine"
 
 PROMPTS = (
     "States and templates of your own: a TOML file with the lists normal, anomalous and templates, {} once "
-    "in each text."
+    "in each text. zsad methods show ID --prompts-to FILE writes one."
 )
 
 Data = Annotated[

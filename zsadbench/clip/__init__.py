@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from .downloads import fetch, tags
     from .normalisation import normalisation
-    from .prompts import anchor, encode, ensemble, read_prompts
+    from .prompts import PROMPT_LISTS, anchor, encode, ensemble, has_one_slot, read_prompts
     from .second import SECOND_MINIATURE, Second, SecondWeights, find_seconds
     from .tokens import PrunedTokenizer
     from .towers import Block, Clip, Correlation, Text, Trace, Vision, load_clip
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "PROMPT_LISTS",
     "SECOND_MINIATURE",
     "AuthorTable",
     "Block",
@@ -60,6 +61,7 @@ __all__ = [
     "fetch",
     "find_seconds",
     "find_weights",
+    "has_one_slot",
     "joined",
     "layers_and_patch",
     "load_checkpoint",

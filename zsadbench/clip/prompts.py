@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _CHUNK = 256
 
+PROMPT_LISTS = ("normal", "anomalous", "templates")
+"""The lists of a prompt file; the last one may be left out."""
+
 
 def ensemble(
     states: Sequence[str], templates: Sequence[str], words: str, *, template_major: bool = False
@@ -46,6 +49,7 @@ def encode(clip: Clip, prompts: Sequence[str]) -> Tensor:
     """
     if not prompts:
         raise MethodError("there is no prompt to encode; give at least one state and one template")
+    clip.hear(prompts)
     unique = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))
     path = cache_dir() / "anchors" / f"{digest_of([clip.digest, unique])}.safetensors"
     features = _cached(path, len(unique))
@@ -88,7 +92,7 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         MethodError: naming the file and the key that is wrong.
     """
-    keys = ("normal", "anomalous", "templates")
+    keys = PROMPT_LISTS
     try:
         table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -102,12 +106,13 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
         if key not in table:
             raise MethodError(f"{path}: the list '{key}' is missing")
     for key, value in table.items():
-        if not (isinstance(value, list) and value and all(map(_has_one_slot, value))):
+        if not (isinstance(value, list) and value and all(map(has_one_slot, value))):
             raise MethodError(
                 f"{path}: '{key}' must be a list of texts, each with {{}} once, where the words go"
             )
     return {key: tuple(table[key]) for key in table}
 
 
-def _has_one_slot(text: object) -> bool:
+def has_one_slot(text: object) -> bool:
+    """Tell whether a text has ``{}`` once and no other brace: what a prompt file may hold."""
     return isinstance(text, str) and text.count("{}") == 1 and not {*"{}"} & {*text.replace("{}", "")}

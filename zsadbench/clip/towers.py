@@ -273,6 +273,7 @@ class Clip:
         self.logit_scale = float(model.logit_scale.detach().exp())
         self._tokenizer = tokenizer
         self._beside: dict[SecondTower, Second] = {}
+        self._heard: list[list[str]] | None = None
 
     @property
     def digest(self) -> str:
@@ -295,12 +296,23 @@ class Clip:
             self._beside[tower] = load_second(tower, self.device, self.vision.proj.dtype)
         return self._beside[tower]
 
+    def listen(self) -> list[list[str]]:
+        """Return a list that receives every set of prompts from now on, as it is encoded or tokenized."""
+        self._heard = []
+        return self._heard
+
+    def hear(self, prompts: Sequence[str]) -> None:
+        """Tell who listens that ``prompts`` are sent to the text tower."""
+        if self._heard is not None:
+            self._heard.append(list(prompts))
+
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Return token ids (n, L) int64, cut to the longest prompt (exact under the causal mask).
 
         Raises:
             MethodError: if a prompt is longer than the context.
         """
+        self.hear(prompts)
         ids: Tensor = self._tokenizer(list(prompts), context_length=self.text.context + 1)
         lengths = ids.argmax(dim=-1) + 1
         if int(lengths.max()) > self.text.context or bool((ids[:, -1] != 0).any()):

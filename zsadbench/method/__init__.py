@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from ..inputs import OPENAI_MEAN, OPENAI_STD, Backbone, Batch, Preprocess, SecondTower
     from .card import REFERENCE, Layer, MethodCard, method_cards
     from .contract import Check, check
+    from .draft import draft_method, draft_prompts
     from .protocol import Evidence, Method, Observer
     from .registry import Resolved, load_method, parse_spec, recipe_of, resolve, wordings
     from .settings import convert, describe, flattened, hints, override, places
-    from .trial import miniature, with_checkpoint
+    from .trial import miniature, prompts_sent, with_checkpoint
 
 __all__ = [
     "OPENAI_MEAN",
@@ -37,6 +38,8 @@ __all__ = [
     "check",
     "convert",
     "describe",
+    "draft_method",
+    "draft_prompts",
     "flattened",
     "hints",
     "load_method",
@@ -45,6 +48,7 @@ __all__ = [
     "override",
     "parse_spec",
     "places",
+    "prompts_sent",
     "recipe_of",
     "resolve",
     "with_checkpoint",

@@ -7,6 +7,8 @@ evidence at another size, and compared.  ``zsad methods check`` and the test sui
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,20 +85,48 @@ def check(resolved: Resolved, load: Load = _load) -> list[Check]:
 
 
 def _run(name: str, point: Callable[[Bench], str], bench: Bench) -> Check:
+    file = inspect.getfile(type(bench.method))
     try:
         with torch.no_grad():
             return Check(name, True, point(bench))
-    except (Broken, ZsadError) as error:
-        return Check(name, False, str(error))
+    except Broken as error:
+        return Check(name, False, f"{error}{_function(bench, _ABOUT.get(name, ''))}")
+    except ZsadError as error:
+        return Check(name, False, f"{error}{_line(error, file)}")
     except Exception as error:  # a user's method may raise anything, and the report must say where
-        return Check(name, False, f"{type(error).__name__}: {error}{_place(error)}")
+        return Check(name, False, f"{type(error).__name__}: {error}{_line(error, file) or _deepest(error)}")
 
 
-def _place(error: Exception) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})" if trace else ""
+_ABOUT = {
+    **dict.fromkeys(("evidence", "evidence is lean", "input untouched", "same again"), "observe"),
+    **dict.fromkeys(("any batch size", "any order", "unknown category", "half precision"), "observe"),
+    **dict.fromkeys(("maps", "map parameters"), "maps"),
+    **dict.fromkeys(("image scores", "transductive or not"), "image_scores"),
+}
+"""The function that each point is about."""
+
+
+def _function(bench: Bench, name: str) -> str:
+    """Return where the method's function ``name`` begins: ``observe`` is its observer's."""
+    owner = bench.observer if name == "observe" else bench.method
+    code = getattr(getattr(type(owner), name, None), "__code__", None)
+    return _place(code.co_filename, code.co_firstlineno) if code else ""
+
+
+def _line(error: Exception, file: str) -> str:
+    """Return the last line of ``file`` that an error went through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    return _place(file, lines[-1]) if lines else ""
+
+
+def _deepest(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return _place(frames[-1].filename, frames[-1].lineno) if frames else ""
+
+
+def _place(file: str, line: int | None) -> str:
+    return f" ({Path(file).name}:{line})"
 
 
 def parameters_only(bench: Bench) -> str:

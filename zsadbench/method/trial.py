@@ -64,6 +64,22 @@ def _noise(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.asarray(std * rng.standard_normal(shape), np.float32))
 
 
+def prompts_sent(resolved: Resolved, clip: Clip, category: str, words: str) -> list[list[str]]:
+    """Return the sets of prompts that a method sends to the text tower for a category, in order.
+
+    A trained method without a checkpoint is given noise; its learned words stand as its placeholders.
+    """
+    heard = clip.listen()
+    with with_checkpoint(resolved, clip) as ready, torch.no_grad():
+        ready.method.prepare(clip, {category: words})
+    clip.vision.forget()
+    found: list[list[str]] = []
+    for prompts in heard:
+        if not any(set(prompts) <= set(other) for other in found):  # tokenizing repeats what is encoded
+            found.append(prompts)
+    return found
+
+
 class Bench:
     """A method with its miniature CLIP, a few images, and its evidence of them."""
 
@@ -74,6 +90,7 @@ class Bench:
         self.wordings = dict(list(WORDINGS.items())[: 1 if resolved.card.order_dependent else 2])
         names = list(self.wordings)
         self.categories = [names[i % len(names)] for i in range(IMAGES)]
+        self.observer: object = None
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -82,7 +99,7 @@ class Bench:
 
     def observe(self, order: Sequence[int], batch_size: int, method: Method | None = None) -> Evidence:
         """Return the evidence of the images in ``order``, by a new observer, ``batch_size`` at a time."""
-        observer = (method or self.method).prepare(self.clip, self.wordings)
+        self.observer = observer = (method or self.method).prepare(self.clip, self.wordings)
         parts = []
         for start in range(0, len(order), batch_size):
             batch = self.batch(order[start : start + batch_size])

@@ -1,12 +1,14 @@
 """Methods that do not belong to the toolkit: a class in a user's file or package.
 
 The card of such a method is made from the class: its docstring's first sentence is the title, and class
-variables named like keys of a card (``order_dependent: ClassVar[bool] = True``) are taken over.  Its version
-is a checksum of the source file, so that an edited method is observed anew.
+variables named like keys of a card (``order_dependent: ClassVar[bool] = True``) are taken over; it is trained
+if it has a field ``checkpoint``.  Its version is a checksum of its source, so that an edited method is
+observed anew.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import importlib.util
@@ -14,7 +16,10 @@ import inspect
 import sys
 import traceback
 import zlib
+from collections.abc import Sequence
 from functools import cache
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,7 +70,8 @@ def card_of(spec: str) -> MethodCard:
     values.setdefault(
         "title", cls.__name__ if summary.startswith(f"{cls.__name__}(") else summary or cls.__name__
     )
-    version = zlib.crc32(path.read_bytes())
+    values.setdefault("trained", "checkpoint" in {field.name for field in dataclasses.fields(cls)})
+    version = zlib.crc32(b"".join(file.read_bytes() for file in source_files(path)))
     return MethodCard(
         id=f"{path.stem}.{cls.__name__}",
         version=version,
@@ -130,14 +136,20 @@ def _class_value(cls: type, key: str, kind: type, spec: str) -> Any:
 def _file_module(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    return _imported(path, zlib.crc32(str(path.resolve()).encode() + path.read_bytes()))
+    content = b"".join(file.read_bytes() for file in source_files(path))
+    return _imported(path, zlib.crc32(str(path.resolve()).encode() + content))
 
 
 @cache
 def _imported(path: Path, stamp: int) -> ModuleType:
-    # A name of its own, so that files of one name, a file named like a library, or two states of one
+    # A package of its own, so that files of one name, a file named like a library, or two states of one
     # file do not collide.
-    name = f"zsad_user_{path.stem}_{stamp:08x}"
+    package = ModuleType(f"{_PACKAGES}{stamp:08x}")
+    package.__path__ = [str(path.resolve().parent)]
+    sys.modules[package.__name__] = package
+    if _SHIPPED not in sys.meta_path:
+        sys.meta_path.append(_SHIPPED)
+    name = f"{package.__name__}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path}: not a Python file")
@@ -151,6 +163,53 @@ def _imported(path: Path, stamp: int) -> ModuleType:
             f"{path}{_line(error, path)}: cannot be imported ({type(error).__name__}: {error})"
         ) from error
     return module
+
+
+def source_files(path: Path) -> list[Path]:
+    """Return a user's file and those beside it that it imports by ``from .name import``, directly or not."""
+    found = [path]
+    for file in found:  # grows while it is walked
+        beside = [path.with_name(f"{name}.py") for name in _relative_imports(file)]
+        found += [other for other in dict.fromkeys(beside) if other.is_file() and other not in found]
+    return found
+
+
+def _relative_imports(path: Path) -> list[str]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # importing it says where
+        return []
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+    return [
+        name for node in nodes for name in ([node.module] if node.module else [a.name for a in node.names])
+    ]
+
+
+_PACKAGES = "zsad_user_"
+
+
+class _Shipped(MetaPathFinder, Loader):
+    """Gives a user's file the toolkit's modules of methods for relative imports of what is not beside it.
+
+    So a copy of a shipped method runs where it lies, with ``from ._shared import ...`` as it stands.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.partition(".")
+        if not package.startswith(_PACKAGES) or not name:
+            return None
+        shipped = importlib.util.find_spec(f"zsadbench.methods.{name}")
+        return ModuleSpec(fullname, self) if shipped else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        # A module may put another one in its place while it is executed.
+        name = module.__name__.partition(".")[2]
+        sys.modules[module.__name__] = importlib.import_module(f"zsadbench.methods.{name}")
+
+
+_SHIPPED = _Shipped()
 
 
 def _line(error: Exception, path: Path) -> str:

@@ -133,6 +133,10 @@ def _checkpoints(spec: str, dataset: Dataset, request: Request) -> list[dict[str
         if not request.allow_seen:
             refuse_seen(file, dataset)
         return [{"checkpoint": file}]
+    if card.path.suffix != ".toml" and request.checkpoints:  # a class in a file knows what fits it
+        for given in request.checkpoints if not request.allow_seen else ():
+            refuse_seen(given, dataset)
+        return [{"checkpoint": str(given)} for given in request.checkpoints]
     plain = resolve(spec, dataset=dataset.id, domain=dataset.domain)
     backbone = dataset.backbone_or(request.backbone) or plain.method.backbone.name
     files = checkpoints_for(card.id, backbone, dataset, request.checkpoints, allow_seen=request.allow_seen)
