@@ -15,16 +15,9 @@ from zsadbench.inputs import Batch
 from zsadbench.maps import render
 from zsadbench.training import Features, Stage, Truth, leaves, segmentation, total
 
+from ._prompts import LearnedPrompts, checkpoint_shapes, encode_prompts, prompt_texts
 from ._shared import Anchors
-from .anomalyclip import (
-    AnomalyClip,
-    AnomalyClipObserver,
-    check_fit,
-    checkpoint_shapes,
-    encode_prompts,
-    prompt_texts,
-    reading,
-)
+from .anomalyclip import AnomalyClip, AnomalyClipObserver, check_fit, reading
 
 UNUSED = 896
 """Outputs of the projections that the authors' files carry and their code never uses."""
@@ -53,10 +46,7 @@ class PromptRecipe:
     def stages(self, method: AnomalyClip, clip: Clip, wordings: Mapping[str, str]) -> list[Stage]:
         """Return the one stage; categories and their words play no part."""
         check_fit(method, clip)
-        generator = torch.Generator().manual_seed(self.seed)
-        shapes = checkpoint_shapes(method, clip)
-        noise = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
-        learned = leaves({key: self.spread * value for key, value in noise.items()}, clip.device)
+        learned = leaves(start(method, clip, self.seed, self.spread), clip.device)
         layers, first, taps = reading(method, clip)
         observer = AnomalyClipObserver(method, clip, Anchors({}), layers, first)
 
@@ -89,26 +79,38 @@ class PromptRecipe:
 
     def author_tables(self, method: AnomalyClip, clip: Any) -> list[AuthorTable]:
         """Return what the authors' file holds: learned vectors, fixed ones and unused projections."""
-        shapes = checkpoint_shapes(method, clip)
-        length, width = clip.text.context, clip.text.width
-        fixed = prompt_ids(method, clip)
-        whole: dict[str, tuple[int, ...]] = dict(shapes)
-        for side in ("pos", "neg"):
-            whole[f"token_prefix_{side}"] = (1, 1, 1, width)
-            whole[f"token_suffix_{side}"] = (1, 1, length - 1 - method.context, width)
-            whole[f"tokenized_prompts_{side}"] = (1, 1, length)
+        unused: dict[str, tuple[int, ...]] = {}
         for number in range(method.deep_prompts):
-            whole[f"compound_prompt_projections.{number}.weight"] = (UNUSED, width)
-            whole[f"compound_prompt_projections.{number}.bias"] = (UNUSED,)
-        embedded = {}
-        for side in ("pos", "neg"):
-            ids = fixed[f"tokenized_prompts_{side}"]
-            embedded[f"token_prefix_{side}"] = ids[..., :1]
-            embedded[f"token_suffix_{side}"] = ids[..., 1 + method.context :]
-        return [AuthorTable("prompt_learner", whole, {name: name for name in shapes}, fixed, embedded)]
+            unused[f"compound_prompt_projections.{number}.weight"] = (UNUSED, clip.text.width)
+            unused[f"compound_prompt_projections.{number}.bias"] = (UNUSED,)
+        return [prompt_table(method, clip, unused)]
 
 
-def prompt_ids(method: AnomalyClip, clip: Any) -> dict[str, Tensor]:
+def start(method: LearnedPrompts, clip: Clip, seed: int, spread: float) -> dict[str, Tensor]:
+    """Return the learned vectors at the start: noise of standard deviation ``spread``."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = checkpoint_shapes(method, clip)
+    return {name: spread * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def prompt_table(
+    method: LearnedPrompts, clip: Any, unused: Mapping[str, tuple[int, ...]] | None = None
+) -> AuthorTable:
+    """Return the table of a prompt learner: learned vectors, token ids, embeddings and what is ``unused``."""
+    shapes, fixed = checkpoint_shapes(method, clip), prompt_ids(method, clip)
+    length, width = clip.text.context, clip.text.width
+    whole, embedded = {**shapes, **(unused or {})}, {}
+    for side in ("pos", "neg"):
+        whole[f"token_prefix_{side}"] = (1, 1, 1, width)
+        whole[f"token_suffix_{side}"] = (1, 1, length - 1 - method.context, width)
+        whole[f"tokenized_prompts_{side}"] = (1, 1, length)
+        ids = fixed[f"tokenized_prompts_{side}"]
+        embedded[f"token_prefix_{side}"] = ids[..., :1]
+        embedded[f"token_suffix_{side}"] = ids[..., 1 + method.context :]
+    return AuthorTable("prompt_learner", whole, {name: name for name in shapes}, fixed, embedded)
+
+
+def prompt_ids(method: LearnedPrompts, clip: Any) -> dict[str, Tensor]:
     """Return the token ids (1, 1, L) of both prompts by the names of the authors' file."""
     ids: Tensor = clip.tokenizer(prompt_texts(method), context_length=clip.text.context)
     return {f"tokenized_prompts_{side}": ids[row][None, None] for row, side in enumerate(("pos", "neg"))}

@@ -15,9 +15,8 @@ from zsadbench.inputs import Backbone, Batch, Preprocess
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
-from ._shared import Anchors, anomaly_probability, as_grid, encode_per_image, overwrite
-
-PLACEHOLDER = "X"
+from ._prompts import check_prompts, checkpoint_shapes, encode_prompts
+from ._shared import Anchors, anomaly_probability, as_grid
 
 
 @dataclass(frozen=True)
@@ -139,55 +138,12 @@ def reading(method: AnomalyClip, clip: Clip) -> tuple[tuple[int, ...], int, dict
     return layers, first, taps
 
 
-def checkpoint_shapes(method: AnomalyClip, clip: Clip) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every learned parameter, named as in the authors' files."""
-    width = clip.text.width
-    deep = {f"compound_prompts_text.{i}": (method.deep_length, width) for i in range(method.deep_prompts)}
-    context = (1, 1, method.context, width)
-    return {"ctx_pos": context, "ctx_neg": context, **deep}
-
-
-def prompt_texts(method: AnomalyClip) -> list[str]:
-    """Return the normal and the anomalous prompt, placeholders where the learned vectors go."""
-    blank = " ".join([PLACEHOLDER] * method.context)
-    return [f"{blank} {words}." for words in (method.normal_words, method.anomalous_words)]
-
-
-def prompt_tokens(method: AnomalyClip, clip: Clip) -> Tensor:
-    """Return the token ids (2, L) of both prompts."""
-    return clip.tokenize(prompt_texts(method))
-
-
-def encode_prompts(method: AnomalyClip, clip: Clip, learned: Mapping[str, Tensor]) -> Tensor:
-    """Return the text features (2, C) of the normal and the anomalous prompt, un-normalised.
-
-    Gradients reach ``learned``, whose names and shapes are those of `checkpoint_shapes`.
-    """
-    text = clip.text
-    tokens = prompt_tokens(method, clip)
-    context = torch.cat([learned["ctx_pos"], learned["ctx_neg"]])[:, 0]
-    positions = text.module.positional_embedding[1 : 1 + method.context]
-    x = overwrite(text.embed(tokens), context + positions)
-    deep = {i + 1: learned[f"compound_prompts_text.{i}"][None] for i in range(method.deep_prompts)}
-    return encode_per_image(text, x[None], tokens, deep, half=method.half_prompts)[0]
-
-
 def check_fit(method: AnomalyClip, clip: Clip) -> None:
     """Refuse blocks and prompt lengths that the towers do not have."""
-    depth, text_depth = len(clip.vision.blocks), len(clip.text.blocks)
-    layers = method.features
+    depth, layers = len(clip.vision.blocks), method.features
     if not (layers and 1 <= min(layers) <= max(layers) <= depth and 1 <= method.value_from <= depth):
         raise MethodError(
             f"features {layers} and value_from {method.value_from} are not all among {depth} image blocks; "
             "choose others with --set features=... and --set value_from=..."
         )
-    if not 0 <= method.deep_prompts < text_depth:
-        raise MethodError(
-            f"{method.deep_prompts} deep prompts do not fit a text tower of {text_depth} blocks, the first "
-            f"without one; choose 0 to {text_depth - 1} with --set deep_prompts=..."
-        )
-    if not 0 <= method.deep_length <= method.context:
-        raise MethodError(
-            f"deep prompts of {method.deep_length} vectors do not fit the {method.context} learned ones; "
-            "choose a smaller --set deep_length=..."
-        )
+    check_prompts(method, clip)

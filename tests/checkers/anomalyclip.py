@@ -14,14 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from methods._prompts import LearnedPrompts, checkpoint_shapes, encode_prompts, prompt_tokens
 from methods._shared import anomaly_probability
 from methods._training_anomalyclip import PromptRecipe
-from methods.anomalyclip import (
-    AnomalyClip,
-    checkpoint_shapes,
-    encode_prompts,
-    prompt_tokens,
-)
+from methods.anomalyclip import AnomalyClip
 from tests.checkers.common import Golden, Meta, begin, drawn_batch, mask_of, opened, padded, prepared
 from tests.kit import tiny
 from zsadbench.clip.towers import Clip
@@ -52,7 +48,7 @@ def check(path: Path) -> None:
         golden.hand_to(golden.word(1), _infer, _end2end, _metrics, _preprocess, _losses, _train)
 
 
-def learned(method: AnomalyClip, clip: Clip, meta: Meta) -> dict[str, Tensor]:
+def learned(method: LearnedPrompts, clip: Clip, meta: Meta) -> dict[str, Tensor]:
     """Return the learned parameters as the noise that ``meta`` describes."""
     spread, shapes = meta.get("extras_std", {}), checkpoint_shapes(method, clip)
     return {

@@ -10,13 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from methods._prompts import checkpoint_shapes, encode_prompts
 from methods._shared import anomaly_probability, as_grid, deep_vectors
-from methods.anomalyclip import (
-    AnomalyClip,
-    AnomalyClipObserver,
-    checkpoint_shapes,
-    encode_prompts,
-)
+from methods.anomalyclip import AnomalyClip, AnomalyClipObserver
 from tests.kit import tiny
 from zsadbench.clip.checkpoints import Provenance, save_checkpoint
 from zsadbench.clip.towers import load_clip

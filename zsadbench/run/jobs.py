@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cards import card_paths
-from ..clip import Weights, find_weights
+from ..clip import Weights, find_seconds, find_weights
 from ..data import load_dataset, problem_report, subset
 from ..errors import DatasetError
 from ..files import digest_of, sha256_of
@@ -142,13 +142,14 @@ def make_job(
         request.wording,
         request.words,
     )
-    weights = find_weights(resolved.method.backbone)
+    weights, seconds = find_weights(resolved.method.backbone), find_seconds(resolved.method)
     parameters = {key: value for key, value in resolved.parameters.items() if key not in card.map_parameters}
     checkpoint = _describe_checkpoint(parameters)
     parameters["backbone"] = parameters["backbone"] | {
         "weights": weights.digest,
         "activation": weights.activation,
     }
+    parameters |= {field: parameters[field] | {"weights": one.digest} for field, one in seconds.items()}
     identity = {
         "method": resolved.id,
         "version": card.version,
@@ -165,6 +166,7 @@ def make_job(
         "observation": digest,
         "method": _describe_method(resolved),
         "backbone": _describe_backbone(weights, resolved),
+        "second_towers": {field: one.described() for field, one in seconds.items()},
         "checkpoint": checkpoint,
         "dataset": describe_dataset(data, spec, skipped, request),
         "wordings": words,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..clip import find_seconds
 from ..errors import MethodError, UsageError, ZsadError, suggest
 from ..method import Resolved, method_cards, parse_spec, places, resolve
 from ..samples import Dataset
@@ -112,6 +113,7 @@ def _with_seeds(
     found: list[tuple[Resolved, int | None]] = []
     for given in _checkpoints(spec, dataset, request):
         base = _resolve(spec, dataset, request, several, given)
+        find_seconds(base.method)  # one that cannot be had costs `all` this method, not the run
         has_seed = "seed" in places(base.method)
         random = base.method.backbone.weights.partition(":")[0] == "random"
         if request.seeds == 1 or not (has_seed or random):

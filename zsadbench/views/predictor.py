@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..clip import find_weights, load_checkpoint
+from ..clip import find_seconds, find_weights, load_checkpoint
 from ..environment import environment
 from ..errors import DatasetError, MethodError, UsageError, suggest
 from ..files import sha256_of
@@ -209,6 +209,8 @@ class Predictor:
             "weights": self.weights.digest,
             "activation": self.weights.activation,
         }
+        seconds = find_seconds(self.method)
+        parameters |= {field: parameters[field] | {"weights": one.digest} for field, one in seconds.items()}
         if parameters.get("checkpoint"):
             parameters["checkpoint"] = sha256_of(Path(parameters["checkpoint"]))
         return {

@@ -33,6 +33,7 @@ def sections(record: Record) -> list[Section]:
     run = {
         key: seen.get(key) for key in ("created", "images_per_second", "peak_memory_mb", "batch_size", "seed")
     }
+    towers = seen.get("second_towers") or {}
     spent = dict(seen.get("seconds") or {}) | dict(record.content.get("seconds") or {})
     digests = {
         "record": record.digest,
@@ -40,6 +41,7 @@ def sections(record: Record) -> list[Section]:
         "samples": data.pop("digest"),
         "contents": data.pop("contents"),
         "backbone weights": (seen["backbone"] or {}).get("sha256"),
+        **{f"{field} weights": tower.get("sha256") for field, tower in towers.items()},
         "checkpoint": (seen.get("checkpoint") or {}).get("sha256"),
     }
     found: list[tuple[str, dict[str, Any]]] = [
@@ -47,6 +49,10 @@ def sections(record: Record) -> list[Section]:
         ("Paper and code", _card_of(record)),
         ("Parameters", parameters),
         ("Backbone", {key: value for key, value in (seen["backbone"] or {}).items() if key != "sha256"}),
+        *(
+            (f"Second tower ({field})", {key: value for key, value in tower.items() if key != "sha256"})
+            for field, tower in towers.items()
+        ),
         ("Checkpoint", {k: v for k, v in (seen.get("checkpoint") or {}).items() if k != "sha256"}),
         ("Wordings", seen.get("wordings") or {}),
         ("Dataset", data),
