@@ -18,8 +18,8 @@ from .options import (
     Device,
     Limit,
     Parameters,
+    Quiet,
     SkipBad,
-    Telling,
     Towers,
     Workers,
     dataset_ids,
@@ -124,7 +124,7 @@ def train(
     ] = 64.0,
     workers: Workers = None,
     skip_bad: SkipBad = False,
-    telling: Telling,
+    quiet: Quiet = False,
 ) -> None:
     """Train a method on auxiliary datasets; repeated after an interruption it goes on."""
     if not method or not dataset or out is None:
@@ -146,8 +146,7 @@ def train(
         memory_gb=memory,
         disk_gb=disk,
         skip_bad=skip_bad,
-        quiet=telling.quiet,
-        progress=telling.progress,
+        quiet=quiet,
         **vars(towers),
     )
     with interruptible("interrupted; complete epochs are kept: repeat the command to go on there"):
