@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
+    from .ahead import ahead
     from .decoding import decode, default_workers, read
     from .loader import Loaded, preprocess, stream, to_batch_images, to_rgb
     from .masks import MaskRule, mask_at, read_mask
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Loaded",
     "MaskRule",
+    "ahead",
     "decode",
     "default_workers",
     "mask_at",

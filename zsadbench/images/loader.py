@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..ahead import ahead as worked_ahead
 from ..errors import DatasetError, UsageError
 from ..inputs import Preprocess
+from .ahead import ahead as worked_ahead
 from .decoding import MAX_PIXELS, SIXTEEN_BIT, ImageInfo, decode, default_workers, frame_size, probe, read
 from .masks import mask_at, read_mask
 from .scan import scan

@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..ahead import ahead
 from ..errors import DatasetError
-from ..images import default_workers, mask_at
+from ..images import ahead, default_workers, mask_at
 from ..maps import exact_maps
 from ..method import Method
 from ..metrics import LegacyAupro, PixelMetrics, image_metrics, image_reasons

@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ahead import ahead
 from ..errors import MethodError
-from ..images import default_workers
+from ..images import ahead, default_workers
 from ..inputs import Batch
 from .data import Example, TrainingSet
 from .stages import Features, Stage, Truth
