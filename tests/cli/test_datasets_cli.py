@@ -174,7 +174,10 @@ def test_new_can_write_elsewhere_and_refuses_what_it_cannot_guess(tmp_path: Path
     result = zsad("new", folder, "--out", tmp_path / "mine.toml")
     assert f"zsad datasets check {tmp_path / 'mine.toml'} --data {folder}" in result.output
     assert len(load_dataset(str(tmp_path / "mine.toml"), folder).samples) == 2
-    with pytest.raises(DatasetError, match=r"no folder of normal images found .* name yours with --normal"):
+    with pytest.raises(DatasetError, match="The images have no labels"):
+        zsad("new", folder / "deep")
+    touch(folder, ["deep/z/1.png"])
+    with pytest.raises(DatasetError, match="Which folder holds normal images"):
         zsad("new", folder / "deep")
     with pytest.raises(DatasetError, match="gone: no such folder"):
         zsad("new", tmp_path / "gone")

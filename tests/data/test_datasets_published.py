@@ -326,6 +326,33 @@ def test_mvtec_ad_2_takes_the_public_test_part_only(tmp_path: Path) -> None:
     assert found.words["fruit_jelly"] == "fruit jelly"
 
 
+def test_mvtec_loco_has_a_folder_of_masks_per_image(tmp_path: Path) -> None:
+    kinds = ("good", "logical_anomalies", "structural_anomalies")
+    names = [f"pushpins/test/{kind}/{i:03}.png" for kind in kinds for i in range(2)]
+    masks = [
+        f"pushpins/ground_truth/{kind}/{i:03}/{part:03}.png"
+        for kind in kinds[1:]
+        for i in range(2)
+        for part in range(i + 1)
+    ]
+    more = ["pushpins/train/good/000.png", "pushpins/validation/good/000.png"]
+    touch(tmp_path / "mvtec_loco_anomaly_detection", [*names, *masks, *more])
+    found = load_dataset("mvtec_loco", tmp_path, categories=["pushpins"])
+    wanted = {(name, "" if "good" in name else name.replace("test", "ground_truth")[:-4]) for name in names}
+    assert {(image, mask) for image, mask, _ in triples(found)} == wanted
+    assert {image for image, _, label in triples(found) if not label} == set(names[:2])
+
+
 def test_every_shipped_description_is_covered_by_a_tree() -> None:
-    others = {"ksdd", "ksdd2", "real_iad", "mvtec_ad_2", "meta_json", "aaclip_jsonl", "demo", "demo-aux"}
+    others = {
+        "ksdd",
+        "ksdd2",
+        "real_iad",
+        "mvtec_ad_2",
+        "mvtec_loco",
+        "meta_json",
+        "aaclip_jsonl",
+        "demo",
+        "demo-aux",
+    }
     assert set(card_paths("datasets")) == set(TREES) | others

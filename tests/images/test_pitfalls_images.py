@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
+import re
 import struct
+import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -16,10 +19,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from zsadbench.data.templates import SUFFIXES, UNREAD
 from zsadbench.errors import DatasetError
-from zsadbench.images.decoding import decode, probe
+from zsadbench.images.decoding import decode, looks_like_image, probe
 from zsadbench.images.loader import preprocess, stream
-from zsadbench.images.scan import scan
+from zsadbench.images.masks import MaskInfo, inspect_mask, mask_at, read_mask
+from zsadbench.images.scan import SAMPLED_MASKS, scan
 from zsadbench.inputs import Preprocess
 from zsadbench.samples import Problem, Sample
 
@@ -74,8 +79,6 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "page.png": (b"<!DOCTYPE html><html>404</html>", r"not an image \(starts with b'<!DOCTYPE ht'\)"),
     "vector.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     "truncated_header.png": (encoded(picture())[:20], "broken image header|not an image"),
-    "animated.gif": (encoded(picture(), "gif", **FRAMES), "holds 3 frames; save the one"),
-    "pages.tif": (encoded(picture(), "tiff", **FRAMES), "holds 3 frames"),
     "bomb.png": (declared(14_000, 14_000), "14000 x 14000 pixels are more than the limit of 178956970"),
     "huge.png": (declared(2**31 - 1, 2**31 - 1), "more than the limit"),
     "int32.tif": (encoded(Image.new("I", (40, 40)), "tiff"), r"32-bit values \(PIL mode I\)"),
@@ -261,6 +264,42 @@ def test_exif_rotation_only_where_asked(tmp_path: Path, suffix: str) -> None:
     assert sizes == [(40, 60), (60, 40)]
 
 
+@pytest.mark.parametrize("suffix", ["gif", "tiff", "webp", "png"])
+def test_of_several_frames_the_first_is_read_and_reported(tmp_path: Path, suffix: str) -> None:
+    lossless = {"lossless": True} if suffix == "webp" else {}
+    one = put(tmp_path, f"many.{suffix}", encoded(picture(), suffix, **FRAMES, **lossless))
+    first = put(tmp_path, f"one.{suffix}", encoded(picture(), suffix, **lossless))
+    np.testing.assert_array_equal(tile(one), tile(first))
+    (problem,) = scan([one, first])
+    assert problem.severity == "warning"
+    assert problem.reason.startswith("1 of 2 images hold several frames or pages, of which the first is used")
+    assert f"(many.{suffix})" in problem.reason
+    notes = [loaded.notes for loaded in stream([one, first], [SPEC])]
+    assert notes == [("only the first of several frames",), ()]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_suffix_that_is_listed_is_decoded(tmp_path: Path, suffix: str) -> None:
+    kind = Image.registered_extensions()[f".{suffix}"]
+    mode = {"pgm": "L", "pbm": "1"}.get(suffix, "RGB")
+    one = put(tmp_path, f"a.{suffix}", encoded(picture(mode=mode), kind))
+    assert scan([one], full=True) == [] and tile(one).std() > 0
+
+
+def test_suffixes_of_images_that_are_not_read_are_not_listed() -> None:
+    assert not set(UNREAD) & set(SUFFIXES)
+
+
+def test_content_tells_an_image_whatever_its_name(tmp_path: Path) -> None:
+    put(tmp_path, "photo", encoded(picture()))
+    put(tmp_path, "notes.txt", b"no image")
+    assert [looks_like_image(tmp_path / name) for name in ("photo", "notes.txt", "gone")] == [
+        True,
+        False,
+        False,
+    ]
+
+
 def test_the_first_picture_of_a_camera_file_is_read(tmp_path: Path) -> None:
     first, preview = picture(), picture(20, 20, seed=1)
     content = encoded(first, "mpo", save_all=True, append_images=[preview])
@@ -348,9 +387,11 @@ def test_a_bad_mask_names_image_and_mask(tmp_path: Path, content: bytes | None, 
 
 def test_a_truncated_mask_is_found_by_the_full_scan(tmp_path: Path) -> None:
     noise = encoded(picture(mode="L"))
-    one = anomalous(tmp_path, "a", noise[: len(noise) // 2])
-    assert scan([one]) == []
-    assert scan([one], full=True)[0].reason.startswith("mask a_mask.png: broken image data")
+    samples = [anomalous(tmp_path, "a" * n, square()) for n in range(1, SAMPLED_MASKS + 2)]
+    samples[1] = anomalous(tmp_path, "b", noise[: len(noise) // 2])
+    assert scan(samples) == []
+    assert scan(samples, full=True)[0].reason.startswith("mask b_mask.png: broken image data")
+    assert scan(samples[1:2])[0].reason.startswith("mask b_mask.png: broken image data")
 
 
 def test_empty_masks_are_one_warning_with_their_number(tmp_path: Path) -> None:
@@ -380,9 +421,118 @@ def test_a_mask_in_the_alpha_channel_is_reported_as_such(tmp_path: Path) -> None
     mask = Image.new("RGBA", (40, 40))
     mask.putalpha(square())
     one = anomalous(tmp_path, "a", mask)
-    (problem,) = scan([one], full=True)
-    assert "alpha channel" in problem.reason and 'mask_positive = "alpha>0"' in problem.remedy
-    assert scan([one], full=True, positive="alpha>0") == []
+    for full in (True, False):
+        (problem,) = scan([one], full=full)
+        assert "alpha channel over one colour, which is read as empty" in problem.reason
+        assert 'mask_positive = "alpha>0"' in problem.remedy
+        assert scan([one], full=full, positive="alpha>0") == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour"), [("RGBA", (255, 255, 255, 0)), ("RGBA", (9, 200, 30, 0)), ("LA", (7, 0))]
+)
+def test_alpha_is_told_whatever_the_colour_over_it(
+    tmp_path: Path, mode: str, colour: tuple[int, ...]
+) -> None:
+    mask = Image.new(mode, (40, 40), colour)
+    mask.putalpha(square())
+    for full in (True, False):
+        (problem,) = scan([anomalous(tmp_path, "a", mask)], full=full)
+        assert "alpha channel over one colour, which is read as all defect" in problem.reason
+
+
+def inverted(mask: Image.Image) -> Image.Image:
+    return Image.fromarray(255 - np.asarray(mask))
+
+
+def test_masks_that_cover_most_of_every_image_are_told_before_the_run_too(tmp_path: Path) -> None:
+    samples = [anomalous(tmp_path, "a" * n, inverted(square())) for n in range(1, 4)]
+    for full in (True, False):
+        (problem,) = scan(samples, full=full)
+        assert problem.severity == "warning"
+        assert problem.reason.startswith("3 of 3 images have a mask that covers more than half of the image")
+        assert "may be inverted" in problem.reason and "mask_positive" in problem.remedy
+    assert scan(samples, positive=[0]) == []
+
+
+def test_one_large_defect_among_small_ones_is_no_inverted_mask(tmp_path: Path) -> None:
+    large, small = anomalous(tmp_path, "a", inverted(square())), anomalous(tmp_path, "bb", square())
+    assert scan([large, small], full=True) == scan([large, small]) == []
+    other = dataclasses.replace(small, category="other")
+    assert warned(scan([large, other]), "1 of 2 images have a mask that covers more than half")
+
+
+def test_a_few_masks_of_each_category_are_looked_into_evenly_spread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = anomalous(tmp_path, "a", square())
+    samples = [dataclasses.replace(one, key=f"{c}{n:03}", category=c) for c in "xy" for n in range(100)]
+    seen: list[str] = []
+
+    def look(path: Path, positive: object, *, name: str, max_pixels: int) -> MaskInfo:
+        seen.append(name[:4])
+        return inspect_mask(path, name=name)
+
+    monkeypatch.setattr(sys.modules["zsadbench.images.scan"], "inspect_mask", look)
+    scan(samples, workers=1)
+    assert seen == [f"{c}{n:03}" for c in "xy" for n in range(0, 100, 13)]
+    assert len(seen) == 2 * SAMPLED_MASKS
+
+
+def test_defects_that_vanish_at_a_usual_size_are_told_with_the_remedy(tmp_path: Path) -> None:
+    def dot(side: int) -> Image.Image:
+        mask = np.zeros((1200, 1200), np.uint8)
+        mask[600 : 600 + side, 600 : 600 + side] = 255
+        return Image.fromarray(mask)
+
+    samples = [anomalous(tmp_path, "a" * side, dot(side), (1200, 1200)) for side in (1, 3, 12)]
+    (problem,) = scan(samples, full=True)
+    assert problem.reason == (
+        "2 of 3 images have defects of which nothing is left at 240 or 518 pixels (a.png, aaa.png)"
+    )
+    assert problem.remedy == "evaluate with --mask-resize native, or with a larger --size"
+    assert [inspect_mask(s.mask).vanishes for s in samples if s.mask] == [518, 240, 0]
+
+
+# ------------------------------------------------------------------ a folder of masks
+
+
+def several(folder: Path, *masks: Image.Image | bytes) -> Sample:
+    image = put(folder, "a.png", picture())
+    (folder / "a").mkdir()
+    for number, mask in enumerate(masks):
+        put(folder / "a", f"{number:03}.png", mask)
+    return sample(image.image, folder / "a")
+
+
+def test_the_masks_in_a_folder_are_united(tmp_path: Path) -> None:
+    other = np.zeros((40, 40), np.uint8)
+    other[30:35, 0:2] = 3
+    one = several(tmp_path, square(), Image.fromarray(other))
+    (tmp_path / "a/.hidden.png").write_bytes(b"")
+    assert one.mask is not None
+    mask = read_mask(one.mask)
+    assert mask.sum() == 100 + 10 and mask[10:20, 10:20].all() and mask[30:35, 0:2].all()
+    assert read_mask(one.mask, ">127").sum() == 100
+    np.testing.assert_array_equal(mask_at(one, None), mask)
+    assert scan([one], full=True) == []
+
+
+def test_bad_masks_in_a_folder_are_named(tmp_path: Path) -> None:
+    broken: dict[str, list[Image.Image | bytes]] = {
+        "holds no mask": [],
+        "a/001.png: the file is empty": [square(), b""],
+        "differ in size (40 x 40 and 20 x 20)": [square(), square().resize((20, 20))],
+        "a/000.png: holds 3 frames": [encoded(picture(mode="L"), "tiff", **FRAMES)],
+    }
+    for number, (reason, masks) in enumerate(broken.items()):
+        (tmp_path / str(number)).mkdir()
+        one = several(tmp_path / str(number), *masks)
+        (problem,) = scan([one])
+        assert problem.severity == "error" and problem.key == "a.png" and reason in problem.reason
+        assert one.mask is not None
+        with pytest.raises(DatasetError, match=re.escape(reason.removeprefix("a/"))):
+            read_mask(one.mask)
 
 
 def test_masks_of_normal_samples_are_not_opened(tmp_path: Path) -> None:

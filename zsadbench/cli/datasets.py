@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from ..data import (
     draft,
     identifier,
     load_dataset,
+    problem_report,
     shipped_description,
     survey_dataset,
 )
@@ -159,23 +161,34 @@ def new(
     ] = "",
     force: Force = False,
 ) -> None:
-    """Write a commented description (.toml) for a folder."""
+    """Write a commented description (.toml) for a folder, and say what it lists."""
     from ..files import write_atomic
 
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder; check the spelling of the path.")
-    text = draft(folder, normal)
-    if text is None:
-        raise DatasetError(
-            f"{folder}: no folder of normal images found (looked for good, ok, normal beside others, and for "
-            "test/ with one of these); name yours with --normal, or arrange the images so."
-        )
+    text, remarks = draft(folder, normal)
     path = out or folder / f"{identifier(folder.resolve().name)}.toml"
     if path.exists() and not force:
         raise DatasetError(f"{path} exists; give another name with --out, or --force to replace it.")
     write_atomic(path, text.encode())
-    data = "" if out is None else f" --data {folder}"
-    typer.echo(f"Wrote {path}. Correct it where needed, then: zsad datasets check {path}{data}")
+    data = "" if out is None else f" --data {quote(str(folder))}"
+    check_it = f"zsad datasets check {quote(str(path))}{data}"
+    typer.echo(f"Wrote {path}. Correct it where needed, then: {check_it}")
+    found = survey_dataset(str(path), None if out is None else folder)
+    typer.echo(f"It lists {_counts(found)}.")
+    problems = [*(Problem("warning", "", remark) for remark in remarks), *found.problems]
+    if problems:
+        typer.echo(problem_report(problems))
+
+
+def _counts(dataset: Dataset) -> str:
+    """Return how many images of which label there are."""
+    normal = sum(not sample.anomalous for sample in dataset.samples)
+    masks = sum(sample.mask is not None for sample in dataset.samples)
+    return (
+        f"{amount(len(dataset.categories), 'category', 'categories')}, {normal} normal and "
+        f"{len(dataset.samples) - normal} anomalous {dataset.split} images, {masks} of them with a mask"
+    )
 
 
 def _summary(description: Description) -> list[str]:

@@ -58,6 +58,9 @@ Workers = Annotated[
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out files with a problem.", rich_help_panel=DATA)
 ]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Accept categories without images.", rich_help_panel=DATA)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 

@@ -132,7 +132,7 @@ def predict(
     from ..views import predict as run
 
     pinned = parse_scale(scale) if scale else None
-    images = find_images(paths or [], out)
+    images = find_images(paths or [], out, _say_left_out)
     limit = read_threshold(threshold) if threshold else None
     predictor = _predictor(subject, view)
     if limit and threshold:
@@ -183,7 +183,7 @@ def calibrate(
 
     if not normal:
         raise UsageError("name a folder of normal images with --normal")
-    images = find_images(normal)
+    images = find_images(normal, say=_say_left_out)
     check_enough(len(images), fpr, force)
     predictor = _predictor(subject, view)
     with interruptible():
@@ -279,6 +279,10 @@ def _show_scores(
         score = "failed" if one.score is None else f"{one.score:.6g}"
         words = [f"{score:>12}", *([f"{verdict or '-':2}"] if limit else []), shown(one.path)]
         _say("  ".join(words))
+
+
+def _say_left_out(note: str) -> None:
+    _say(f"note: {note}", sys.stderr)
 
 
 def _say_notes(found: Sequence[Prediction]) -> None:

@@ -17,6 +17,7 @@ from ..errors import UsageError
 from .options import (
     DATA,
     PROMPTS,
+    AllowMissing,
     Categories,
     Data,
     Evaluation,
@@ -121,9 +122,7 @@ def run(
     evaluation: Evaluation,
     machine: Machine,
     skip_bad: SkipBad = False,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Accept categories without images.", rich_help_panel=DATA)
-    ] = False,
+    allow_missing: AllowMissing = False,
     follow_outside: Annotated[
         bool,
         typer.Option(
@@ -163,9 +162,15 @@ def run(
         **vars(towers),
         **vars(machine),
     )
+    told: list[str] = []
+
+    def tell(note: str) -> None:
+        told.append(note)
+        print(note, file=sys.stderr, flush=True)
+
     with interruptible("interrupted; what is observed is kept: repeat the command to go on there"):
-        outcome = execute(method, dataset, request, _stop_on_interrupt())
-    for note in outcome.notes:
+        outcome = execute(method, dataset, request, _stop_on_interrupt(), tell)
+    for note in outcome.notes[len(told) :]:
         print(note, file=sys.stderr)
     show(outcome.records)
     for name, reason in outcome.skipped.items():

@@ -13,6 +13,7 @@ from ..cards import card_paths
 from ..errors import UsageError, suggest
 from .options import (
     MACHINE,
+    AllowMissing,
     Categories,
     Data,
     Device,
@@ -124,6 +125,7 @@ def train(
     ] = 64.0,
     workers: Workers = None,
     skip_bad: SkipBad = False,
+    allow_missing: AllowMissing = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a method on auxiliary datasets; repeated after an interruption it goes on."""
@@ -146,6 +148,7 @@ def train(
         memory_gb=memory,
         disk_gb=disk,
         skip_bad=skip_bad,
+        allow_missing=allow_missing,
         quiet=quiet,
         **vars(towers),
     )

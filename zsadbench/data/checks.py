@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from ..errors import DatasetError
 from ..samples import Severity
-from .rules import Candidate, Listing
+from .leftover import by_folder, some, unread_images
+from .rules import Candidate, Listing, excluded
+from .templates import is_image
 from .tree import amount
 
 
-def settle(listing: Listing, allow_missing: bool = False) -> list[Candidate]:
+def settle(
+    listing: Listing, allow_missing: bool = False, categories: Collection[str] = ()
+) -> list[Candidate]:
     """Return the usable candidates in class order, then by key, each with its label.
 
     What is wrong is added to ``listing.problems``; candidates with an error are left out.  Only the
-    masks that decide a label, or that must not be empty, are opened.
+    masks that decide a label, or that must not be empty, are opened.  With ``categories`` only these are
+    looked at, and no other may be missing.
     """
+    if categories:
+        chosen = [c for c in listing.candidates if c.category in categories]
+        if len(chosen) < len(listing.candidates):
+            listing.report("note", "", f"a part of the set: only {', '.join(categories)}")
+        listing.candidates = chosen
     found = [c for c in _unique(listing) if _labelled(c, listing) and _mask_fits(c, listing)]
     found = _unlinked(listing, found)
     for candidate in found:
@@ -26,10 +36,11 @@ def settle(listing: Listing, allow_missing: bool = False) -> list[Candidate]:
     classes = listing.description.classes or sorted({c.category for c in found})
     order = {name: place for place, name in enumerate(classes)}
     found.sort(key=lambda c: (order[c.category], c.key))
-    _report_missing(listing, {c.category for c in found}, allow_missing)
+    _report_missing(listing, {c.category for c in found}, allow_missing, categories)
     _report_ignored(listing)
+    _report_unmatched(listing)
     _report_pairs(listing, found)
-    _report_counts(listing, found)
+    _report_counts(listing, found, categories)
     return found
 
 
@@ -39,7 +50,7 @@ def _without_masks(listing: Listing) -> list[Candidate]:
     if not taken:
         return listing.candidates
     remedy = 'name them in `exclude`, for example "*_mask.png"'
-    listing.report("error", "", f"masks are taken for images: {_some(taken)}", remedy)
+    listing.report("error", "", f"masks are taken for images: {some(taken)}", remedy)
     return [c for c in listing.candidates if c.path not in listing.claimed]
 
 
@@ -115,9 +126,12 @@ def _is_empty(mask: str, listing: Listing) -> bool | None:
         return None
 
 
-def _report_missing(listing: Listing, present: set[str], allow_missing: bool) -> None:
-    """Report listed classes and rules that brought nothing."""
-    missing = [name for name in listing.description.classes if name not in present]
+def _report_missing(
+    listing: Listing, present: set[str], allow_missing: bool, categories: Collection[str]
+) -> None:
+    """Report wanted classes and rules that brought nothing."""
+    wanted = categories or listing.description.classes
+    missing = [name for name in wanted if name not in present]
     severity: Severity = "warning" if allow_missing else "error"
     if missing:
         listing.report(
@@ -127,6 +141,8 @@ def _report_missing(listing: Listing, present: set[str], allow_missing: bool) ->
             "complete the download, or use --allow-missing",
         )
     for rule in listing.empty_rules:
+        if categories and not rule.category.names and rule.category.text not in categories:
+            continue
         template = rule.table or rule.image[0]
         listing.report(
             severity,
@@ -140,7 +156,29 @@ def _report_ignored(listing: Listing) -> None:
     ignored = listing.tree.ignored()
     if ignored:
         listing.report(
-            "note", "", f"folders that the description does not name are not used: {_some(ignored)}"
+            "note", "", f"folders that the description does not name are not used: {some(ignored)}"
+        )
+
+
+def _report_unmatched(listing: Listing) -> None:
+    """Report images that no rule and no table means, so that partial data do not look complete."""
+    exclude = listing.description.exclude
+    left = [path for path in listing.tree.unmatched() if not excluded(path, exclude)]
+    images, unread = [path for path in left if is_image(path)], unread_images(listing.tree.root, left)
+    if images:
+        listing.report(
+            "warning",
+            "",
+            f"not used, because no rule matches: {by_folder(images)}",
+            "correct `image` of the description (`zsad datasets new DIR` writes one), move the files, or "
+            "name them in `exclude`",
+        )
+    if unread:
+        listing.report(
+            "warning",
+            "",
+            f"not used, because images are not looked for under such a suffix: {by_folder(unread)}",
+            "convert them to PNG or correct the suffix",
         )
 
 
@@ -172,11 +210,11 @@ def _report_pairs(listing: Listing, found: list[Candidate]) -> None:
             )
     bare = [c.key for c in found if c.anomalous and c.mask is None]
     if bare and listing.description.masks == "optional":
-        bare_images = f"{amount(len(bare), 'anomalous image')}, {_some(bare)}"
+        bare_images = f"{amount(len(bare), 'anomalous image')}, {some(bare)}"
         listing.report("note", "", f"no part in pixel metrics, for want of a mask: {bare_images}")
 
 
-def _report_counts(listing: Listing, found: list[Candidate]) -> None:
+def _report_counts(listing: Listing, found: list[Candidate], categories: Collection[str]) -> None:
     """Compare with the published counts, and name classes that have one label only."""
     counts = Counter((c.category, bool(c.anomalous)) for c in found)
     pairs = {
@@ -185,7 +223,7 @@ def _report_counts(listing: Listing, found: list[Candidate]) -> None:
     for word, place in (("normal", 1), ("anomalous", 0)):
         names = [name for name, pair in pairs.items() if not pair[place]]
         if names:
-            listing.report("note", "", f"only {word} images, so no image AUROC: {_some(names)}")
+            listing.report("note", "", f"only {word} images, so no image AUROC: {some(names)}")
     expect = listing.description.expect
     if expect is None or listing.split != "test":
         return
@@ -194,16 +232,10 @@ def _report_counts(listing: Listing, found: list[Candidate]) -> None:
         name: (pairs.get(name, (0, 0)), pair) for name, pair in expect.categories.items()
     }
     for name, (mine, full) in wanted.items():
-        if mine != full:
+        if mine != full and (not categories or name in categories):
             listing.report(
                 "warning",
                 "",
                 f"{f'class {name}' if name else 'in all'}: {mine[0]} normal and {mine[1]} anomalous images, "
                 f"the full set has {full[0]} and {full[1]}",
             )
-
-
-def _some(names: Iterable[str], shown: int = 8) -> str:
-    names = list(names)
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + rest

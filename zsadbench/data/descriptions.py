@@ -67,6 +67,8 @@ class Description:
     classes: Mapping[str, str]
     rules: tuple[Rule, ...]
     backbone: str = ""
+    remarks: tuple[str, ...] = ()
+    """What the user should know of a description that was found out."""
 
     def words(self, category: str) -> str:
         """Return the default words of a category: the class table's, else the name without underscores."""
@@ -243,6 +245,8 @@ class _Parser:
             split=self.template(block, "split", index),
             specie=self.template(block, "specie", index),
         )
+        if any(template.names_folder for template in rule.image):
+            card.fail("'image' ends in '/': only a mask may be a folder.", *at, "image")
         self.check_label(rule, masks, at)
         self.check_fields(rule, at)
         if not rule.category.names and classes and nfc(rule.category.text) not in classes:

@@ -3,57 +3,49 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 from ..errors import DatasetError
 from .descriptions import Description, parse_description
-from .templates import is_image
+from .layouts import Block, Layout, find_layout, image_folders, unnamed, without_masks
+from .names import TRAIN, means_normal
+from .pairing import Images
+from .templates import SUFFIXES
 from .tree import Tree
 
-NORMAL = ("good", "ok", "normal")
-ANOMALOUS = ("bad", "ko", "anomaly", "anomalous", "abnormal", "defective")
+PLAIN = frozenset({"good", "ok", "normal", "bad", "ko", "anomaly", "anomalous", "abnormal", "defective"})
+"""Label folders whose layout goes before a list in the same folder."""
 
 
 def describe_folder(folder: Path) -> Description:
     """Return the description of a folder whose layout is found out by itself.
 
-    Known are the MVTec AD layout (of one or several categories), a folder with ``good`` and ``bad``
-    images, a ``meta.json`` and AA-CLIP's ``full-shot.jsonl``.  Raises ``DatasetError`` for others.
+    Known are the MVTec AD layout (of one or several categories), folders called ``good`` and ``bad`` or
+    alike, below categories or not, images beside masks, a ``meta.json`` and AA-CLIP's ``full-shot.jsonl``.
+    Raises ``DatasetError`` for others, with the command that answers what is open.
     """
-    text = draft(folder)
-    if text is None:
-        images = Tree(folder).folder("").files
-        unlabelled = any(is_image(name) for name in images)
-        raise DatasetError(
-            f"{folder}: the layout is not known. "
-            + ("The images have no labels: use them with `zsad predict`. " if unlabelled else "")
-            + "Known are <class>/test/good/ with defect folders beside it, good/ and bad/, meta.json and "
-            "full-shot.jsonl; for anything else write a description with `zsad datasets new`."
-        )
-    return parse_description(text, folder / "(found out)")
+    text, remarks = draft(folder)
+    return replace(parse_description(text, folder / "(found out)"), remarks=remarks)
 
 
-def draft(folder: Path, normal: str = "") -> str | None:
-    """Return a commented description (TOML) for ``folder``, or None when its layout is not known.
+def draft(folder: Path, normal: str = "") -> tuple[str, tuple[str, ...]]:
+    """Return a commented description (TOML) for ``folder``, and what the user should know of it.
 
     ``normal`` names the folder of the normal images where it is none of the usual names.
+    Raises ``DatasetError`` where the layout is not known, saying what is missing or asking for it.
     """
     tree = Tree(folder)
-    names = (normal,) if normal else NORMAL
-    found = (
-        _mvtec(tree, names, several=True)
-        or _mvtec(tree, names, several=False)
-        or _labelled(tree, names, bool(normal))
-        or _listed(tree)
-    )
-    if found is None:
-        return None
-    masks, classes, rule = found
-    return (
-        _HEAD.format(id=identifier(folder.resolve().name), title=_quoted(folder.resolve().name), masks=masks)
-        + _classes(classes)
-        + rule
-    )
+    images = image_folders(tree)
+    own = folder.resolve().name
+    layout = None if unnamed(images) else find_layout(images, own, normal)
+    listed = "" if normal or (layout and _is_plain(layout)) else _listed(tree)
+    if listed:
+        return _HEAD.format(id=identifier(own), title=_quoted(own), masks="optional", more="") + listed, ()
+    if layout is None:
+        raise DatasetError(f"{folder}: {_question(folder, images, normal)}")
+    return _described(layout, own, images), layout.remarks
 
 
 def identifier(name: str) -> str:
@@ -61,65 +53,99 @@ def identifier(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_.-").lower() or "dataset"
 
 
-Found = tuple[str, list[str], str]
+def _is_plain(layout: Layout) -> bool:
+    """Tell whether a layout is MVTec AD's, or good and bad: these go before a list in the same folder."""
+    if layout.prefix in ("{class}/{split:train|test}/", "{split:train|test}/"):
+        return set(layout.normal) <= PLAIN
+    kinds = {kind for block in layout.blocks for kind in block.kinds}
+    return not layout.prefix and bool(kinds) and kinds <= PLAIN
 
 
-def _mvtec(tree: Tree, normal: tuple[str, ...], several: bool) -> Found | None:
-    """``<class>/test/<good>/`` for several classes, or ``test/<good>/`` for one."""
-    tops = [f"{name}/" for name in tree.folder("").folders] if several else [""]
-    normals: dict[str, str] = {}
-    for top in tops:
-        if "test" in tree.folder(top.rstrip("/")).folders:
-            kinds = tree.folder(f"{top}test").folders
-            if usual := [name for name in normal if name in kinds]:
-                normals[top] = usual[0]
-    if not normals:
-        return None
-    masked = any("ground_truth" in tree.folder(top.rstrip("/")).folders for top in normals)
-    own = tree.root.resolve().name
-    prefix = "{class}/" if several else ""
-    rule = _RULE_MVTEC.format(
-        fixed="" if several else f"class = {_quoted(own)}\n",
-        prefix=prefix,
-        mask=_MASK_MVTEC.format(prefix=prefix) if masked else "",
-        normal=", ".join(map(_quoted, sorted(set(normals.values())))),
-    )
-    classes = [top.rstrip("/") for top in normals] if several else [own]
-    return "required" if masked else "none", classes, rule
-
-
-def _labelled(tree: Tree, normal: tuple[str, ...], any_other: bool) -> Found | None:
-    """Folders of images, one of them normal."""
-    folders = [name for name in tree.folder("").folders if _has_images(tree, name)]
-    good = [name for name in folders if name in normal]
-    bad = [name for name in folders if name not in normal and (any_other or name in ANOMALOUS)]
-    if not good or not bad:
-        return None
-    own = tree.root.resolve().name
-    rule = _RULE_LABELLED.format(
-        name=_quoted(own), kinds="|".join([*good, *bad]), normal=", ".join(map(_quoted, good))
-    )
-    return "none", [own], rule
-
-
-def _listed(tree: Tree) -> Found | None:
+def _listed(tree: Tree) -> str:
     files = tree.folder("").files
     if "meta.json" in files:
-        return "optional", [], _RULE_META
-    if "full-shot.jsonl" in files:
-        return "optional", [], _RULE_JSONL
-    return None
+        return _RULE_META
+    return _RULE_JSONL if "full-shot.jsonl" in files else ""
 
 
-def _has_images(tree: Tree, folder: str) -> bool:
-    return any(is_image(name) for name in tree.folder(folder).files)
+def _question(folder: Path, images: Images, normal: str) -> str:
+    """Return what is missing to describe ``folder``, with the command that answers it."""
+    if not images:
+        return f"no image in this folder or below it (looked for {', '.join(SUFFIXES)})."
+    if unnamed(images):
+        return "folders with '{', '}' or '|' in their names cannot be described; rename them."
+    plain = list(without_masks(images, normal)) or list(images)
+    shown = ", ".join(f"{'/'.join(parts) or '.'} ({len(images[parts])})" for parts in plain[:6])
+    shown += f" and {len(plain) - 6} more" if len(plain) > 6 else ""
+    if all(any(part.lower() in TRAIN for part in parts) for parts in plain):
+        return (
+            f"the layout is not known: all images lie in a training part ({shown}); what is evaluated "
+            "belongs into test/."
+        )
+    if len(plain) == 1 and any(map(means_normal, plain[0])):
+        return f"only normal images ({shown}); put anomalous ones into a folder beside them."
+    if len(plain) == 1 and not normal:
+        return (
+            f"the layout is not known. The images have no labels ({shown}): use them with `zsad predict`, or "
+            "sort them into folders such as good/ and bad/."
+        )
+    hand = "write a description by hand (keys: datasets/README.md), or list the images in a meta.json"
+    if normal and not any(part.casefold() == normal.casefold() for parts in plain for part in parts):
+        return f"no folder of images is called '{normal}'; there are {shown}."
+    if normal and len(plain) == 1:
+        return f"only normal images ({shown}); put anomalous ones into a folder beside them."
+    if normal:
+        return (
+            f"'{normal}' has no folder of anomalous images beside it; there are {shown}. Move them there, "
+            f"or {hand}."
+        )
+    names = [part for parts in plain for part in reversed(parts)]
+    example = next(filter(means_normal, names), names[0])
+    return (
+        f"the layout is not known. Which folder holds normal images? There are {shown}. Name it, for example "
+        f"`zsad datasets new {quote(str(folder))} --normal {quote(example)}` (then all others are "
+        "anomalous), and run with the file this writes."
+    )
 
 
-def _classes(names: list[str]) -> str:
-    if not names:
-        return ""
+def _described(layout: Layout, own: str, images: Images) -> str:
+    """Return the description of a layout."""
+    needed = [block for block in layout.blocks if layout.label or not set(block.kinds) <= set(layout.normal)]
+    masked = [block for block in needed if block.masks]
+    masks = "none" if not masked else "required" if len(masked) == len(needed) else "optional"
+    more = f"exclude = [{_list(layout.exclude)}]   # masks beside the images\n" if layout.exclude else ""
+    more += "".join(f"# {remark}\n" for remark in layout.remarks)
+    head = _HEAD.format(id=identifier(own), title=_quoted(own), masks=masks, more=more)
+    rules = [_rule(layout, block) for block in layout.blocks]
+    return head + _classes(layout.categories) + "".join(rules)
+
+
+def _rule(layout: Layout, block: Block) -> str:
+    """Return one ``[[samples]]`` block."""
+    kinds = f"{{specie:{'|'.join(block.kinds)}}}/" if block.closed else "{specie}/"
+    above = layout.prefix + ("" if layout.label else kinds) + block.below
+    fields = {
+        "class": _quoted(layout.category) if layout.category else "",
+        "image": _quoted(f"{above}{{stem}}.{layout.suffix}"),
+        "mask": f"[{_list(block.masks)}]" if block.masks else "",
+    }
+    if layout.label:
+        fields["label"] = f'"{layout.label}"   # an image is anomalous where its mask says so'
+    elif block.closed and set(block.kinds) <= set(layout.normal):
+        fields |= {"label": '"normal"', "mask": ""}
+    else:
+        others = "the others are" if block.closed else "every other folder is"
+        fields["normal_when"] = f"{{ specie = [{_list(layout.normal)}] }}   # {others} anomalous"
+    return _RULE + "".join(f"{key} = {value}\n" for key, value in fields.items() if value)
+
+
+def _classes(names: tuple[str, ...]) -> str:
     lines = "".join(f"{_quoted(name)} = {_quoted(name.replace('_', ' '))}\n" for name in names)
     return f"\n[classes]   # folder = words put into the prompt; order = report order\n{lines}"
+
+
+def _list(texts: tuple[str, ...]) -> str:
+    return ", ".join(map(_quoted, texts))
 
 
 def _quoted(text: str) -> str:
@@ -136,30 +162,15 @@ domain = "industrial"   # or "medical", or a word of your own
 license = "not stated"
 url = "-"
 masks = "{masks}"   # "required", "optional" or "none" (image metrics only)
-# mask_positive = ">0"   # which mask values are defects: ">0", ">127", or a list such as [1, 2]
+{more}# mask_positive = ">0"   # which mask values are defects: ">0", ">127", or a list such as [1, 2]
 # mask_mismatch = "nearest"   # accept masks of another size with the same aspect
 # expect = {{ normal = 0, anomaly = 0 }}   # counts of the full test set; others give a warning
 """
 
-_RULE_MVTEC = """
+_RULE = """
 [[samples]]
-# {{name}} captures one folder or file name, {{name:a|b}} one of these, {{ext}} is any image suffix.
-{fixed}image = "{prefix}{{split:train|test}}/{{specie}}/{{stem}}.{{ext}}"
-{mask}normal_when = {{ specie = [{normal}] }}   # every other folder is anomalous
-"""
-
-_MASK_MVTEC = (
-    'mask = ["{prefix}ground_truth/{{specie}}/{{stem}}_mask.{{ext}}", '
-    '"{prefix}ground_truth/{{specie}}/{{stem}}.{{ext}}"]\n'
-)
-
-_RULE_LABELLED = """
-[[samples]]
-# {{name:a|b}} captures one of the listed folders, {{stem}} a file name, {{ext}} is any image suffix.
-class = {name}
-image = "{{specie:{kinds}}}/{{stem}}.{{ext}}"
-# mask = "masks/{{stem}}.png"   # with masks = "required"
-normal_when = {{ specie = [{normal}] }}   # every other folder is anomalous
+# {name} captures one folder or file name, {name:a|b} one of these, {ext} is any image suffix; a mask template
+# that ends in / is a folder of masks of one image, for example mask = "masks/{stem}/".
 """
 
 _RULE_META = """

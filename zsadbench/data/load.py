@@ -18,6 +18,8 @@ from ..samples import Dataset, Problem, Sample, Severity
 from .checks import settle
 from .descriptions import Description, read_description, shipped_description
 from .folders import describe_folder
+from .leftover import by_folder, some, unread_images
+from .names import means_masks
 from .rules import Candidate, Listing, list_root
 from .templates import SUFFIXES, is_image
 from .tree import Tree, amount, is_folder
@@ -37,6 +39,7 @@ def load_dataset(
     skip_bad: bool = False,
     allow_missing: bool = False,
     follow_outside: bool = False,
+    categories: Sequence[str] = (),
 ) -> Dataset:
     """Return the samples of a dataset, or raise ``DatasetError`` with every problem found.
 
@@ -44,9 +47,15 @@ def load_dataset(
     holds a folder per id; without it the environment variable ``ZSAD_DATA`` is used likewise.
     ``skip_bad`` leaves files with a problem out (they stay in ``problems``), ``allow_missing`` accepts
     listed classes without samples, ``follow_outside`` follows links that leave the dataset's folder.
+    With ``categories`` only these are listed, and the others may be missing or have problems.
     """
     dataset = survey_dataset(
-        spec, data, split=split, allow_missing=allow_missing, follow_outside=follow_outside
+        spec,
+        data,
+        split=split,
+        allow_missing=allow_missing,
+        follow_outside=follow_outside,
+        categories=categories,
     )
     errors = [p for p in dataset.problems if p.severity == "error" and not (skip_bad and p.key)]
     if errors or not dataset.samples:
@@ -66,15 +75,23 @@ def survey_dataset(
     split: str = "test",
     allow_missing: bool = False,
     follow_outside: bool = False,
+    categories: Sequence[str] = (),
 ) -> Dataset:
     """Return what ``load_dataset`` finds, with problems in ``problems`` instead of an exception.
 
-    Raises ``DatasetError`` where nothing can be listed: a wrong description, or no folder that fits it.
+    Raises ``DatasetError`` where nothing can be listed: a wrong description, no folder that fits it, or a
+    category that there is not.
     """
     description = describe(spec)
     places = _places(spec, data, description)
     listing = _first_root(description, places, split, follow_outside)
-    return _resolved(listing, settle(listing, allow_missing))
+    known = dict.fromkeys((*description.classes, *(c.category for c in listing.candidates)))
+    for name in categories:
+        if name not in known:
+            raise DatasetError(f"Dataset '{description.id}' has no category '{name}'.{suggest(name, known)}")
+    for remark in description.remarks:
+        listing.report("warning", "", remark)
+    return _resolved(listing, settle(listing, allow_missing, categories))
 
 
 def subset(dataset: Dataset, *, limit: int | None = None, categories: Sequence[str] | None = None) -> Dataset:
@@ -107,24 +124,57 @@ def subset(dataset: Dataset, *, limit: int | None = None, categories: Sequence[s
     )
 
 
-def list_images(paths: Iterable[Path]) -> list[Path]:
-    """Return the image files among ``paths``, those in a folder (not below it) sorted by name.
+def list_images(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """Return the image files among ``paths`` and in the folders among them, and what is left out, in words.
 
+    A folder's own images come first, sorted by name, then those of the folders in it.  Folders called like
+    masks and hidden ones are not entered.
     Raises ``DatasetError`` for a path that does not exist or a folder without images.
     """
     found: list[Path] = []
+    notes: list[str] = []
     for path in paths:
         if is_folder(path):
-            names = Tree(path).folder("").files
-            images = [path / name for name in names if is_image(name)]
+            images, left = _images_below(path)
             if not images:
-                raise DatasetError(f"{path}: no image in this folder (looked for {', '.join(SUFFIXES)}).")
+                raise DatasetError(
+                    f"{path}: no image in this folder or below it (looked for {', '.join(SUFFIXES)})."
+                    + "".join(f" Left out: {note}." for note in left)
+                )
             found += images
+            notes += left
         elif path.is_file():
             found.append(path)
         else:
             raise DatasetError(f"{path}: no such file or folder; check the spelling of the path.")
-    return found
+    return found, notes
+
+
+def _images_below(root: Path) -> tuple[list[Path], list[str]]:
+    """Return the images in a folder and below it, and a line per kind of files that are left out."""
+    tree = Tree(root, follow_outside=True)
+    images: list[Path] = []
+    masks: list[str] = []
+    others: list[str] = []
+    todo, seen = [""], set[str]()
+    while todo:
+        place = todo.pop()
+        folder = tree.folder(place)
+        if folder.real in seen:
+            continue
+        seen.add(folder.real)
+        images += [root / place / name for name in folder.files if is_image(name)]
+        others += [f"{place}/{name}".lstrip("/") for name in folder.files if not is_image(name)]
+        below = [f"{place}/{name}".lstrip("/") for name in folder.folders if name not in folder.odd]
+        inner = [path for path in below if not means_masks(path.rpartition("/")[2], folder.folders)]
+        masks += sorted(set(below) - set(inner))
+        todo += reversed(inner)
+    notes = []
+    if masks:
+        notes.append(f"{root}: not looked into, because they are called like masks: {some(masks)}")
+    if unread := unread_images(root, others):
+        notes.append(f"{root}: not read: {by_folder(unread)}; convert them to PNG, or correct the suffix")
+    return images, notes
 
 
 def problem_report(problems: Iterable[Problem]) -> str:

@@ -11,7 +11,7 @@ from ..errors import DatasetError
 from ..samples import Problem, Severity, nfc
 from .descriptions import Description, Rule
 from .tables import read_rows, same_value
-from .templates import TemplateError, unsafe
+from .templates import TemplateError, is_image, unsafe
 from .tree import Tree, amount
 
 USUAL_SPLITS = ("train", "test", "val", "valid", "validation")
@@ -88,7 +88,7 @@ def _from_folders(rule: Rule, listing: Listing) -> Iterator[Candidate]:
     for template in rule.image:
         found = False
         for path, captured in tree.walk(template, split, classes):
-            if _excluded(path, description):
+            if excluded(path, description.exclude):
                 continue
             found = True
             category = rule.category.fill(captured)
@@ -136,15 +136,26 @@ def _from_row(
     split = _split_of(rule, fields)
     if classes and category not in classes:
         unused.classes[category] += 1
+        _speak_of(rule, listing, fields)
     elif split != listing.split:
         unused.splits[split] += 1
-        if all(fields[name] for name in rule.image[0].names):
-            listing.elsewhere[nfc(rule.image[0].fill(fields))] = split
+        if path := _speak_of(rule, listing, fields):
+            listing.elsewhere[path] = split
     elif value := _unknown_label(rule, fields):
         first, count = unused.labels.get(value, (where, 0))
         unused.labels[value] = first, count + 1
+        _speak_of(rule, listing, fields)
     elif image := _listed_image(rule, listing, fields, where):
         yield from _candidate(rule, listing, image, fields, where)
+
+
+def _speak_of(rule: Rule, listing: Listing, fields: dict[str, str]) -> str:
+    """Note that a table means the image of a row that is not used; return its path, "" if it has none."""
+    if not all(fields[name] for name in rule.image[0].names):
+        return ""
+    path = nfc(rule.image[0].fill(fields))
+    listing.tree.spoken_of.add(path)
+    return path
 
 
 def _candidate(
@@ -190,6 +201,8 @@ def _listed_image(rule: Rule, listing: Listing, fields: dict[str, str], where: s
                 listing.report("error", where, f"the image path '{path}' {reason}")
                 return None
             if found := listing.tree.find(path):
+                listing.tree.spoken_of.add(nfc(found))
+                listing.tree.passed.add(found.rpartition("/")[0])
                 return found
         tried.append(template.fill(fields))
     if not any(path in listing.tree.problems for path in tried):
@@ -205,7 +218,7 @@ def _listed_image(rule: Rule, listing: Listing, fields: dict[str, str], where: s
 def _mask(
     rule: Rule, listing: Listing, fields: dict[str, str], where: str
 ) -> tuple[str | None, tuple[str, ...]]:
-    """Return the first mask that exists and every path that was tried."""
+    """Return the first mask that exists, a file or a folder with images, and every path that was tried."""
     tried: list[str] = []
     for template in rule.mask:
         if rule.table and not all(fields[name] for name in template.names):
@@ -214,11 +227,24 @@ def _mask(
             if rule.table and (reason := unsafe(path)):
                 listing.report("error", where, f"the mask path '{path}' {reason}")
                 return None, (path,)
-            if found := listing.tree.find(path):
-                listing.claimed.add(found)
+            if found := _mask_at(path, listing, folder=template.names_folder, either=bool(rule.table)):
                 return found, ()
-        tried.append(template.fill(fields))
+        tried.append(template.fill(fields) + "/" * template.names_folder)
     return None, tuple(tried)
+
+
+def _mask_at(path: str, listing: Listing, *, folder: bool, either: bool) -> str | None:
+    """Return the path on disk of a mask and claim its files; in a table its path alone tells what it is."""
+    tree = listing.tree
+    found = None if folder else tree.find(path)
+    files = [found] if found else []
+    if (folder or (either and not found)) and (place := tree.find_folder(path)):
+        files = [f"{place}/{name}" for name in tree.folder(place).files if is_image(name)]
+        found = place if files else None
+    if found:
+        listing.claimed.update((found, *files))
+        tree.spoken_of.update(map(nfc, files))
+    return found
 
 
 def _orphans(rule: Rule, listing: Listing) -> None:
@@ -227,7 +253,8 @@ def _orphans(rule: Rule, listing: Listing) -> None:
     images = {candidate.path for candidate in listing.candidates}
     for template in rule.mask:
         for path, _ in listing.tree.walk(template, split, _classes(rule, listing)):
-            if path not in listing.claimed and path not in images:
+            empty = template.names_folder and not any(map(is_image, listing.tree.folder(path).files))
+            if path not in listing.claimed and path not in images and not empty:
                 listing.claimed.add(path)
                 listing.report("warning", path, "a mask without its image", "check the names; it is not used")
 
@@ -269,6 +296,7 @@ def _split_of(rule: Rule, fields: dict[str, str]) -> str:
     return split.lower()
 
 
-def _excluded(path: str, description: Description) -> bool:
+def excluded(path: str, patterns: Collection[str]) -> bool:
+    """Tell whether a file is left out by one of the patterns of ``exclude``, without regard to case."""
     name = path.rpartition("/")[2].lower()
-    return any(fnmatch.fnmatchcase(name, pattern.lower()) for pattern in description.exclude)
+    return any(fnmatch.fnmatchcase(name, pattern.lower()) for pattern in patterns)

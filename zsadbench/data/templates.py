@@ -2,7 +2,8 @@
 
 ``{name}`` captures a piece without ``/``, ``{name:a|b}`` one of the listed strings, ``{ext}`` stands
 for any image suffix (``{ext:png|jpg}`` for these), ``{name:03}`` pads a number when the template is
-filled.  Suffixes are compared without regard to case, everything else with regard to it.
+filled.  A template that ends in ``/`` stands for a folder.  Suffixes are compared without regard to
+case, everything else with regard to it.
 """
 
 from __future__ import annotations
@@ -14,16 +15,27 @@ from functools import cached_property
 
 from ..samples import nfc
 
-SUFFIXES = ("png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp")
+SUFFIXES = (
+    *("png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp"),
+    *("jpe", "jfif", "mpo", "apng", "gif", "pgm", "ppm", "pbm", "pnm"),
+    *("jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
+)
+"""Suffixes of what ``images.decode`` reads; masks are looked for in this order."""
+
+UNREAD = (
+    *("tga", "heic", "heif", "avif", "exr", "hdr", "pfm", "jxl", "dib", "psd", "svg", "eps", "dcm", "dicom"),
+    *("dng", "raw", "cr2", "cr3", "nef", "arw", "orf", "rw2"),
+)
+"""Suffixes of images that are not read: such a file is never left out without a word."""
 
 _TOKEN = re.compile(r"\{([^{}]*)\}")
 _NAME = re.compile(r"([A-Za-z_]\w*)(?::(.+))?", re.DOTALL)
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
-def is_image(name: str) -> bool:
+def is_image(name: str, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
     """Tell whether a file name has the suffix of an image."""
-    return "." in name and name.rpartition(".")[2].lower() in SUFFIXES
+    return "." in name and name.rpartition(".")[2].lower() in suffixes
 
 
 class TemplateError(ValueError):
@@ -126,6 +138,11 @@ class Template:
             raise TemplateError(f"'{text}' names no file")
         return cls(text, tuple(_segment(name, number == len(names)) for number, name in enumerate(names, 1)))
 
+    @property
+    def names_folder(self) -> bool:
+        """Whether it stands for a folder: it ends in ``/``."""
+        return self.text.endswith("/")
+
     @cached_property
     def tokens(self) -> tuple[Token, ...]:
         """Every capture, in order."""
@@ -160,7 +177,7 @@ class Template:
                 for piece in segment.pieces
             )
             shown.append("".join(pieces))
-        return "/".join(shown)
+        return "/".join(shown) + "/" * self.names_folder
 
 
 def _segment(text: str, last: bool) -> Segment:

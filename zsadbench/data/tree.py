@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ..samples import Problem, nfc
-from .templates import Template
+from .names import is_split, means_masks, words_of
+from .templates import Template, is_image
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,13 @@ class Tree:
         self.root = root
         self.problems: dict[str, Problem] = {}
         self.entered: set[str] = set()
+        self.passed: set[str] = set()
+        """Folders with further folders that templates name, whether by a capture (``entered``) or not."""
         self.named: set[str] = set()
+        self.leaves: set[str] = set()
+        """Folders in which files were looked for."""
+        self.spoken_of: set[str] = set()
+        """Files, in form NFC, that some template or table means, used or not."""
         self._follow_outside = follow_outside
         self._real = os.path.realpath(root)
         self._folders: dict[str, Folder] = {}
@@ -87,10 +94,14 @@ class Tree:
         known = folder.file_names.get(name) or folder.file_names.get(lower_suffix(name))
         return self._allowed(folder, place, known) if known else None
 
+    def find_folder(self, path: str) -> str | None:
+        """Return the path on disk of a folder; None when there is none."""
+        return self._find_folder(nfc(path)) or None
+
     def walk(
         self, template: Template, split: str = "", classes: Collection[str] = ()
     ) -> Iterator[tuple[str, dict[str, str]]]:
-        """Yield path and captures of every file that fits ``template``.
+        """Yield path and captures of every file (or folder, if it names one) that fits ``template``.
 
         Where a folder name captures ``split`` or ``class``, folders of another split or of a class that
         is not listed are not descended into.
@@ -98,13 +109,45 @@ class Tree:
         yield from _Walk(self, template, split, classes).below("", 0, {})
 
     def ignored(self) -> list[str]:
-        """Return the folders that were seen beside others but fit no template."""
-        return sorted(
-            path
-            for parent in self.entered
-            for name in self.folder(parent).folders
-            if (path := _join(parent, name)) not in self.named
-        )
+        """Return the folders that were seen beside others but fit no template.
+
+        Beside folders that a template names as they are, only those that hold images count, and neither
+        masks nor another split.
+        """
+        captured = (path for path in self._unnamed(self.entered))
+        named = (path for path in self._unnamed(self.passed - self.entered) if self._may_be_meant(path))
+        return sorted({*captured, *named})
+
+    def unmatched(self) -> list[str]:
+        """Return the files that no template or table means: beside those that one does, or deeper."""
+        beside = [path for folder in sorted(self.leaves | self.passed) for path in self._files(folder)]
+        deeper = [path for folder in self._unnamed(self.leaves) for path in self._files_below(folder)]
+        return [path for path in dict.fromkeys(beside + deeper) if nfc(path) not in self.spoken_of]
+
+    def _unnamed(self, folders: Collection[str]) -> Iterator[str]:
+        """Yield the folders in ``folders`` that no template names."""
+        for parent in sorted(folders):
+            below = (_join(parent, name) for name in self.folder(parent).folders)
+            yield from (path for path in below if path not in self.named)
+
+    def _may_be_meant(self, path: str) -> bool:
+        name = path.rpartition("/")[2]
+        if means_masks(name) or any(is_split(word) for word in words_of(name)):
+            return False
+        inside = (path, *(_join(path, name) for name in self.folder(path).folders))
+        return any(is_image(name) for folder in inside for name in self.folder(folder).files)
+
+    def _files(self, path: str) -> list[str]:
+        folder = self.folder(path)
+        return [_join(path, name) for name in folder.files if name not in folder.odd]
+
+    def _files_below(self, path: str) -> Iterator[str]:
+        """Yield every file below a folder; links are not followed."""
+        yield from self._files(path)
+        folder = self.folder(path)
+        for name in folder.folders:
+            if name not in folder.links:
+                yield from self._files_below(_join(path, name))
 
     def _find_folder(self, path: str) -> str | None:
         """Return the path on disk of a folder, or None."""
@@ -189,16 +232,23 @@ class _Walk:
         tree, folder = self.tree, self.tree.folder(path)
         segment = self.template.segments[depth]
         last = depth == len(self.template.segments) - 1
+        folders = self.template.names_folder or not last
+        if last:
+            tree.leaves.add(path)
+        else:
+            tree.passed.add(path)
         if not last and segment.tokens:
             tree.entered.add(path)
-        for name in folder.files if last else folder.folders:
+        for name in folder.folders if folders else folder.files:
             found = segment.match(nfc(name))
             if found is None or not all(captured.get(k, v) == v for k, v in found.items()):
                 continue
+            if last:
+                tree.spoken_of.add(nfc(_join(path, name)))
             if self.classes and found.get("class", next(iter(self.classes))) not in self.classes:
                 continue
             below = _join(path, name)
-            if not last:
+            if folders:
                 tree.named.add(below)
             if self.split and found.get("split", self.split).lower() != self.split:
                 continue

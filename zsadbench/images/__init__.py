@@ -12,9 +12,9 @@ from ..surface import room
 
 if TYPE_CHECKING:
     from .ahead import ahead
-    from .decoding import decode, default_workers, read
+    from .decoding import decode, default_workers, looks_like_image, read
     from .loader import Loaded, preprocess, stream, to_batch_images, to_rgb
-    from .masks import MaskRule, mask_at, read_mask
+    from .masks import MaskRule, mask_at, mask_files, read_mask, vanished
     from .scan import scan
 
 __all__ = [
@@ -23,7 +23,9 @@ __all__ = [
     "ahead",
     "decode",
     "default_workers",
+    "looks_like_image",
     "mask_at",
+    "mask_files",
     "preprocess",
     "read",
     "read_mask",
@@ -31,5 +33,6 @@ __all__ = [
     "stream",
     "to_batch_images",
     "to_rgb",
+    "vanished",
 ]
 room(__name__)

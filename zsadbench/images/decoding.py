@@ -1,7 +1,8 @@
 """Image files become PIL images, in the mode of the file, or an error that names the file.
 
 Only raster formats are opened (PIL would hand an EPS file to an external interpreter), PIL's
-"load truncated images" flag is never used, and the pixel limit is judged from the header.
+"load truncated images" flag is never used, and the pixel limit is judged from the header.  Of several
+frames or pages the first is read.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def probe(path: Path, *, name: str = "", max_pixels: int = MAX_PIXELS) -> ImageI
     """Read the header of an image file.
 
     Raises DatasetError (file, reason, remedy) for a file that is missing, unreadable, not an image,
-    animated, larger than ``max_pixels`` or of a depth that has no 8-bit meaning.
+    larger than ``max_pixels`` or of a depth that has no 8-bit meaning.
     """
     name = name or str(path)
     _require_file(path, name)
@@ -60,6 +61,16 @@ def probe(path: Path, *, name: str = "", max_pixels: int = MAX_PIXELS) -> ImageI
             return _inspect(_open(stream, name), name, max_pixels)
     except OSError as error:
         raise _unreadable(name, error) from error
+
+
+def looks_like_image(path: Path) -> bool:
+    """Tell whether the content of a file begins like an image that can be read, whatever it is called."""
+    try:
+        with path.open("rb") as stream, _no_pil_limit():
+            Image.open(stream, formats=FORMATS)
+    except Exception:
+        return False
+    return True
 
 
 def read(path: Path, name: str = "") -> bytes:
@@ -75,7 +86,7 @@ def read(path: Path, name: str = "") -> bytes:
 def decode(
     source: Path | bytes, *, name: str = "", orient: bool = False, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Decode a file completely and return it in the mode of the file.
+    """Decode a file (of several frames the first) completely and return it in the mode of the file.
 
     ``orient`` applies the EXIF rotation; leave it off where masks are drawn on the stored pixels.
     ``name`` is what errors call the file.  Raises DatasetError like `probe`, and for broken data.
@@ -124,6 +135,12 @@ def alpha_of(image: Image.Image) -> NDArray[np.uint8] | None:
     if "transparency" in image.info:
         return np.asarray(image.convert("RGBA").getchannel("A"))
     return None
+
+
+def frames_of(image: Image.Image) -> int:
+    """Return how many frames or pages a file holds."""
+    # The further pictures of a camera's multi-picture JPEG are previews of the first.
+    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
 
 
 def default_workers() -> int:
@@ -182,22 +199,15 @@ def _inspect(image: Image.Image, name: str, max_pixels: int) -> ImageInfo:
             "shrink the image, or raise max_pixels if the file is to be trusted"
         )
     try:
-        frames = _frames(image)
+        frames = frames_of(image)
         orientation = _orientation(image)
     except Exception as error:
         raise DatasetError(f"{name}: broken image header ({_reason(error)}); fetch the file again") from error
-    if frames > 1:
-        raise DatasetError(f"{name}: holds {frames} frames; save the one that is meant as a file of its own")
     if image.mode == "F" or (image.mode == "I" and not _sixteen_bit_png(image)):
         raise DatasetError(
             f"{name}: 32-bit values (PIL mode {image.mode}) have no defined range; convert to 8 or 16 bit"
         )
     return ImageInfo(width, height, image.mode, image.format or "", frames, orientation)
-
-
-def _frames(image: Image.Image) -> int:
-    # The further pictures of a camera's multi-picture JPEG are previews of the first.
-    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
 
 
 def _orientation(image: Image.Image) -> int:

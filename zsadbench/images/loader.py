@@ -20,7 +20,17 @@ from torch import Tensor
 from ..errors import DatasetError, UsageError
 from ..inputs import Preprocess
 from .ahead import ahead as worked_ahead
-from .decoding import MAX_PIXELS, SIXTEEN_BIT, ImageInfo, decode, default_workers, frame_size, probe, read
+from .decoding import (
+    MAX_PIXELS,
+    SIXTEEN_BIT,
+    ImageInfo,
+    decode,
+    default_workers,
+    frame_size,
+    frames_of,
+    probe,
+    read,
+)
 from .masks import mask_at, read_mask
 from .scan import scan
 
@@ -188,6 +198,9 @@ def _load(index: int, sample: Sample, specs: Sequence[Preprocess], orient: bool,
 
 
 def _notes(image: Image.Image) -> tuple[str, ...]:
-    if image.mode == "I" or image.mode in SIXTEEN_BIT:
-        return ("16-bit values scaled by 1/257 to 8 bit",)
-    return ("CMYK converted to RGB without a colour profile",) if image.mode == "CMYK" else ()
+    present = {
+        "16-bit values scaled by 1/257 to 8 bit": image.mode == "I" or image.mode in SIXTEEN_BIT,
+        "CMYK converted to RGB without a colour profile": image.mode == "CMYK",
+        "only the first of several frames": frames_of(image) > 1,
+    }
+    return tuple(note for note, holds in present.items() if holds)

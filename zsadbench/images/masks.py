@@ -1,7 +1,8 @@
 """Ground-truth masks: files become boolean arrays, at native or at evaluation size.
 
-The field calls every value above 0 a defect, before any resize; how the mask then reaches the
-evaluation size differs between references and changes thin defects, so it is a named rule.
+A mask is a file, or a folder of files of one image (MVTec LOCO): their union.  The field calls every
+value above 0 a defect, before any resize; how the mask then reaches the evaluation size differs between
+references and changes thin defects, so it is a named rule.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DatasetError
-from .decoding import MAX_PIXELS, SIXTEEN_BIT, alpha_of, decode, probe
+from .decoding import MAX_PIXELS, SIXTEEN_BIT, ImageInfo, alpha_of, decode, frames_of, probe
 
 if TYPE_CHECKING:
     from ..samples import Sample
@@ -29,43 +30,125 @@ MaskRule = Literal["bilinear50", "nearest", "native"]
 Mismatch = Literal["error", "nearest"]
 
 
+USUAL_SIZES = (240, 518)
+"""Sizes at which masks are usually evaluated: WinCLIP's, and that of most methods and of ``common-1``."""
+
+
 @dataclass(frozen=True, slots=True)
 class MaskInfo:
-    """What the content of a mask file shows.
+    """What the content of a mask shows.
 
     ``empty`` no value is positive; ``grey`` share of non-zero pixels that a rule ">127" would drop
-    (0 where no value is above 127: class ids); ``alpha_only`` only the alpha channel varies.
+    (0 where no value is above 127: class ids); ``alpha_only`` only the alpha channel varies, and the
+    rule does not ask for it; ``share`` positive part of the image; ``vanishes`` the largest of the
+    usual sizes at which ``bilinear50`` leaves nothing (0: none).
     """
 
     size: tuple[int, int]
     empty: bool
     grey: float
     alpha_only: bool
+    share: float
+    vanishes: int
+
+
+def mask_files(path: Path) -> list[Path]:
+    """Return the files of a mask: itself, or the files in its folder by name, hidden ones left out."""
+    if not path.is_dir():
+        return [path]
+    try:
+        return sorted(file for file in path.iterdir() if not file.name.startswith(".") and file.is_file())
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror}); check the permissions") from None
+
+
+def probe_mask(path: Path, *, name: str = "", max_pixels: int = MAX_PIXELS) -> ImageInfo:
+    """Read the header of a mask; DatasetError like `probe`, and for files of one mask of several sizes."""
+    infos = []
+    for file, own in _named(path, name):
+        infos.append(probe(file, name=own, max_pixels=max_pixels))
+        _require_one_frame(infos[-1].frames, own)
+    _require_one_size([info.size for info in infos], name or str(path))
+    return infos[0]
 
 
 def read_mask(path: Path, positive: Positive = ">0", *, name: str = "", max_pixels: int = MAX_PIXELS) -> Mask:
-    """Return the mask of a file, bool (H, W), at its native size.
+    """Return the mask of a file, or the union of those in a folder, bool (H, W), at its native size.
 
     16-bit values are compared at full depth; colours by their luma, as PIL converts to grey.  A
     palette mask is read by its indices where ``positive`` is a list, and where a used index cannot
     be told from index 0 by luma (both black).  Alpha is ignored unless ``positive`` asks for it.
-    Raises DatasetError like `zsadbench.images.decode`.
+    Raises DatasetError like `zsadbench.images.decode`, for several frames, an empty folder, and for
+    files of one folder that differ in size.
     """
-    image = decode(path, name=name, max_pixels=max_pixels)
-    return _positive(image, positive, name or str(path))
+    parts = [_positive(image, positive, own) for image, own in _decoded(path, name, max_pixels)]
+    return _union(parts, name or str(path))
 
 
 def inspect_mask(
     path: Path, positive: Positive = ">0", *, name: str = "", max_pixels: int = MAX_PIXELS
 ) -> MaskInfo:
-    """Decode a mask file and say what is remarkable about its content; errors as in `read_mask`."""
-    image = decode(path, name=name, max_pixels=max_pixels)
-    empty = not _positive(image, positive, name or str(path)).any()
-    values = _values(image, by_index=not isinstance(positive, str))
-    foreground = np.count_nonzero(values)
-    sure = np.count_nonzero(values > 127)
-    grey = 1 - sure / foreground if sure and values.dtype == np.uint8 else 0.0
-    return MaskInfo((image.height, image.width), empty, grey, _alpha_only(image))
+    """Decode a mask and say what is remarkable about its content; errors as in `read_mask`."""
+    images = _decoded(path, name, max_pixels)
+    mask = _union([_positive(image, positive, own) for image, own in images], name or str(path))
+    values = [_values(image, by_index=not isinstance(positive, str)) for image, _ in images]
+    by_alpha = isinstance(positive, str) and positive.strip().startswith("alpha")
+    return MaskInfo(
+        size=(mask.shape[0], mask.shape[1]),
+        empty=not mask.any(),
+        grey=max(map(_soft, values)),
+        alpha_only=not by_alpha and all(_alpha_only(image) for image, _ in images),
+        share=float(mask.mean()),
+        vanishes=_vanishes(mask),
+    )
+
+
+def _named(path: Path, name: str) -> list[tuple[Path, str]]:
+    """Return the files of a mask with what errors call them."""
+    files = mask_files(path)
+    name = name or str(path)
+    if not files:
+        raise DatasetError(f"{name}: the folder holds no mask; add it, or remove the folder")
+    return [(file, name if file == path else f"{name}/{file.name}") for file in files]
+
+
+def _decoded(path: Path, name: str, max_pixels: int) -> list[tuple[Image.Image, str]]:
+    images = [(decode(file, name=own, max_pixels=max_pixels), own) for file, own in _named(path, name)]
+    for image, own in images:
+        _require_one_frame(frames_of(image), own)
+    return images
+
+
+def _require_one_frame(frames: int, name: str) -> None:
+    if frames > 1:
+        raise DatasetError(f"{name}: holds {frames} frames; save the one that is meant as a file of its own")
+
+
+def _require_one_size(sizes: Sequence[tuple[int, ...]], name: str) -> None:
+    for size in sizes:
+        if size != sizes[0]:
+            raise DatasetError(
+                f"{name}: masks of one image differ in size ({sizes[0][1]} x {sizes[0][0]} and "
+                f"{size[1]} x {size[0]}); give them the size of the image"
+            )
+
+
+def _union(parts: Sequence[Mask], name: str) -> Mask:
+    _require_one_size([part.shape for part in parts], name)
+    union: Mask = np.logical_or.reduce(parts)
+    return union
+
+
+def _soft(values: NDArray[Any]) -> float:
+    """Return the share of the pixels above 0 that are not above 127, where some are."""
+    foreground, sure = np.count_nonzero(values), np.count_nonzero(values > 127)
+    return 1 - sure / foreground if sure and values.dtype == np.uint8 else 0.0
+
+
+def _vanishes(mask: Mask) -> int:
+    """Return the largest usual size at which nothing is left of a mask; 0 where some of it always is."""
+    gone = (size for size in reversed(USUAL_SIZES) if not _resized(mask, (size, size), "bilinear50").any())
+    return next(gone, 0) if mask.any() else 0
 
 
 def mask_at(
@@ -117,6 +200,14 @@ def size_mismatch(mask: tuple[int, ...], image: tuple[int, int], mismatch: Misma
     if mismatch == "nearest":
         return None
     return f'{sizes}; give the image its own mask, or set mask_mismatch = "nearest"'
+
+
+def vanished(sample: Sample, mask: Mask, positive: Positive = ">0") -> bool:
+    """Tell whether nothing is left in ``mask``, a sample's at some size, of a defect that its file holds.
+
+    The file is read again only where the mask is empty.
+    """
+    return not mask.any() and sample.mask is not None and bool(read_mask(sample.mask, positive).any())
 
 
 def positive_rule(positive: Positive) -> Callable[[NDArray[Any]], Mask]:

@@ -26,10 +26,12 @@ from .decoding import (
     probe,
     read,
 )
-from .masks import Mismatch, Positive, inspect_mask, size_mismatch
+from .masks import MaskInfo, Mismatch, Positive, inspect_mask, probe_mask, size_mismatch
 
 SMALLEST_SIDE = 32
 EXAMPLES = 4
+SAMPLED_MASKS = 8
+"""Masks of a category that are looked into where not all are: polarity and channel are the same for all."""
 
 
 class Trait(NamedTuple):
@@ -43,6 +45,9 @@ TRAITS = {
     "tiny": Trait(
         f"are below {SMALLEST_SIDE} pixels on a side and are enlarged",
         "check that they are meant to be so small",
+    ),
+    "frames": Trait(
+        "hold several frames or pages, of which the first is used", "save the one that is meant by itself"
     ),
     "rotated": Trait(
         "carry an EXIF rotation, which is ignored because masks are drawn on the stored pixels",
@@ -66,8 +71,17 @@ TRAITS = {
         'set mask_positive to choose (">0" is the custom of the field)',
     ),
     "alpha": Trait(
-        "have a mask in the alpha channel over one colour, read as empty",
+        "have a mask in the alpha channel over one colour, which is read as {kind}",
         'set mask_positive = "alpha>0" to use the alpha channel',
+    ),
+    "inverted": Trait(
+        "have a mask that covers more than half of the image, and so have all of the category that were "
+        "looked into: they may be inverted",
+        "save them with defects above 0 and the rest 0, or set mask_positive to the list of defect values",
+    ),
+    "vanishing": Trait(
+        "have defects of which nothing is left at {sizes} pixels",
+        "evaluate with --mask-resize native, or with a larger --size",
     ),
 }
 
@@ -78,7 +92,7 @@ class _Findings:
 
     errors: tuple[str, ...] = ()
     traits: tuple[str, ...] = ()
-    grey: float = 0.0
+    mask: MaskInfo | None = None
     sha256: str = ""
 
 
@@ -105,23 +119,36 @@ def scan(
 ) -> list[Problem]:
     """Return every problem of the files of ``samples``: errors by file, traits and duplicates summed up.
 
-    Reads headers only; ``full`` decodes every image and every mask of an anomalous sample, which
-    also finds truncated data, empty, soft and alpha masks, transparency and byte-identical files.
+    Reads headers, and of each category the content of a few masks, spread evenly: enough to see that they
+    are inverted or lie in the alpha channel.  ``full`` decodes every image and every mask of an anomalous
+    sample, which also finds truncated data, empty, soft and vanishing masks, transparency and
+    byte-identical files.
     With ``specs`` images that one of these preprocessings must refuse (by their shape) are errors.
     ``orient`` says that EXIF rotation will be applied, so it is no trait worth a warning.
     """
     samples = list(samples)
     options = _Options(full, orient, positive, mismatch, max_pixels, tuple(specs))
+    looked_into = None if full else _sampled(samples)
     with ThreadPoolExecutor(workers or default_workers()) as pool:
-        found = list(pool.map(partial(_examine, options=options), samples))
+        examine = partial(_examine, options=options, looked_into=looked_into)
+        found = list(pool.map(examine, samples))
     pairs = list(zip(samples, found, strict=True))
     return [*_errors(pairs), *_traits(pairs), *_duplicates(pairs)]
 
 
-def _examine(sample: Sample, options: _Options) -> _Findings:
+def _sampled(samples: Sequence[Sample]) -> set[str]:
+    """Return the keys of a few masked samples of each category, evenly spread."""
+    masked: dict[str, list[str]] = defaultdict(list)
+    for sample in samples:
+        if sample.anomalous and sample.mask is not None:
+            masked[sample.category].append(sample.key)
+    return {key for keys in masked.values() for key in keys[:: -(-len(keys) // SAMPLED_MASKS)]}
+
+
+def _examine(sample: Sample, options: _Options, looked_into: set[str] | None) -> _Findings:
     errors: list[str] = []
     traits: list[str] = []
-    grey, sha256, size = 0.0, "", None
+    sha256, size, mask = "", None, None
     try:
         info, sha256, translucent = _look(sample, options)
         size = info.size
@@ -132,11 +159,12 @@ def _examine(sample: Sample, options: _Options) -> _Findings:
         errors.append(str(error))
     if sample.anomalous and sample.mask is not None:
         try:
-            mask_traits, grey = _look_at_mask(sample, size, options)
-            traits += mask_traits
+            inside = looked_into is None or sample.key in looked_into
+            mask = _look_at_mask(sample, size, options, inside)
+            traits += _mask_traits(mask, options) if mask else []
         except DatasetError as error:
             errors.append(str(error))
-    return _Findings(tuple(errors), tuple(traits), grey, sha256)
+    return _Findings(tuple(errors), tuple(traits), mask, sha256)
 
 
 def _look(sample: Sample, options: _Options) -> tuple[ImageInfo, str, bool]:
@@ -156,6 +184,7 @@ def _translucent(image: Image.Image) -> bool:
 def _image_traits(info: ImageInfo, options: _Options) -> list[str]:
     present = {
         "tiny": min(info.size) < SMALLEST_SIDE,
+        "frames": info.frames > 1,
         "rotated": not options.orient and info.exif_orientation > 1,
         "cmyk": info.mode == "CMYK",
         "deep": info.mode == "I" or info.mode in SIXTEEN_BIT,
@@ -164,22 +193,29 @@ def _image_traits(info: ImageInfo, options: _Options) -> list[str]:
 
 
 def _look_at_mask(
-    sample: Sample, image_size: tuple[int, int] | None, options: _Options
-) -> tuple[list[str], float]:
+    sample: Sample, image_size: tuple[int, int] | None, options: _Options, inside: bool
+) -> MaskInfo | None:
+    """Check the size of a mask and, where its content is to be looked into, return what it shows."""
     assert sample.mask is not None
     name = f"{sample.key}: mask {sample.mask.name}"
-    size = probe(sample.mask, name=name, max_pixels=options.max_pixels).size
+    size = probe_mask(sample.mask, name=name, max_pixels=options.max_pixels).size
     if image_size and (reason := size_mismatch(size, image_size, options.mismatch)):
         raise DatasetError(f"{name}: {reason}")
-    if not options.full:
-        return [], 0.0
-    content = inspect_mask(sample.mask, options.positive, name=name, max_pixels=options.max_pixels)
+    if not inside:
+        return None
+    return inspect_mask(sample.mask, options.positive, name=name, max_pixels=options.max_pixels)
+
+
+def _mask_traits(mask: MaskInfo, options: _Options) -> list[str]:
+    """Return what is odd about a mask; what holds for single masks only where all are looked into."""
     present = {
-        "empty": content.empty and not content.alpha_only,
-        "grey": content.grey > 0,
-        "alpha": content.alpha_only and content.empty,
+        "empty": options.full and mask.empty and not mask.alpha_only,
+        "grey": options.full and mask.grey > 0,
+        "vanishing": options.full and mask.vanishes > 0 and not mask.alpha_only,
+        "alpha": mask.alpha_only,
+        "inverted": mask.share > 0.5 and not mask.alpha_only,
     }
-    return [trait for trait, holds in present.items() if holds], content.grey
+    return [trait for trait, holds in present.items() if holds]
 
 
 _Pairs = Sequence[tuple[Sample, _Findings]]
@@ -195,10 +231,27 @@ def _errors(pairs: _Pairs) -> Iterator[Problem]:
 def _traits(pairs: _Pairs) -> Iterator[Problem]:
     for trait, (reason, remedy) in TRAITS.items():
         having = [(sample, found) for sample, found in pairs if trait in found.traits]
+        if trait == "inverted":
+            having = _throughout(trait, having, pairs)
         if having:
-            share = sum(found.grey for _, found in having) / len(having)
-            line = f"{len(having)} of {len(pairs)} images {reason.format(share=share)}"
+            masks = [found.mask for _, found in having if found.mask]
+            words = {
+                "share": sum(mask.grey for mask in masks) / len(having),
+                "kind": " or ".join(sorted({"empty" if mask.empty else "all defect" for mask in masks})),
+                "sizes": " or ".join(map(str, sorted({mask.vanishes for mask in masks}))),
+            }
+            line = f"{len(having)} of {len(pairs)} images {reason.format(**words)}"
             yield Problem("warning", "", f"{line} ({_examples([sample for sample, _ in having])})", remedy)
+
+
+def _throughout(trait: str, having: _Pairs, pairs: _Pairs) -> list[tuple[Sample, _Findings]]:
+    """Return those of ``having`` whose category has no mask without the trait, empty masks aside."""
+    others = {
+        sample.category
+        for sample, found in pairs
+        if found.mask and not found.mask.empty and trait not in found.traits
+    }
+    return [(sample, found) for sample, found in having if sample.category not in others]
 
 
 def _duplicates(pairs: _Pairs) -> Iterator[Problem]:

@@ -89,6 +89,7 @@ def list_samples(spec: str, request: Request) -> Dataset:
         skip_bad=request.skip_bad,
         allow_missing=request.allow_missing,
         follow_outside=request.follow_outside,
+        categories=request.categories or (),
     )
     return subset(dataset, limit=request.limit, categories=request.categories)
 
@@ -98,7 +99,8 @@ def usable(
 ) -> tuple[Dataset, list[str], list[str]]:
     """Return the samples whose files can be used, the keys of the others, and what else was noticed.
 
-    Reads headers only.  An image that one of ``specs`` must refuse by its shape cannot be used either.
+    Reads headers, and a few masks of each category.  An image that one of ``specs`` must refuse by its
+    shape cannot be used either.
 
     Raises:
         DatasetError: listing every problem, unless ``skip_bad``.

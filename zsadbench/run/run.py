@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from ..inputs import Backbone
 from ..progress import Progress
 from ..records import Record, read_observation, write_observation
 from ..samples import Dataset
-from ..scoring import frame, rules_for, score_observation
+from ..scoring import EvaluationProtocol, frame, rules_for, score_observation
 from .engine import DTYPES, Encoder, observe, peak_memory_mb, pick_device
 from .jobs import Job, Request
 from .plan import Plan, plan_run
@@ -56,12 +56,16 @@ def run(method: str | Sequence[str], dataset: str | Sequence[str], **options: An
 
 
 def execute(
-    methods: Sequence[str], datasets: Sequence[str], request: Request, stop: threading.Event | None = None
+    methods: Sequence[str],
+    datasets: Sequence[str],
+    request: Request,
+    stop: threading.Event | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Observe what is not observed yet, score every method, and return what came of it.
 
     Every dataset is listed and scanned before the first image is encoded.  ``stop`` ends the pass after
-    the slice in work; a later run goes on there.
+    the slice in work; a later run goes on there.  ``say`` is told what was noticed on the way there.
 
     Raises:
         ZsadError: before anything is computed, wherever that is possible.
@@ -71,12 +75,16 @@ def execute(
     if request.dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{request.dtype}'.{suggest(request.dtype, DTYPES)}")
     plans = plan_run(methods, datasets, request)
-    outcome = Outcome([], {}, {}, [])
+    for job in (job for plan in plans for job in plan.jobs):
+        _rules(job, request)  # a wrong protocol or size says so before the first image
+    outcome = Outcome([], {}, {}, [note for plan in plans for note in plan.notes])
+    if say:
+        for note in outcome.notes:
+            say(note)
     clips: dict[Backbone, Clip] = {}
     with Progress([(plan.title, plan.images) for plan in plans], quiet=request.quiet) as progress:
         for plan in plans:
             outcome.skipped |= plan.skipped
-            outcome.notes += plan.notes
             encoder = Encoder(
                 [job.task for job in plan.jobs if job.task.missing],
                 device=device,
@@ -134,18 +142,19 @@ def _finish(job: Job, encoder: Encoder) -> None:
 
 
 def _score(job: Job, data: Dataset, request: Request) -> Record:
-    rules = rules_for(job.resolved, request.protocol, _protocol_options(request, job))
+    rules = _rules(job, request)
     return score_observation(job.run_dir, job.observation, job.resolved, data, rules, workers=request.workers)
 
 
-def _protocol_options(request: Request, job: Job) -> dict[str, Any]:
-    return {
+def _rules(job: Job, request: Request) -> EvaluationProtocol:
+    options = {
         "size": request.size,
         "mask_resize": request.mask_resize,
         "limits": request.aupro_limits,
         "exact": request.exact_maps,
         "map_parameters": job.map_settings,
     }
+    return rules_for(job.resolved, request.protocol, options)
 
 
 def _now() -> str:

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
         score_run,
         without,
     )
-    from .protocol import protocol
+    from .protocol import EvaluationProtocol, protocol
 
 __all__ = [
+    "EvaluationProtocol",
     "EvidenceMaps",
     "Map",
     "MapReader",

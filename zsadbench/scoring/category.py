@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DatasetError
-from ..images import ahead, default_workers, mask_at
+from ..images import ahead, default_workers, mask_at, vanished
 from ..maps import exact_maps
 from ..method import Method
 from ..metrics import LegacyAupro, PixelMetrics, image_metrics, image_reasons
@@ -111,7 +111,7 @@ def score_category(
     scores = maps.image_scores(extrema).double().numpy()
     _require_finite(scores, maps.keys)
     values, reasons = _pixel_values(pixels, rules, reader, extrema) if pixels else _no_pixels(rules)
-    warnings = list(pixels.warnings) if pixels else []
+    warnings = [*reader.warnings, *pixels.warnings] if pixels else []
     image = image_metrics(scores, labels)
     row_out = {
         "category": category,
@@ -142,6 +142,21 @@ class MapReader:
         self.rules, self.maps, self.known, self.dataset = rules, maps, known, dataset
         self.rows = {key: row for row, key in enumerate(maps.keys)}
         self.sizes: dict[int, tuple[int, int]] = {}
+        self.vanished: set[str] = set()
+        """Images visited so far of whose defect nothing is left at the evaluation size."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the visit has shown of the masks."""
+        if not self.vanished:
+            return []
+        first = min(self.vanished)
+        height, width = self.sizes[self.rows[first]]
+        return [
+            f"the defects of {len(self.vanished)} of {len(self.rows)} images vanish at {width} x {height} "
+            f"pixels ({self.rules.mask_resize}; first {first}), so their masks count as empty; evaluate with "
+            "--mask-resize native, or with a larger --size"
+        ]
 
     def visit(self, workers: int | None = None) -> Iterator[tuple[int, Map, NDArray[np.bool_] | None]]:
         """Yield row, map and mask of every image, read ahead by threads, anomalous images first.
@@ -170,6 +185,8 @@ class MapReader:
             mismatch="nearest" if self.dataset.mask_mismatch == "nearest" else "error",
         )
         self.sizes[row] = (mask.shape[0], mask.shape[1])
+        if size and sample.anomalous and vanished(sample, mask, self.dataset.mask_positive):
+            self.vanished.add(sample.key)
         return self.maps.render(row, self.sizes[row]), mask
 
     def again(self, key: str) -> Map:

@@ -248,9 +248,10 @@ def observed_dataset(observation: Mapping[str, Any], data: Path | None) -> Datas
     place = data or (root if root.is_dir() else None)
     if Path(spec).suffix != ".toml" and Path(spec).is_absolute():  # a bare folder is its own description
         spec, place = str(data or spec), None
-    dataset = load_dataset(spec, place, skip_bad=True, allow_missing=True)
     chosen = said.get("selection") or {}
-    dataset = subset(dataset, limit=chosen.get("limit"), categories=chosen.get("categories"))
+    categories = chosen.get("categories") or ()
+    dataset = load_dataset(spec, place, skip_bad=True, allow_missing=True, categories=categories)
+    dataset = subset(dataset, limit=chosen.get("limit"), categories=categories)
     dataset = without(dataset, said.get("skipped", ()))
     if dataset.digest != said["digest"]:
         raise RecordError(

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DatasetError, UsageError
-from ..images import MaskRule, decode, mask_at, preprocess, to_batch_images
+from ..images import MaskRule, decode, mask_at, preprocess, read_mask, to_batch_images
 from ..inputs import Preprocess
 from ..samples import Dataset, Sample
 
@@ -94,16 +94,31 @@ def category_of(data: Dataset, category: str, several: bool) -> str:
 
 
 def require_masks(dataset: Dataset) -> None:
-    """Refuse a dataset with an anomalous image that has no mask.
+    """Refuse a dataset with an anomalous image that has no mask, or without any defect to learn from.
+
+    Masks are read until one holds a defect.
 
     Raises:
-        DatasetError: with the first such image.
+        DatasetError: saying which of these it is.
     """
-    bare = [sample.key for sample in dataset.samples if sample.anomalous and sample.mask is None]
+    where = f"dataset '{dataset.id}' in {dataset.root}"
+    anomalous = [sample for sample in dataset.samples if sample.anomalous]
+    bare = [sample.key for sample in anomalous if sample.mask is None]
     if bare:
         raise DatasetError(
-            f"dataset '{dataset.id}' in {dataset.root}: {len(bare)} anomalous images have no mask (first "
-            f"{bare[0]}), and training needs masks; train on a dataset that has them"
+            f"{where}: {len(bare)} anomalous images have no mask (first {bare[0]}), and training needs "
+            "masks; train on a dataset that has them"
+        )
+    if not anomalous:
+        raise DatasetError(
+            f"{where}: all {len(dataset.samples)} images are normal, so there is no defect to learn from; "
+            "train on a dataset with defects (the test part of another one, as the methods' authors do)"
+        )
+    masks = (sample.mask for sample in anomalous if sample.mask)
+    if not any(read_mask(mask, dataset.mask_positive).any() for mask in masks):
+        raise DatasetError(
+            f"{where}: all {len(anomalous)} masks are empty (mask_positive = {dataset.mask_positive!r}), so "
+            "there is no defect to learn from; `zsad datasets check` says why"
         )
 
 

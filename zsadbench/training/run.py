@@ -55,6 +55,7 @@ class TrainRequest:
     memory_gb: float = 4.0
     disk_gb: float = 64.0
     skip_bad: bool = False
+    allow_missing: bool = False
     quiet: bool = False
 
 
@@ -156,7 +157,7 @@ def find_training_samples(dataset: str, request: TrainRequest) -> Dataset:
     """Return the samples to train on.
 
     Raises:
-        DatasetError: if there is a problem with a file, or an anomalous image has no mask.
+        DatasetError: if there is a problem with a file, an anomalous image has no mask, or no mask a defect.
     """
     wanted = Request(
         data=request.data,
@@ -164,6 +165,7 @@ def find_training_samples(dataset: str, request: TrainRequest) -> Dataset:
         categories=request.categories,
         workers=request.workers,
         skip_bad=request.skip_bad,
+        allow_missing=request.allow_missing,
     )
     data, _ = find_samples(dataset, wanted)
     require_masks(data)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..data import list_images
 from ..errors import DatasetError, RecordError, UsageError
@@ -21,9 +22,17 @@ from ..records import EvidenceStore
 from .overlay import Scale, draw_scale, overlay, write_png
 from .predictor import Prediction, Predictor, shown
 
+SOFTWARE = "zsadbench"
+"""What an overlay says of who wrote it."""
 
-def find_images(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
-    """Return the image files among ``paths`` and in the folders among them, each once.
+
+def find_images(
+    paths: Sequence[Path], out: Path | None = None, say: Callable[[str], None] | None = None
+) -> list[Path]:
+    """Return the image files among ``paths`` and in and below the folders among them, each once.
+
+    Overlays that earlier calls left in a folder below one of ``paths`` are not among them.  ``say`` is
+    told what is left out.
 
     Raises:
         DatasetError: for a path that does not exist, or a folder that cannot be read or has no image.
@@ -39,12 +48,31 @@ def find_images(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
                 raise DatasetError(
                     f"{shown(path)}: the folder cannot be read ({error.strerror}); check its permissions"
                 ) from None
-    found = list(dict.fromkeys(list_images(paths)))
+    listed, notes = list_images(paths)
+    found = [path for path in dict.fromkeys(listed) if not _is_overlay_below(path, paths)]
+    if surplus := len(dict.fromkeys(listed)) - len(found):
+        notes.append(f"{surplus} overlays of earlier calls are left out")
+    if not found:
+        raise DatasetError("there are only overlays of earlier calls; name the images, or their folder")
+    if say:
+        for note in notes:
+            say(note)
     if out is not None and out.resolve() in {path.resolve().parent for path in found}:
         raise UsageError(
             f"--out {shown(out)}: the images lie there too, and overlays could replace them; name another"
         )
     return found
+
+
+def _is_overlay_below(path: Path, paths: Sequence[Path]) -> bool:
+    """Tell whether a file, in a folder below one of ``paths``, is an overlay that ``predict`` has written."""
+    if path.suffix.lower() != ".png" or path in paths or path.parent in paths:
+        return False
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Software") == SOFTWARE and "Scale" in picture.info
+    except Exception:  # whatever is wrong with it is told when it is read
+        return False
 
 
 def predict(
@@ -108,7 +136,7 @@ def paint(prediction: Prediction, values: NDArray[np.float32], scale: Scale, pat
     if not draw_scale(picture, values, scale, corner):
         notes = (*notes, "too small for a scale bar in its overlay")
     about = {
-        "Software": "zsadbench",
+        "Software": SOFTWARE,
         "Scale": f"{scale[0]!r} to {scale[1]!r}",
         "Score": repr(prediction.score),
     }
