@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +23,11 @@ from tests.kit.factory import make_folder
 from tests.training.test_training import interrupt_at, same
 from zsadbench.clip import SECOND_MINIATURE, Provenance, load_checkpoint, read_provenance, save_checkpoint
 from zsadbench.errors import MethodError, WeightsError
-from zsadbench.inputs import Backbone
+from zsadbench.inputs import SecondTower
 from zsadbench.maps import render, smooth
 from zsadbench.method import Evidence, method_cards, recipe_of, resolve
+from zsadbench.run.jobs import Request
+from zsadbench.run.plan import plan_run
 from zsadbench.training import import_checkpoint, train
 
 CATEGORIES = ["bottle", "screw", "bottle"]
@@ -365,16 +368,24 @@ def test_a_record_knows_the_second_tower(
 
 
 def test_a_tower_that_cannot_be_had_costs_one_method(
-    checkpoints: dict[str, Path], folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    checkpoints: dict[str, Path], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["run", "-m", "crane+", "-d", str(folder), "--checkpoint", str(checkpoints["crane+"]), "-q"]
-    words += ["--backbone", TINY, "--weights", "random", "--set", "size=84", "--out", str(tmp_path / "out")]
-    code, _, err = zsad(capfd, *words, "--set", f"dino={SECOND_MINIATURE}", "--set", "dino_weights=none.pth")
-    assert code == 2 and "none.pth: no such file" in err and "Traceback" not in err
+    def absent(tower: SecondTower, field: str) -> None:
+        raise WeightsError(f"{tower.name}: not on this machine; pass it with --set {field}_weights=FILE")
+
+    monkeypatch.setattr("zsadbench.clip.second.find_second", absent)
+    files, words = (checkpoints["crane+"],), r"_dinov2: not on this machine; pass it with --set dino_weights"
+    request = Request(
+        backbone=TINY, weights="random", settings={"size": "84"}, checkpoints=files, out=tmp_path
+    )
+    (found,) = plan_run(["all"], [str(folder)], request)
+    assert re.search(words, found.skipped["crane+"])
+    assert "clip" in {job.resolved.id for job in found.jobs}
+    with pytest.raises(WeightsError, match=words):
+        plan_run(["crane+"], [str(folder)], request)
 
 
 def test_other_backbones_scale_blocks_and_lengths() -> None:
     found = cast(Crane, resolve("crane@four-layers", backbone="ViT-B-16", weights="random").method)
     assert (found.features, found.refined_from, found.sigma) == ((3, 6, 9, 12), 3, 4.0 * 224 / 518)
     assert resolve("crane+", weights="random").parameters["dino"]["weights"] == "random"
-    assert isinstance(found.backbone, Backbone)
