@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..data import amount
 from ..errors import DatasetError, UsageError
 from ..images import MaskRule, decode, mask_at, preprocess, read_mask, to_batch_images
 from ..inputs import Preprocess
@@ -111,7 +112,7 @@ def require_masks(dataset: Dataset) -> None:
         )
     if not anomalous:
         raise DatasetError(
-            f"{where}: all {len(dataset.samples)} images are normal, so there is no defect to learn from; "
+            f"{where}: {amount(len(dataset.samples), 'normal image')} and no defect to learn from; "
             "train on a dataset with defects (the test part of another one, as the methods' authors do)"
         )
     masks = (sample.mask for sample in anomalous if sample.mask)
