@@ -336,8 +336,8 @@ def test_import_of_aa_clip_takes_both_files(tmp_path: Path, capfd: pytest.Captur
         ({"ctx_pos": None}, "1 missing, first ctx_pos"),
         ({"ctx_extra": torch.ones(1)}, "1 surplus, first ctx_extra"),
         ({"ctx_neg": torch.ones(1, 1, 12, 64)}, "ctx_neg is 1 x 1 x 12 x 64 in the file, 1 x 1 x 12 x 128"),
-        ({"ctx_neg": torch.full((1, 1, 12, 128), torch.nan)}, "ctx_neg holds something else than finite"),
-        ({"ctx_neg": torch.ones(1, 1, 12, 128, dtype=torch.int32)}, "ctx_neg holds something else than"),
+        ({"ctx_neg": torch.full((1, 1, 12, 128), torch.nan)}, "ctx_neg holds infinite or undefined numbers"),
+        ({"ctx_neg": torch.ones(1, 1, 12, 128, dtype=torch.int32)}, "ctx_neg holds int32, not real numbers"),
         ({"ctx_neg": "text"}, "'prompt_learner' holds something else than tensors"),
         (
             {"tokenized_prompts_neg": torch.ones(1, 1, 77, dtype=torch.int32)},
@@ -397,7 +397,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     content = file.read_bytes()
     for kept in (0, 10, len(content) // 2, len(content) - 9):
         file.write_bytes(content[:kept])
-        with pytest.raises(WeightsError, match=r"complete \.pth file"):
+        with pytest.raises(WeightsError, match=r"complete \.pth file|the file is empty"):
             read_tables(file)
     torch.save([1, 2], file)
     with pytest.raises(WeightsError, match="holds a list"):

@@ -87,7 +87,9 @@ def test_other_shapes(file: Path, shapes: dict[str, tuple[int, ...]], words: str
 @pytest.mark.parametrize("kept", [0, 5, 100, -3])
 def test_truncated(file: Path, kept: int) -> None:
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(WeightsError, match=r"linear\.safetensors: cannot be read as a checkpoint"):
+    with pytest.raises(
+        WeightsError, match=r"linear\.safetensors: (cannot be read as a checkpoint|the file is empty)"
+    ):
         load_checkpoint(file, "clip-ad+", SHAPES)
 
 
@@ -111,7 +113,7 @@ def test_safetensors_without_provenance(tmp_path: Path, header: dict[str, str] |
 @pytest.mark.parametrize(
     ("bias", "words"),
     [
-        (torch.tensor([1, 2, 3]), "holds torch.int64, not real numbers"),
+        (torch.tensor([1, 2, 3]), "holds int64, not real numbers"),
         (torch.tensor([1.0, float("nan"), 3.0]), "infinite or undefined"),
     ],
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.kit import tiny
@@ -53,7 +55,37 @@ def test_ensembles_go_state_by_state_or_template_by_template() -> None:
 
 
 def test_words_with_braces_are_text(clip: Clip) -> None:
-    assert ensemble(["bad {}"], ["a {}."], "{0}") == ["a bad {0}."]
+    for words in ("{0}", "{}", "{", "{x!r:>99}"):
+        assert ensemble(["bad {}"], ["a {}."], words) == [f"a bad {words}."]
+
+
+NO_PLACES = (
+    *(
+        "bad",
+        "{}{}",
+        "{0}",
+        "{x}",
+        "{:>9999999999}",
+        "{0.__class__}",
+        "{!r}",
+        "{{}}",
+        "{} {",
+        "} {}",
+        "{{}} {}",
+    ),
+)
+
+
+@pytest.mark.parametrize("text", NO_PLACES)
+def test_states_and_templates_have_one_place_for_words(text: str, tmp_path: Path) -> None:
+    message = re.escape(f"'{text}' needs {{}} once, where the words go, and no other brace")
+    for states, templates in (([text], ["a {}."]), (["bad {}"], [text])):
+        with pytest.raises(MethodError, match=message):
+            ensemble(states, templates, "nut")
+    path = tmp_path / "mine.toml"
+    path.write_text(f'normal = ["good {{}}"]\nanomalous = ["{text}"]')
+    with pytest.raises(MethodError, match="'anomalous' must be a list of texts"):
+        read_prompts(path)
 
 
 @torch.inference_mode()
@@ -97,13 +129,29 @@ def test_the_text_tower_runs_once_per_weights_and_prompts(
     assert len(list(cache.glob("anchors/*"))) == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+def other_values(values: Tensor) -> dict[str, Tensor]:
+    """Return what may stand in a cache file instead of ``values``."""
+    hole = values.clone()
+    hole[1, 2] = torch.nan
+    return {
+        "too wide": values.repeat(1, 2),
+        "too few": values[:-1],
+        "flat": values[:, 0],
+        "double": values.double(),
+        "a hole": hole,
+    }
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None, "too wide", "too few", "flat", "double", "a hole"])
 def test_a_damaged_cache_is_written_anew(
-    clip: Clip, cache: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | None
+    clip: Clip, cache: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | str | None
 ) -> None:
     wanted = encode(clip, PROMPTS)
     (file,) = cache.glob("anchors/*")
-    file.write_bytes(file.read_bytes()[:-9] if damage is None else damage)
+    if isinstance(damage, str):
+        save_file({"features": other_values(load_file(file)["features"])[damage].contiguous()}, file)
+    else:
+        file.write_bytes(file.read_bytes()[:-9] if damage is None else damage)
     calls = counted(clip, monkeypatch)
     assert torch.equal(encode(clip, PROMPTS), wanted)
     assert torch.equal(encode(clip, PROMPTS), wanted)

@@ -17,11 +17,13 @@ from typer.testing import CliRunner
 
 from tests.kit import tiny
 from zsadbench.cli.weights import app
-from zsadbench.clip import downloads, torchscript, weights
+from zsadbench.clip import downloads, weights
+from zsadbench.clip.archives import is_torchscript, read_state, read_torchscript
 from zsadbench.clip.towers import load_clip
-from zsadbench.clip.weights import find_weights, read_state, verify
+from zsadbench.clip.weights import find_weights, verify
 from zsadbench.errors import WeightsError, ZsadError
 from zsadbench.inputs import Backbone
+from zsadbench.method import resolve
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 
@@ -122,7 +124,7 @@ def test_half_precision_files_become_float32(
 def test_torchscript_keeps_strides_and_shared_storage(tmp_path: Path) -> None:
     base = torch.arange(12.0).view(3, 4)
     path = as_torchscript({"a": base, "t.b": base.T, "t.c": base[1:, 2], "t.d": torch.empty(0)}, tmp_path)
-    found = torchscript.read_tensors(path)
+    found = read_torchscript(path)
     assert torch.equal(found["a"], base) and torch.equal(found["t.b"], base.T)
     assert torch.equal(found["t.c"], base[1:, 2]) and found["t.d"].numel() == 0
 
@@ -150,7 +152,7 @@ def test_hostile_pickles_do_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "was-here"
     plain = as_pickle({"visual.proj": Hostile(marker)}, tmp_path)
     archive = hostile_archive(plain, tmp_path)
-    assert torchscript.is_archive(archive) and not torchscript.is_archive(plain)
+    assert is_torchscript(archive) and not is_torchscript(plain)
     for path in (plain, archive):
         with pytest.raises(WeightsError, match=f"{path.name}: cannot be read as weights"):
             read_state(path)
@@ -166,7 +168,7 @@ def test_a_truncated_file_is_said_to_be_incomplete(
 ) -> None:
     path = form(state, tmp_path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
-    with pytest.raises(WeightsError, match="cannot be read as weights") as caught:
+    with pytest.raises(WeightsError, match=r"cannot be read as weights|the file is empty") as caught:
         read_state(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
@@ -246,11 +248,52 @@ def test_what_cannot_be_found_is_said_with_the_nearest_name(name: str, tag: str,
         find_weights(Backbone(name, tag))
 
 
-@pytest.mark.parametrize("name", ["RN50", "ViT-B-16-SigLIP", "coca_ViT-B-32", "ViT-L-14-CLIPA", "EVA02-B-16"])
-def test_towers_of_another_kind_are_refused(name: str) -> None:
-    with pytest.raises(WeightsError, match=f"backbone '{name}' is not a plain ViT CLIP"):
-        load_clip(Backbone(name, "random"))
+OTHER_KINDS = (
+    *("RN50", "convnext_base", "ViT-B-16-SigLIP", "EVA02-B-16", "MobileCLIP-S1", "coca_ViT-B-32"),
+    *("ViT-L-14-CLIPA", "xlm-roberta-base-ViT-B-32"),
+)
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_towers_of_another_kind_are_refused_before_anything_is_fetched(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "fetch", lambda *_: pytest.fail("fetched"))
+    tag = next(iter(downloads.tags(name)), "random")
+    for use in (
+        lambda: load_clip(Backbone(name, "random")),
+        lambda: find_weights(Backbone(name, tag)),
+        lambda: verify(name, tag),
+        lambda: resolve("clip", backbone=name, weights="random"),
+        lambda: resolve("clip", backbone=name),
+    ):
+        with pytest.raises(
+            WeightsError, match=rf"'{name}' is not a plain ViT CLIP .* can be used: ViT-B-16,"
+        ):
+            use()
     assert name not in weights.architectures()
+    for words in (["list", name], ["prefetch", name, tag]):
+        assert isinstance(CliRunner().invoke(app, words).exception, WeightsError)
+
+
+@pytest.mark.parametrize(
+    ("tower", "size", "message"),
+    [
+        ("vision_cfg", {"width": 10**12}, "no whole number from 1 to"),
+        ("vision_cfg", {"layers": -1}, "no whole number from 1 to"),
+        ("vision_cfg", {"patch_size": "16"}, "no whole number from 1 to"),
+        ("text_cfg", {"heads": 0}, "no whole number from 1 to"),
+        ("text_cfg", {"heads": 3}, "cannot be built"),
+    ],
+)
+def test_sizes_that_make_no_tower_are_refused(
+    tower: str, size: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(CONFIG | {tower: CONFIG[tower] | size}))
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_clip(Backbone(str(path), "random"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"embed_dim": 3}'])

@@ -22,8 +22,9 @@ def prefetch(
     name: Name, tag: Annotated[str, typer.Argument(metavar="TAG", help="Published weights of the backbone.")]
 ) -> None:
     """Download weights now, so that later runs need no network."""
-    from ..clip import fetch
+    from ..clip import fetch, native_size
 
+    native_size(name)  # a backbone that is unknown or cannot be used is the first thing to say
     typer.echo(f"{name}/{tag}: {fetch(name, tag)}")
 
 
@@ -52,6 +53,7 @@ def list_backbones(
     known = architectures()
     chosen = [one for one in known if name.lower() in one.lower()]
     if not chosen:
+        native_size(name)  # says so of a backbone that is known and cannot be used
         raise UsageError(f"no backbone is called '{name}'.{suggest(name, known)}")
     for one in chosen:
         layers, patch = layers_and_patch(one)

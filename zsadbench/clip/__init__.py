@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
+    from .archives import examine, reason, room_for, sound
     from .checkpoints import (
         AuthorTable,
         Provenance,
@@ -58,6 +59,7 @@ __all__ = [
     "describe",
     "encode",
     "ensemble",
+    "examine",
     "fetch",
     "find_seconds",
     "find_weights",
@@ -70,8 +72,11 @@ __all__ = [
     "normalisation",
     "read_prompts",
     "read_provenance",
+    "reason",
+    "room_for",
     "save_checkpoint",
     "shipped_weights",
+    "sound",
     "tags",
     "verify",
 ]

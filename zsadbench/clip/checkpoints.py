@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import MethodError, WeightsError
 from ..files import write_atomic
+from .archives import examine, reason, sound
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -132,7 +132,7 @@ def load_checkpoint(path: str | Path, method: str, shapes: Shapes) -> dict[str, 
                 f"was trained on{own} with --backbone, or another checkpoint"
             )
         tensors = {key: file.get_tensor(key) for key in shapes}
-    return {key: _sound(path, key, value) for key, value in tensors.items()}
+    return {key: sound(path, key, value, "train again") for key, value in tensors.items()}
 
 
 def read_provenance(path: Path) -> Provenance:
@@ -210,24 +210,17 @@ def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "one number"
 
 
-def _sound(path: Path, key: str, value: Tensor) -> Tensor:
-    if not value.is_floating_point():
-        raise WeightsError(f"{path}: {key} holds {value.dtype}, not real numbers; the file is damaged")
-    if not bool(torch.isfinite(value).all()):
-        raise WeightsError(f"{path}: {key} holds infinite or undefined numbers; train again")
-    return value.float()
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise WeightsError(f"{path}: no such checkpoint file; check the path given with --checkpoint")
+    examine(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path}: cannot be read as a checkpoint ({str(error).strip()[:120]}); it must be a complete "
+            f"{path}: cannot be read as a checkpoint ({reason(error)}); it must be a complete "
             ".safetensors file; convert the authors' .pth files with "
             "zsad checkpoints import FILE --method METHOD"
         ) from error

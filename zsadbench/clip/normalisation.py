@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import WeightsError
 from ..inputs import OPENAI_MEAN, OPENAI_STD, Backbone
-from . import torchscript
+from .archives import is_torchscript
 from .downloads import tags
 from .weights import is_file
 
@@ -36,7 +36,7 @@ def normalisation(backbone: Backbone) -> Normalisation:
         return OPENAI
     if not is_file(tag):
         return _of(_entry(name, tag))
-    if torchscript.is_archive(Path(tag).expanduser()):  # OpenAI's own form
+    if is_torchscript(Path(tag).expanduser()):  # OpenAI's own form
         return OPENAI
     return _of_file(backbone)
 

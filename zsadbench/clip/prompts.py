@@ -35,10 +35,27 @@ def ensemble(
     """Return every template filled with every state filled with ``words``, state by state.
 
     ``template_major`` goes template by template instead; a mean over the prompts does not depend on it.
+
+    Raises:
+        MethodError: for a state or template that has not one place for words.
     """
-    if template_major:
-        return [t.format(s.format(words)) for t in templates for s in states]
-    return [t.format(s.format(words)) for s in states for t in templates]
+    order = (
+        ((s, t) for t in templates for s in states)
+        if template_major
+        else ((s, t) for s in states for t in templates)
+    )
+    return [filled(template, filled(state, words)) for state, template in order]
+
+
+def filled(text: str, words: str) -> str:
+    """Return a state or template with ``words`` in the place of its one ``{}``.
+
+    Raises:
+        MethodError: if the place is missing or not the only one, or there is another brace.
+    """
+    if not has_one_slot(text):
+        raise MethodError(f"'{text}' needs {{}} once, where the words go, and no other brace")
+    return text.replace("{}", words)
 
 
 def encode(clip: Clip, prompts: Sequence[str]) -> Tensor:
@@ -52,7 +69,7 @@ def encode(clip: Clip, prompts: Sequence[str]) -> Tensor:
     clip.hear(prompts)
     unique = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))
     path = cache_dir() / "anchors" / f"{digest_of([clip.digest, unique])}.safetensors"
-    features = _cached(path, len(unique))
+    features = _cached(path, (len(unique), clip.vision.proj.shape[-1]))
     if features is None:
         features = _encode(clip, unique)
         with suppress(RecordError):  # without a cache the text tower runs again next time
@@ -61,12 +78,13 @@ def encode(clip: Clip, prompts: Sequence[str]) -> Tensor:
     return features.to(clip.device)[[rows[prompt] for prompt in prompts]]
 
 
-def _cached(path: Path, count: int) -> Tensor | None:
+def _cached(path: Path, shape: tuple[int, int]) -> Tensor | None:
     try:
         features = load(path.read_bytes())["features"]
     except Exception:  # absent or damaged: encode again
         return None
-    return features if len(features) == count else None
+    whole = features.dtype == torch.float32 and features.shape == shape and bool(features.isfinite().all())
+    return features if whole else None
 
 
 @torch.inference_mode()
@@ -114,5 +132,5 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def has_one_slot(text: object) -> bool:
-    """Tell whether a text has ``{}`` once and no other brace: what a prompt file may hold."""
+    """Tell whether a state or template has one place for words and no other brace."""
     return isinstance(text, str) and text.count("{}") == 1 and not {*"{}"} & {*text.replace("{}", "")}

@@ -17,10 +17,11 @@ from torch import Tensor
 from ..errors import WeightsError, suggest
 from ..files import sha256_of
 from ..inputs import SecondTower, second_towers
+from .archives import read_state, room_for, sound
 from .checkpoints import compare_shapes
 from .downloads import obtain
 from .random import random_second
-from .weights import is_file, read_state, weight_file
+from .weights import DAMAGED, is_file, weight_file
 
 SECOND_MINIATURE = "tiny-dinov2-reg4"
 """Three blocks of width 64 for 84 pixels: for trials and tests, with random weights only."""
@@ -128,13 +129,14 @@ def load_second(
         noise = random_second(tower.name, _hub_shapes(wanted), int(weights.source.partition(":")[2]))
         tensors = timm_form(noise)
     else:
-        tensors = timm_form(read_state(weights.source))
+        tensors = timm_form(read_state(weights.source, room_for(wanted.values())))
     if differences := compare_shapes({key: tuple(value.shape) for key, value in tensors.items()}, wanted):
         raise WeightsError(
             f"{weights.source}: weights of another architecture than '{tower.name}': {differences}; name the "
             "tower they belong to"
         )
-    model.load_state_dict({key: tensors[key].float() for key in wanted}, strict=True, assign=True)
+    whole = {key: sound(weights.source, key, tensors[key], DAMAGED) for key in wanted}
+    model.load_state_dict(whole, strict=True, assign=True)
     model.requires_grad_(False).eval().to(device, dtype)
     return Second(model)
 

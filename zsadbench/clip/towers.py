@@ -330,12 +330,8 @@ def load_clip(
     Raises:
         WeightsError: if the architecture is not a ViT CLIP, or the weights cannot be had or do not fit.
     """
-    import open_clip
-
     weights = find_weights(backbone)
-    # Built on the meta device: no initialisation is computed only to be overwritten.
-    with torch.device("meta"):
-        model = open_clip.model.CLIP(**weights.architecture())
+    model = weights.outline()
     weights.load_into(model)
     model.attn_mask = None  # the causal rule is applied by Block; a meta buffer cannot be moved
     backbone = replace(backbone, activation=weights.activation)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
-import zipfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,12 +21,15 @@ from torch import Tensor
 from ..errors import WeightsError, suggest
 from ..files import sha256_of
 from ..inputs import Backbone
-from . import torchscript
+from .archives import examine, is_torchscript, read_state, reason, room_for, sound
 from .downloads import entry, fetch, tags
 from .random import random_state
 from .tokens import PrunedTokenizer
 
 Activation = Literal["gelu", "quick_gelu"]
+
+DAMAGED = "the file is damaged or holds something else; download it again"
+_SEED_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -44,42 +47,52 @@ class Weights:
     activation: Activation
 
     def architecture(self) -> dict[str, Any]:
-        """Return the arguments of ``open_clip.model.CLIP``.
+        """Return the arguments of ``open_clip.model.CLIP``."""
+        parts = {key: copy.deepcopy(self.config[key]) for key in ("embed_dim", "vision_cfg", "text_cfg")}
+        return {**parts, "quick_gelu": self.activation == "quick_gelu"}
+
+    def outline(self) -> Any:
+        """Return the ``open_clip.model.CLIP`` of this architecture on the meta device, without numbers.
 
         Raises:
-            WeightsError: if the config asks for a tower of another kind.
+            WeightsError: if the sizes of the config do not belong together.
         """
-        config = copy.deepcopy(self.config)
-        if foreign := _foreign_option(config):
+        import open_clip
+
+        try:
+            with torch.device("meta"):  # no initialisation is computed only to be overwritten
+                return open_clip.model.CLIP(**self.architecture())
+        except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise WeightsError(
-                f"backbone '{self.name}' is not a plain ViT CLIP (its {foreign} is of another kind); choose "
-                "one such as ViT-B-16, ViT-B-16-plus-240, ViT-L-14 or ViT-L-14-336"
-            )
-        return {
-            "embed_dim": config["embed_dim"],
-            "vision_cfg": config["vision_cfg"],
-            "text_cfg": config["text_cfg"],
-            "quick_gelu": self.activation == "quick_gelu",
-        }
+                f"backbone '{self.name}' cannot be built ({reason(error)}); correct the sizes in its file"
+            ) from None
 
     def load_into(self, model: Any) -> None:
         """Put the tensors (as float32) into ``model``, which may live on the meta device.
 
         Raises:
-            WeightsError: if the tensors are those of another architecture, saying what differs.
+            WeightsError: if the tensors are those of another architecture, saying what differs, or no
+                finite real numbers.
         """
         wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         if isinstance(self.source, str):
             tensors = random_state(self.name, wanted, int(self.source.partition(":")[2]))
         else:
-            tensors = read_state(self.source)
-        differences = _compare(wanted, tensors)
-        if differences:
+            tensors = self._read(wanted, self.source)
+        model.load_state_dict({key: tensors[key] for key in wanted}, strict=True, assign=True)
+
+    def _read(self, wanted: dict[str, tuple[int, ...]], path: Path) -> dict[str, Tensor]:
+        tensors = read_state(path, room_for(wanted.values()))
+        if differences := _compare(wanted, tensors):
             raise WeightsError(
-                f"{self.source}: weights of another architecture than '{self.name}': {differences}; "
+                f"{path}: weights of another architecture than '{self.name}': {differences}; "
                 "pass the backbone they belong to with --backbone"
             )
-        model.load_state_dict({key: tensors[key].float() for key in wanted}, strict=True, assign=True)
+        read = {key: sound(path, key, tensors[key], DAMAGED).contiguous() for key in wanted}
+        scale = float(read["logit_scale"].exp())
+        if not 0 < scale < math.inf:
+            raise WeightsError(f"{path}: logit_scale gives a temperature of {scale:g}; {DAMAGED}")
+        return read
 
     def tokenizer(self) -> Any:
         """Return CLIP's tokenizer: a call ``(texts, context_length=n)`` gives token ids."""
@@ -97,7 +110,7 @@ def architectures() -> list[str]:
     import open_clip
 
     shipped = [path.stem for path in _shipped().glob("*.json")]
-    plain = [name for name in open_clip.list_models() if not _foreign_option(_config(name))]
+    plain = [name for name in open_clip.list_models() if not _foreign_option(_any_config(name))]
     return sorted({*plain, *shipped})
 
 
@@ -120,14 +133,26 @@ def _foreign_option(config: dict[str, Any]) -> str:
     return "multimodal_cfg" if "multimodal_cfg" in config else ""
 
 
-@cache
 def _config(name: str) -> dict[str, Any]:
+    """Return the architecture of backbone ``name``.
+
+    Raises:
+        WeightsError: for an unknown backbone, or one of another kind than the towers here walk.
+    """
+    config = _any_config(name)
+    if foreign := _foreign_option(config):
+        raise WeightsError(
+            f"backbone '{name}' is not a plain ViT CLIP (its {foreign} is of another kind), and only those "
+            "can be used: ViT-B-16, ViT-B-16-plus-240, ViT-L-14, ViT-L-14-336, ViT-H-14 and others; see: "
+            "zsad weights list"
+        )
+    return config
+
+
+@cache
+def _any_config(name: str) -> dict[str, Any]:
     path = Path(name)
     if path.suffix == ".json":
-        if not path.is_file():
-            raise WeightsError(
-                f"{name}: no such architecture file; give a JSON as open_clip's model_configs are"
-            )
         return _read_config(path)
     if (_shipped() / f"{name}.json").is_file():
         return _read_config(_shipped() / f"{name}.json")
@@ -143,12 +168,28 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         config = config.get("model_cfg", config)
-        _ = config["embed_dim"], config["vision_cfg"], config["text_cfg"]
-    except (ValueError, KeyError, AttributeError) as error:
+        sizes = [config["embed_dim"]]
+        for tower, names in _SIZES.items():
+            sizes += [config[tower][name] for name in names]
+    except OSError:
+        raise WeightsError(
+            f"{path}: no such architecture file; give a JSON as open_clip's model_configs are"
+        ) from None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise WeightsError(
             f"{path}: not an open_clip architecture ({error!r}); it needs embed_dim, vision_cfg and text_cfg"
         ) from None
+    for size in sizes:
+        if type(size) is not int or not 0 < size <= _LARGEST_SIZE:
+            raise WeightsError(f"{path}: a size of {size!r} is no whole number from 1 to {_LARGEST_SIZE}")
     return dict(config)
+
+
+_SIZES = {
+    "vision_cfg": ("image_size", "layers", "width", "patch_size"),
+    "text_cfg": ("width", "heads", "layers"),
+}
+_LARGEST_SIZE = 65_536
 
 
 def _shipped() -> Path:
@@ -199,7 +240,7 @@ def find_weights(backbone: Backbone) -> Weights:
 
 def _random_source(name: str, tag: str) -> tuple[str, str]:
     seed = tag.partition(":")[2] or "0"
-    if not seed.isdigit():
+    if not (seed.isascii() and seed.isdigit() and len(seed) <= _SEED_DIGITS):
         raise WeightsError(f"weights '{tag}': the seed of random weights is a whole number, as in random:3")
     return f"random:{int(seed)}", f"random/{Path(name).stem}/{int(seed)}"
 
@@ -213,12 +254,13 @@ def weight_file(tag: str) -> Path:
     """Return the weight file that ``tag`` names.
 
     Raises:
-        WeightsError: if it is not there.
+        WeightsError: if it is not there, cannot be read, or is plainly something else.
     """
     path = Path(tag).expanduser()
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "no such file"
         raise WeightsError(f"{tag}: {state}; give a .safetensors or .pt file, a tag, or 'random'")
+    examine(path)
     return path
 
 
@@ -232,7 +274,7 @@ def _activation(name: str, config: dict[str, Any], tag: str, source: Path | str)
         return "quick_gelu" if entry(name, tag)["quick_gelu"] else "gelu"
     # A file does not say: OpenAI's own archives are TorchScript, else the published weights must agree.
     published = {entry(name, known)["quick_gelu"] for known in tags(name)}
-    if torchscript.is_archive(source) or published == {True}:
+    if is_torchscript(source) or published == {True}:
         return "quick_gelu"
     if len(published) == 2:
         raise WeightsError(
@@ -250,8 +292,6 @@ def verify(name: str, tag: str, activation: str = "auto") -> dict[str, str]:
     Raises:
         WeightsError: if the digest or the architecture differs, or the activation is not one.
     """
-    import open_clip
-
     choices: tuple[Literal["auto"] | Activation, ...] = ("auto", "gelu", "quick_gelu")
     chosen = next((choice for choice in choices if choice == activation), None)
     if chosen is None:
@@ -265,9 +305,7 @@ def verify(name: str, tag: str, activation: str = "auto") -> dict[str, str]:
                 f"{weights.source}: SHA-256 is {weights.digest}, published is {published}...; delete it "
                 f"and run: zsad weights prefetch {name} {tag}"
             )
-    with torch.device("meta"):
-        model = open_clip.model.CLIP(**weights.architecture())
-    weights.load_into(model)
+    weights.load_into(weights.outline())
     return {
         "file": str(weights.source),
         "sha256": weights.digest,
@@ -282,44 +320,6 @@ def _published_digest(url: str, file: Path) -> str:
         return file.resolve().name if re.fullmatch(r"[0-9a-f]{64}", file.resolve().name) else ""
     found = re.search(r"/([0-9a-f]{64})/|-([0-9a-f]{8})\.pt$", url)
     return next(filter(None, found.groups()), "") if found else ""
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a CLIP state dict from .safetensors, a tensor-only pickle or a TorchScript archive.
-
-    Raises:
-        WeightsError: if the file is damaged or holds anything but tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        elif torchscript.is_archive(path):
-            state = torchscript.read_tensors(path)
-        else:
-            mapped = zipfile.is_zipfile(path)
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(
-            f"{path}: cannot be read as weights ({reason[:160]}); it must be a complete .safetensors file "
-            "or a .pt file that holds tensors only"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict):
-        raise WeightsError(f"{path}: holds a {type(state).__name__}, not a dict of tensors")
-    tensors = {_plain_key(str(k)): v for k, v in state.items() if isinstance(v, Tensor)}
-    if not tensors:
-        raise WeightsError(f"{path}: holds no tensors")
-    return tensors
-
-
-def _plain_key(key: str) -> str:
-    key = key.removeprefix("module.")
-    return key.removeprefix("text.") if key.startswith("text.") else key
 
 
 # Buffers and sizes that published files carry beside the weights.

@@ -24,10 +24,14 @@ from ..clip import (
     Text,
     Vision,
     compare_shapes,
+    examine,
     find_weights,
     joined,
     load_clip,
+    reason,
+    room_for,
     save_checkpoint,
+    sound,
 )
 from ..data import describe, survey_dataset
 from ..environment import installed
@@ -75,7 +79,8 @@ def import_checkpoint(
         raise UsageError(f"'{resolved.id}' has no published checkpoints to import")
     tables = recipe.author_tables(resolved.method, outline(resolved.method.backbone))
     inert = any(table.key == MODULE for table in tables)
-    contents = {str(path): read_tables(path, inert=inert) for path in files}
+    needed = room_for(shape for table in tables for shape in table.shapes.values())
+    contents = {str(path): read_tables(path, inert=inert, needed=needed) for path in files}
     tensors: dict[str, Tensor] = {}
     for table in tables:
         tensors |= _taken(table, contents)
@@ -93,24 +98,25 @@ def import_checkpoint(
     return out, about
 
 
-def read_tables(path: Path, *, inert: bool = False) -> dict[str, Any]:
+def read_tables(path: Path, *, inert: bool = False, needed: int = 0) -> dict[str, Any]:
     """Return what a published file holds: tensors in dictionaries, and numbers and texts beside them.
 
     A bare tensor stands under the name ``TENSOR``; with ``inert`` a pickled module is read as data too.
+    A compressed file may unpack to ``needed`` bytes.
 
     Raises:
         WeightsError: if it is absent, damaged, or holds anything else.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
+    examine(path, needed)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile and torch each raise their own
         if inert:
             return dict(read_inert(path))
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"{path}: cannot be read ({reason[:120]}); it must be a complete .pth file of tensors only"
+            f"{path}: cannot be read ({reason(error)}); it must be a complete .pth file of tensors only"
         ) from None
     if isinstance(content, Tensor):
         return {TENSOR: {"": content.detach()}}
@@ -121,11 +127,8 @@ def read_tables(path: Path, *, inert: bool = False) -> dict[str, Any]:
 
 def outline(backbone: Backbone) -> Any:
     """Return towers of the shapes of ``backbone`` without weights, and its ``tokenizer``."""
-    import open_clip
-
     plan = find_weights(dataclasses.replace(backbone, weights="random", activation="gelu"))
-    with torch.device("meta"):
-        model = open_clip.model.CLIP(**plan.architecture())
+    model = plan.outline()
     return SimpleNamespace(
         vision=Vision(model.visual, backbone.position), text=Text(model), tokenizer=plan.tokenizer()
     )
@@ -156,10 +159,8 @@ def _taken(table: AuthorTable, contents: Mapping[str, Mapping[str, Any]]) -> dic
         if not torch.equal(state[key].to(value.dtype), value):
             raise WeightsError(f"{path}: {key} is not what this method's prompts give; trained with others")
     kept = {name: state[key] for name, key in table.learned.items()}
-    for name, value in kept.items():
-        if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
-            raise WeightsError(f"{path}: {name} holds something else than finite real numbers")
-    return {name: value.float().clone() for name, value in kept.items()}  # some files share memory
+    whole = {name: sound(path, name, value, "give another file") for name, value in kept.items()}
+    return {name: value.clone() for name, value in whole.items()}  # some files share memory
 
 
 def _holds(content: Mapping[str, Any], table: AuthorTable) -> bool:
