@@ -1,11 +1,11 @@
-"""What a record says of the machine and the code it was made with."""
+"""What a record says of the machine and the code it was made with.
+
+The package imports this first, so that only what every command needs is imported at the top.
+"""
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ VERSION = "0.1.0"
 
 def environment(device: Any, dtype: str) -> dict[str, Any]:
     """Return versions, device, dtype and, in a checkout, the commit with a flag for local changes."""
+    import platform
+
     commit, dirty = checkout_state()
     return {
         "zsadbench": VERSION,
@@ -30,6 +32,8 @@ def environment(device: Any, dtype: str) -> dict[str, Any]:
 
 def installed(package: str) -> str:
     """Return the installed version of ``package``, empty if there is none."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:
@@ -38,6 +42,8 @@ def installed(package: str) -> str:
 
 def device_name(device: Any) -> str:
     """Return the device with the name of its GPU or processor."""
+    import platform
+
     if getattr(device, "type", "cpu") == "cuda":
         import torch
 
@@ -48,6 +54,8 @@ def device_name(device: Any) -> str:
 @cache
 def checkout_state() -> tuple[str, bool]:
     """Return the commit of the checkout (empty in a wheel) and whether tracked files were changed."""
+    import subprocess
+
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return "", False
@@ -59,6 +67,8 @@ def checkout_state() -> tuple[str, bool]:
 
 
 def _git(root: Path, *words: str) -> str:
+    import subprocess
+
     done = subprocess.run(
         ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20
     )

@@ -6,7 +6,8 @@ ZsadError                 base: one line that says what, where and what to do
 ├── MethodError           a method, its card or its parameters
 ├── WeightsError          CLIP weights or a checkpoint
 ├── RecordError           stored evidence, records or boards
-└── MetricError           maps, masks, labels or scores handed to the metrics
+├── MetricError           maps, masks, labels or scores handed to the metrics
+└── Interrupted           the user's Ctrl-C, with what is kept and how to go on
 
 The command line prints the message without a traceback and exits with ``exit_code``.
 """
@@ -48,6 +49,22 @@ class RecordError(ZsadError):
 
 class MetricError(ZsadError, ValueError):
     """Input that no metric can be computed from."""
+
+
+class Interrupted(ZsadError):
+    """The user interrupted what was done; the text says how to go on.  Exit code 130."""
+
+    exit_code = 130
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that the memory of a device or of the machine is used up."""
+    words = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's own, which is not imported for it
+        or (isinstance(error, RuntimeError) and ("not enough memory" in words or "allocate memory" in words))
+    )
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -48,6 +48,11 @@ def say(text: object = "", stream: TextIO | None = None) -> None:
     print(block(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
+def put(content: str) -> None:
+    """Print the content of a file: as it is where it goes to a pipe or file, made safe on a terminal."""
+    sys.stdout.write(block(content) if sys.stdout.isatty() else content)
+
+
 class _Console(Console):
     """A console to which every plain text is only text."""
 
@@ -56,12 +61,13 @@ class _Console(Console):
         return super().render_str(block(text), **options)
 
 
-def console(*, stderr: bool = False, width: int | None = None) -> Console:
+def console(*, stderr: bool = False, width: int | None = None, soft_wrap: bool = False) -> Console:
     """Return a rich console that reads neither markup nor emoji in plain texts, and makes them safe.
 
     ``width`` is used where the output goes to a file or pipe, which has none.
     """
-    plain: dict[str, Any] = {"stderr": stderr, "highlight": False, "markup": False, "emoji": False}
+    plain: dict[str, Any] = {"stderr": stderr, "soft_wrap": soft_wrap}
+    plain |= dict.fromkeys(("highlight", "markup", "emoji"), False)
     made = _Console(**plain)
     return made if made.is_terminal or width is None else _Console(width=width, **plain)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,12 +16,13 @@ from rich.console import Console
 from tests.kit.boardkit import observation, protocol, row, save
 from zsadbench.boards.board import Board, frame_of
 from zsadbench.boards.compare import boards, compare
-from zsadbench.boards.gate import Verdict, gate
+from zsadbench.boards.gate import gate
 from zsadbench.boards.latex import to_latex
 from zsadbench.boards.text import known_formats, to_csv, to_json, to_markdown, to_rich, write_boards
-from zsadbench.boards.words import MARKS, footer, sources, subtitle
+from zsadbench.boards.verdict import Verdict
+from zsadbench.boards.words import MARKS, footer, subtitle
 from zsadbench.errors import RecordError, UsageError
-from zsadbench.records.published import KINDS, Published, best_published, published_numbers
+from zsadbench.metrics import Interval
 from zsadbench.records.records import Record
 
 
@@ -83,7 +85,7 @@ def test_means_leave_out_undefined_categories_and_say_so(tmp_path: Path) -> None
     assert str(board.rows[0].cell("image_ap")) == "62.5"
     assert str(board.rows[0].cell("pixel_ap")) == "50.0 (1/2)"
     assert "unweighted mean over 2 categories, (n/N)" in footer(board)[0]
-    assert "n/a in pixel_ap: the dataset has no masks." in footer(board)
+    assert "n/a in Pixel AP: the dataset has no masks." in footer(board)
     assert board.lines()[0]["incomplete"] == "pixel_ap 1/2"
 
 
@@ -116,13 +118,13 @@ def test_seeds_of_random_weights_are_seeds_too(tmp_path: Path) -> None:
         for name in names
     ]
     (line,) = one(records).rows
-    assert (line.label, line.marks) == ("clip (2 seeds)", ["random weights"])
+    assert (line.label, line.marks) == ("clip (2 seeds)", ["random weights", "incomplete set"])
 
 
 def test_other_differences_than_the_seed_keep_rows_apart(tmp_path: Path) -> None:
     records = [save(tmp_path, observation(seed=s, parameters={"tau": s})) for s in range(2)]
     labels = [line.label for line in one(records).rows]
-    assert labels == sorted(f"clip {record.observation_digest[:12]}" for record in records)
+    assert labels == ["clip (tau=0)", "clip (tau=1)"]
     unseeded = [save(tmp_path, observation("winclip", wordings={"tile": name})) for name in ("a", "b")]
     assert len(one(unseeded).rows) == 2
 
@@ -145,12 +147,45 @@ def test_the_backbone_is_named_where_it_is_not_one_for_all(tmp_path: Path) -> No
     openai, laion = (save(tmp_path, observation(weights=w)) for w in ("openai", "laion"))
     assert [line.label for line in one([openai]).rows] == ["clip"]
     labels = [line.label for line in one([openai, laion]).rows]
-    assert labels == ["clip ViT-B-16/laion", "clip ViT-B-16/openai"]
+    assert labels == ["clip (ViT-B-16/laion)", "clip (ViT-B-16/openai)"]
 
 
 def test_map_parameters_are_named(tmp_path: Path) -> None:
     rules = protocol("custom", map_parameters={"sigma": 8.0})
-    assert one([save(tmp_path, observation(), rules=rules)]).rows[0].label == "clip sigma=8.0"
+    assert one([save(tmp_path, observation(), rules=rules)]).rows[0].label == "clip (sigma=8)"
+
+
+def test_rows_are_named_by_what_differs(tmp_path: Path) -> None:
+    def labels(*seen: dict[str, Any]) -> list[str]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        return sorted(line.label for line in one([save(folder, each) for each in seen]).rows)
+
+    def sized(size: int, **more: Any) -> dict[str, Any]:
+        return observation(parameters={"preprocess": {"size": size, "mean": [0.1]}, "normal": ["{}"]}, **more)
+
+    def trained(dataset: str, epoch: int, source: str = "", file: str = "a.safetensors") -> dict[str, Any]:
+        about = {"dataset": dataset, "epoch": epoch, "source": source, "file": file, "sha256": file + dataset}
+        return observation("anomalyclip", checkpoint=about | {"seed": 0})
+
+    assert labels(sized(240), sized(192)) == ["clip (size=192)", "clip (size=240)"]
+    assert labels(sized(240), sized(192), sized(192, environment={"dtype": "fp16"})) == [
+        "clip (size=192, fp16)",
+        "clip (size=192, fp32)",
+        "clip (size=240, fp32)",
+    ]
+    asked = sized(240, prompts="p.toml", wordings={"tile": "tile"})
+    assert labels(sized(240, wordings={"tile": "tile"}), asked) == ["clip", "clip (prompts: p.toml)"]
+    words = [sized(240, wordings={"tile": name}) for name in ("tile", "a ceramic tile")]
+    assert labels(*words) == ["clip (tile: 'a ceramic tile')", "clip (tile: 'tile')"]
+    assert labels(trained("demo-aux", 3), trained("demo-aux", 4), trained("visa", 3, "theirs.pth")) == [
+        "anomalyclip (authors' file on visa, epoch 3)",
+        "anomalyclip (trained on demo-aux, epoch 3)",
+        "anomalyclip (trained on demo-aux, epoch 4)",
+    ]
+    twins = trained("visa", 1), trained("visa", 1, file="b.safetensors")
+    assert labels(*twins) == ["anomalyclip (a.safetensors)", "anomalyclip (b.safetensors)"]
+    same = [observation(parameters={"normal": ["{}"]}, marks=[mark]) for mark in "ab"]
+    assert labels(*same) == sorted(f"clip ({each['observation'][:12]})" for each in same)
 
 
 # Sorting and marking
@@ -190,6 +225,39 @@ def test_by_category_has_a_row_for_each(tmp_path: Path) -> None:
     ]
     assert [board.is_best(line, "image_ap") for line in board.rows] == [True, False, True, False]
     assert list(board.frame()["category"]) == ["tile", "tile", "wood", "wood"]
+    markdown = to_markdown([board])
+    assert markdown.count("| category | a, incomplete set | b, incomplete set |") == len(board.shown)
+    assert "| tile | 25.0 | **50.0** |\n| wood | **75.0** | 50.0 |\n| mean | 50.0 | 50.0 |" in markdown
+    assert [line["category"] for line in csv.DictReader(io.StringIO(to_csv([board])))] == [
+        "tile",
+        "tile",
+        "wood",
+        "wood",
+    ]
+
+
+def test_a_matrix_stands_in_blocks_where_the_terminal_is_narrow(tmp_path: Path) -> None:
+    names = [f"a-method-of-a-long-name-{number}" for number in range(9)]
+    marked = {"transductive": True}
+    records = [
+        save(tmp_path, observation(name, flags=marked), row("tile", 0.5), row("wood", i / 10))
+        for i, name in enumerate(names)
+    ]
+    text = text_of(one(records, by="category"), width=80)
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert text.count("category ") == text.count("mean") == 3 * 7  # three blocks for each metric
+    assert text.count("†") == 7 * 9 + 1
+    for name in names:
+        assert "".join(text.split()).count(name[-1]) > 0
+
+
+def test_intervals_stand_whole_on_a_narrow_terminal(tmp_path: Path) -> None:
+    board = one([save(tmp_path, observation(name)) for name in ("clip", "winclip")])
+    around = dict.fromkeys(board.metrics, Interval(0.123, 0.987))
+    wide = replace(board, rows=tuple(replace(line, intervals=around) for line in board.rows))
+    text = text_of(wide, width=80)
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert text.count("[12.3, 98.7]") == 14
 
 
 def test_marks_are_shown_and_explained(tmp_path: Path) -> None:
@@ -226,11 +294,10 @@ def test_every_mark_stands_in_every_format(tmp_path: Path) -> None:
 
 def test_the_footer_states_protocol_size_mask_rule_and_versions(tmp_path: Path) -> None:
     board = one([save(tmp_path, observation(), rules=protocol("common-1"))])
-    last = footer(board)[-1]
-    assert last.startswith("Protocol common-1: 518 px, masks bilinear50, image scores inductive")
-    assert "Metrics version 1, zsadbench 0.1.0; samples " in last
+    rules = "Protocol common-1: 518 px, masks bilinear50, image scores inductive"
+    assert footer(board)[-1].startswith("Metrics version 1, zsadbench 0.1.0; samples ")
     for text in (text_of(board), to_markdown([board]), to_latex([board]), to_json([board])):
-        assert "518 px, masks bilinear50" in text
+        assert text.count(rules) == 1
 
 
 def test_the_second_best_printed_value_is_known(tmp_path: Path) -> None:
@@ -258,84 +325,14 @@ def test_unknown_metrics_and_groupings_are_refused(tmp_path: Path) -> None:
     records = [save(tmp_path, observation())]
     with pytest.raises(UsageError, match="Did you mean 'image_auroc'"):
         boards(records, metrics=["image_aurok"])
+    with pytest.raises(UsageError, match="Did you mean 'image_auroc' or 'pixel_auroc'"):
+        boards(records, metrics=["auroc"])
     with pytest.raises(UsageError, match="unknown metric 'image_f1max_threshold'"):
         boards(records, sort="image_f1max_threshold")
     with pytest.raises(RecordError, match=r"pixel_aupro@0\.01.*--aupro-limit 0\.01"):
         boards(records, metrics=["pixel_aupro@0.01"])
     with pytest.raises(UsageError, match="Did you mean 'category'"):
         boards(records, by="categroy")
-
-
-# Published figures
-
-
-def test_the_shipped_table_is_whole() -> None:
-    table = published_numbers()
-    assert len(table) == 1096
-    assert {entry.kind for entry in table} == set(KINDS)
-    assert all(0 <= entry.value <= 1 for entry in table)
-
-
-def test_the_most_trusted_figure_wins() -> None:
-    found = best_published("winclip", "reference", "visa", "mean", ["image_auroc", "pixel_ap"], False)
-    assert (found["image_auroc"].value, found["image_auroc"].kind) == (0.781, "paper")
-    assert (found["pixel_ap"].value, found["pixel_ap"].kind) == (0.054, "rerun")
-
-
-def test_aupro_from_200_thresholds_stands_on_legacy_boards_only() -> None:
-    exact = best_published("anomalyclip", "reference", "visa", "mean", ["pixel_aupro"], legacy=False)
-    legacy = best_published("anomalyclip", "reference", "visa", "mean", ["pixel_aupro"], legacy=True)
-    assert exact == {}
-    assert legacy["pixel_aupro"].value == 0.87
-
-
-def test_variants_have_their_own_figures() -> None:
-    def found(method: str, variant: str) -> Published | None:
-        return best_published(method, variant, "visa", "mean", ["image_auroc"], False).get("image_auroc")
-
-    assert (entry := found("clip", "ac")) and entry.value == 0.65
-    assert (entry := found("clip", "reference")) and entry.value == 0.664
-    assert (entry := found("aa-clip", "reference")) and entry.variant == "full-shot"
-    assert found("winclip", "code21") is None
-
-
-def test_few_shot_figures_stand_beside_their_own_variant_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = tuple(entry for entry in published_numbers() if entry.variant in ("2-shot", "16-shot"))
-    monkeypatch.setattr("zsadbench.records.published.published_numbers", lambda: few)
-    place = ("mvtec", "mean", ["image_auroc"], False)
-    assert best_published("aa-clip", "reference", *place) == {}
-    assert best_published("aa-clip", "2-shot", *place)["image_auroc"].value == 0.859
-    assert best_published("aa-clip", "16-shot", *place)["image_auroc"].value == 0.897
-
-
-def test_published_figures_stand_apart_and_never_win(tmp_path: Path) -> None:
-    record = save(tmp_path, observation("winclip", dataset="visa"), row("candle", 0.25))
-    other = save(tmp_path, observation("clip", dataset="visa"), row("candle", 0.5))
-    board = one([record, other])
-    frame = board.frame().set_index("method")
-    assert frame.loc["winclip", "image_auroc"] == 0.25
-    assert frame.loc["winclip", "published_image_auroc"] == 0.781
-    assert frame.loc["winclip", "published_image_auroc_kind"] == "paper"
-    assert [line.label for line in board.rows] == ["clip", "winclip"]
-    text = text_of(board)
-    assert re.search(r"winclip +25\.0 .*\n +published: paper +78\.1 ", text)
-    assert "78.1*" not in text
-    assert any("winclip image_auroc" in line and "arXiv:2310.18961" in line for line in sources(board))
-    plain = one([record, other], published=False)
-    assert not [name for name in plain.frame().columns if str(name).startswith("published")]
-    assert "published" not in text_of(plain).lower()
-
-
-def test_published_figures_never_stand_beside_a_subset(tmp_path: Path) -> None:
-    def beside(selection: dict[str, object], by: str) -> int:
-        seen = observation("winclip", dataset="visa", about={"selection": selection})
-        (board,) = boards([save(tmp_path, seen, row("candle"))], by=by)
-        return len(board.rows[0].published)
-
-    assert beside({"limit": None, "categories": None}, "method") > 0
-    assert beside({"limit": 24}, "method") == beside({"limit": 24}, "category") == 0
-    assert beside({"limit": None, "categories": ["candle"]}, "method") == 0
-    assert beside({"limit": None, "categories": ["candle"]}, "category") > 0
 
 
 # Formats
@@ -391,10 +388,12 @@ def test_several_boards_are_one_frame(tmp_path: Path) -> None:
 
 
 def test_nothing_to_compare_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="no readable record here; run `zsad run"):
+    with pytest.raises(RecordError, match="no readable record here; `zsad run"):
         compare([tmp_path])
     (tmp_path / "observation.json").write_text("{}")
-    with pytest.raises(RecordError, match="evidence but no readable record; run `zsad score"):
+    with pytest.raises(
+        RecordError, match=r"evidence but no readable record; run `zsad score RUN_DIR`.*runs there: "
+    ):
         compare(str(tmp_path))
 
 
@@ -468,6 +467,64 @@ def test_another_version_of_a_method_is_judged_by_its_numbers(tmp_path: Path) ->
     old = [save(tmp_path / "old", observation(parameters={"tau": 1}), row(value=0.5))]
     new = [save(tmp_path / "new", observation(parameters={"tau": 2}), row(value=0.4))]
     assert len(judged(tmp_path, old, new).fell) == 7
+
+
+def test_the_newest_record_of_a_name_is_judged_and_a_stale_one_left_aside(tmp_path: Path) -> None:
+    times = [f"2026-0{month}-01T00:00:00+00:00" for month in (1, 2)]
+    stale, new = (
+        save(tmp_path / str(t), observation(parameters={"tau": t}), row(value=value), created=created)
+        for t, (value, created) in enumerate(zip((0.5, 0.4), times, strict=True))
+    )
+    for records in ([stale, new], [new, stale]):
+        verdict = judged(tmp_path, [stale], records)
+        assert len(verdict.fell) == 7
+        (note,) = (note for note in verdict.notes if "judged" in note)
+        assert "judged the newest of 2 records of this name" in note and str(new.path.parent) in note
+    assert not any("judged" in note for note in judged(tmp_path, [new], [stale]).notes)
+
+
+def test_a_newer_record_in_another_state_is_refused_not_passed_over(tmp_path: Path) -> None:
+    old = save(tmp_path / "old", observation(), created="2026-01-01T00:00:00+00:00")
+    for about in ({"contents": "f" * 64}, {"digest": "e" * 64}):
+        new = save(
+            tmp_path / "new", observation(about=about), row(value=0.1), created="2026-02-01T00:00:00+00:00"
+        )
+        with pytest.raises(RecordError, match="cannot be compared with these results"):
+            judged(tmp_path, [old], [old, new])
+    limited = observation(about={"digest": "e" * 64, "selection": {"limit": 4}})
+    part = save(tmp_path / "part", limited, row(value=0.1), created="2026-03-01T00:00:00+00:00")
+    assert judged(tmp_path, [old], [old, part]).fell == []  # a part of the set is another row
+
+
+def test_what_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
+    old = save(tmp_path, observation(parameters={"tau": 1}))
+    twin = save(tmp_path, observation(parameters={"tau": 2}))
+    with pytest.raises(RecordError, match="2 records of this name are equally new"):
+        judged(tmp_path, [old], [old, twin])
+    stray = save(tmp_path, observation(parameters={"tau": 3}), created="2027-01-01T00:00:00+00:00")
+    with pytest.raises(RecordError, match="it cannot be told which to judge"):
+        judged(tmp_path, [old, twin], [old, stray])
+    before = save(tmp_path, observation(parameters={"tau": 4}), created="2025-01-01T00:00:00+00:00")
+    assert judged(tmp_path, [old, twin], [old, twin, before]).fell == []
+
+
+def test_a_verdict_is_json_and_annotations_too(tmp_path: Path) -> None:
+    old = [save(tmp_path / "old", observation(), row(value=0.5))]
+    new = [save(tmp_path / "new", observation(), row(value=0.5, pixel_ap=0.25, image_ap=0.75))]
+    verdict = judged(tmp_path, old, new)
+    content = json.loads(verdict.to_json())
+    assert (content["passed"], content["compared"], content["tolerance"]) == (False, 7, 0.1)
+    (fell,) = content["fell"]
+    assert (fell["metric"], fell["before"], fell["now"], fell["category"]) == ("pixel_ap", 0.5, 0.25, "mean")
+    assert [each["metric"] for each in content["improved"]] == ["image_ap"]
+    assert verdict.summary.startswith("Gate failed: 1 fell, 7 values compared with ")
+    assert verdict.annotations()[:1] == [
+        "::error title=zsad gate::mtd reference clip pixel_ap: 50.00 -> 25.00 (-25.00 points)"
+    ]
+    same = judged(tmp_path, old, old)
+    assert json.loads(same.to_json())["passed"] and same.annotations()[-1].startswith(
+        "::notice title=zsad gate::Gate passed: 7 values"
+    )
 
 
 def test_rows_of_one_name_are_told_apart_by_their_digest(tmp_path: Path) -> None:
@@ -544,8 +601,11 @@ def test_a_damaged_baseline_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().splitlines()[0] + "\n")
     with pytest.raises(RecordError, match="has no row"):
         gate(records, path, 0.1)
-    with pytest.raises(RecordError, match="no such file"):
+    with pytest.raises(RecordError, match=r"the baseline is a leaderboard\.csv"):
         gate(records, tmp_path / "nowhere.csv", 0.1)
+    write_boards(boards(records), tmp_path, ["csv"])
+    with pytest.raises(RecordError, match=r"did you mean .*leaderboard\.csv\?"):
+        gate(records, tmp_path, 0.1)
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, float("nan"), float("inf")])

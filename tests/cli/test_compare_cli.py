@@ -65,6 +65,16 @@ def test_a_table_is_printed_and_files_lie_beside_the_records(zsad: Compare, resu
     assert (results / "leaderboard.csv").read_bytes() == first
 
 
+def test_several_paths_are_written_to_none_of_them(zsad: Compare, results: Path, tmp_path: Path) -> None:
+    runs = sorted(path for path in (results / "mtd").iterdir())
+    answer = zsad(*runs)
+    assert answer.code == 0 and "Not written: there are several paths; give --out DIR" in answer.err
+    assert not list(tmp_path.rglob("leaderboard*"))
+    answer = zsad(*runs, "--out", tmp_path / "boards")
+    said = f"Writing leaderboard.csv, leaderboard.md into {tmp_path / 'boards'}"
+    assert said in answer.err and len(list(tmp_path.rglob("leaderboard*"))) == 2
+
+
 def test_nothing_is_written_on_request(zsad: Compare, results: Path) -> None:
     assert zsad(results, "--no-write").code == 0
     assert not list(results.glob("leaderboard*"))
@@ -120,9 +130,13 @@ def test_a_broken_record_is_told_and_the_rest_compared(zsad: Compare, results: P
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no such folder"),
-        (["."], "no readable record here; run `zsad run"),
+        (["."], "no readable record here; `zsad run"),
         (["results", "--format", "xlsx"], "unknown format 'xlsx'"),
-        (["results", "--metric", "auroc"], "unknown metric 'auroc'"),
+        (
+            ["results", "--metric", "auroc"],
+            "unknown metric 'auroc'. Did you mean 'image_auroc' or 'pixel_auroc'?",
+        ),
+        (["results", "--baseline", "no.csv"], "no.csv: no such file; the baseline is a leaderboard.csv"),
         (["results", "--by", "method-name"], "cannot make a board by 'method-name'"),
     ],
 )
@@ -162,8 +176,53 @@ def test_the_gate_passes_and_fails(zsad: Compare, results: Path, tmp_path: Path)
     assert answer.code == 1
     assert "fell: mtd reference clip pixel_ap: 50.00 -> 25.00 (-25.00 points)" in answer.err
     assert "improved: mtd reference clip image_ap: 50.00 -> 62.50 (+12.50 points)" in answer.err
-    assert "Gate 1 fell" in answer.err
+    assert "Gate failed: 1 fell, 14 values compared with " in answer.err
     assert zsad(results, "--baseline", baseline, "--tolerance", 25).code == 0
+
+
+def test_the_verdict_is_json_on_stdout_and_annotations_on_github(
+    zsad: Compare, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zsad(results, "--out", tmp_path)
+    save(results, observation("clip"), row("tile", 0.5, pixel_ap=0.25))
+    gated = (results, "--baseline", tmp_path / "leaderboard.csv", "--no-write")
+    answer = zsad(*gated, "--json")
+    verdict = json.loads(answer.out)
+    assert answer.code == 1 and not verdict["passed"] and verdict["compared"] == 14
+    (fell,) = verdict["fell"]
+    assert (fell["method"], fell["metric"], fell["now"]) == ("clip", "pixel_ap", 0.25)
+    assert "::error" not in answer.err
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert "\n::error title=zsad gate::mtd reference clip pixel_ap: 50.00 -> 25.00" in zsad(*gated).err
+    log = tmp_path / "logs" / "gate.log"
+    assert zsad(*gated, "--log-file", log).code == 1
+    assert "Gate failed: 1 fell, 14 values" in log.read_text()
+    assert "give --baseline FILE" in zsad(results, "--json").err
+
+
+def test_one_latex_table_over_several_datasets(zsad: Compare, results: Path, tmp_path: Path) -> None:
+    save(results, observation("clip", dataset="parts"), row("nut", 0.25))
+    asked = ("--format", "latex", "--metric", "image_auroc", "--metric", "pixel_ap", "--one-table")
+    text = zsad(results, *asked).out
+    assert text.count(r"\begin{tabular}") == text.count(r"\label{tab:reference-1}") == 1
+    assert r"\multicolumn{2}{c}{mtd} & \multicolumn{2}{c}{parts}" in text
+    assert r"clip & \underline{50.0} & \underline{50.0} & 25.0 & 25.0" in text
+    assert r"winclip & \textbf{75.0} & \textbf{75.0} & -- & --" in text
+    zsad(results, *asked, "--out", tmp_path / "o")
+    assert (tmp_path / "o" / "leaderboard.tex").read_text() == text
+    save(results, observation("clip", dataset="parts"), rules=protocol("common-1"))
+    answer = zsad(results, *asked)
+    assert answer.code == 2 and "one table needs one protocol" in answer.err
+    assert "give --format latex" in zsad(results, "--one-table").err
+
+
+def test_published_figures_of_other_conditions_come_on_request(zsad: Compare, tmp_path: Path) -> None:
+    save(tmp_path, observation("winclip", dataset="visa"), row("candle", 0.5))
+    assert "published" not in zsad(tmp_path).out
+    answer = zsad(tmp_path, "--published", "all")
+    assert "published: paper [1]" in answer.out and "other backbone" in answer.out
+    assert "published" not in zsad(tmp_path, "--no-published").out
+    assert "Did you mean 'all'" in zsad(tmp_path, "--published", "al").err
 
 
 def test_the_gate_never_overwrites_its_baseline(zsad: Compare, results: Path) -> None:
@@ -224,7 +283,7 @@ def test_intervals_and_pairs(zsad: Compare, tmp_path: Path) -> None:
         write_record(run_dir, "reference", content | {"categories": [tile]}, images)
     answer = zsad(tmp_path / "results", "--intervals", "--replicates", 200)
     assert answer.code == 0
-    assert "rank: 1 + the number of methods significantly better in image_auroc" in answer.out
+    assert "rank: 1 + the number of methods significantly better in Image AUROC" in answer.out
     assert "Pairs on the same images" not in answer.out
     answer = zsad(*reversed(paths), "--paired", "--format", "csv", "--metric", "image_auroc")
     (line,) = csv.DictReader(io.StringIO(answer.out))

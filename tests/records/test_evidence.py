@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from zsadbench.errors import RecordError
 from zsadbench.files import write_atomic
@@ -26,7 +28,8 @@ def samples(**counts: int) -> list[Sample]:
 def part(first: int, count: int) -> Slice:
     keys = [f"{first + i}.png" for i in range(count)]
     rows = torch.arange(first, first + count, dtype=torch.float32)
-    return Slice({"map": rows[:, None, None].expand(count, 2, 2), "score": rows}, keys, ["ab"] * count)
+    grid = rows[:, None, None].expand(count, 2, 2).contiguous()
+    return Slice({"map": grid, "score": rows}, keys, ["ab"] * count)
 
 
 def test_slices_never_cross_a_category() -> None:
@@ -59,10 +62,15 @@ def test_slices_join_in_order_and_a_slice_of_failures_adds_no_rows(tmp_path: Pat
 
 def test_a_slice_is_whole_only_with_every_key(tmp_path: Path) -> None:
     store = EvidenceStore(tmp_path)
-    store.write(0, part(0, 2))
-    assert store.is_whole(0, ["0.png", "1.png"])
-    assert not store.is_whole(0, ["0.png", "1.png", "2.png"])
-    assert not store.is_whole(1, ["0.png"])
+    written = part(0, 2)
+    written.failed["x.png"] = "unreadable"
+    store.write(0, written)
+    found = store.find(0, ["0.png", "x.png", "1.png"])
+    assert found and (found.keys, found.hashes, found.evidence) == (written.keys, written.hashes, {})
+    assert store.find(0, ["0.png", "1.png"]) is None
+    assert store.find(0, ["0.png", "1.png", "x.png", "2.png"]) is None
+    assert store.find(0, ["1.png", "0.png", "x.png"]) is None
+    assert store.find(1, ["0.png"]) is None
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])
@@ -73,7 +81,46 @@ def test_truncated_evidence_is_named_and_counts_as_missing(tmp_path: Path, keep:
     store.path(0).write_bytes(content[:keep])
     with pytest.raises(RecordError, match=r"00000\.safetensors: damaged evidence .* repeat the zsad run"):
         store.read(0)
-    assert not store.is_whole(0, ["0.png", "1.png"])
+    assert store.find(0, ["0.png", "1.png"]) is None
+
+
+@pytest.mark.parametrize("failed", [{}, {"bad ü.png": "truncated"}])
+def test_one_wrong_bit_anywhere_is_noticed(tmp_path: Path, failed: dict[str, str]) -> None:
+    store = EvidenceStore(tmp_path)
+    written = part(0, 2)
+    written.failed |= failed
+    store.write(0, written)
+    path, whole = store.path(0), store.path(0).read_bytes()
+    for position in range(len(whole)):
+        for bit in range(8) if position < 400 or position % 5 == 0 else [position % 8]:
+            wrong = bytearray(whole)
+            wrong[position] ^= 1 << bit
+            path.write_bytes(wrong)
+            with pytest.raises(RecordError, match=r"00000\.safetensors: damaged evidence .* repeat the zsad"):
+                store.read(0, tensors=position % 2 == 0)
+    path.write_bytes(whole)
+    assert store.read(0).checked
+
+
+def test_the_bytes_of_a_slice_follow_from_its_content(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        EvidenceStore(tmp_path / name).write(0, part(0, 2))
+    first, second = (EvidenceStore(tmp_path / name).path(0).read_bytes() for name in ("a", "b"))
+    assert first == second
+    EvidenceStore(tmp_path / "c").copy(0, EvidenceStore(tmp_path / "a"))
+    assert EvidenceStore(tmp_path / "c").path(0).read_bytes() == first
+
+
+def test_a_slice_of_schema_1_is_read_by_its_own_rule(tmp_path: Path) -> None:
+    store = EvidenceStore(tmp_path)
+    written = part(0, 2)
+    about = {"keys": written.keys, "sha256": written.hashes, "failed": {}}
+    content = save(written.evidence, metadata={"samples": json.dumps(about)})
+    write_atomic(store.path(0), content)
+    assert not store.read(0).checked
+    assert torch.equal(store.read(0).evidence["map"], written.evidence["map"])
+    store.path(0).write_bytes(content[:-4])
+    assert store.find(0, written.keys) is None
 
 
 def test_a_full_disk_is_said_plainly_and_leaves_nothing(

@@ -11,19 +11,24 @@ import pytest
 
 from tests.kit.boardkit import observation, protocol, row, save
 from zsadbench.errors import RecordError
-from zsadbench.records.records import (
-    Record,
-    RecordWarning,
-    find_records,
-    load_records,
-    read_images,
-    read_observation,
-    read_record,
-    write_observation,
-    write_record,
-)
+from zsadbench.files import write_atomic
+from zsadbench.records import records
+from zsadbench.records.files import EDITED, RecordWarning
+from zsadbench.records.observations import read_observation, write_observation
+from zsadbench.records.records import Record, find_records, load_records, read_record, write_record
+from zsadbench.records.tables import read_images, read_masks
 
 SAMPLES = Path(__file__).parent / "stored"
+
+
+_IMAGE = {
+    "key": "tile/0.png",
+    "category": "tile",
+    "anomalous": 1,
+    "image_score": 0.75,
+    "map_min": 0.0,
+    "map_max": 1.0,
+}
 
 
 def _content(**changes: Any) -> dict[str, Any]:
@@ -44,8 +49,8 @@ def test_a_record_of_schema_1_loads_for_ever() -> None:
 
 
 def test_a_newer_schema_is_refused_with_the_remedy() -> None:
-    with pytest.raises(RecordError, match=r"schema-2\.json: has schema 2, .* up to 1; install a newer"):
-        read_record(SAMPLES / "schema-2.json")
+    with pytest.raises(RecordError, match=r"schema-3\.json: has schema 3, .* up to 2; install a newer"):
+        read_record(SAMPLES / "schema-3.json")
 
 
 def test_a_truncated_record_is_refused_with_the_remedy() -> None:
@@ -85,11 +90,108 @@ def test_the_digest_covers_numbers_and_rules_but_not_time(tmp_path: Path) -> Non
     assert len({first.digest, other.digest, rules.digest}) == 3
 
 
-def test_a_number_changed_by_hand_is_noticed(tmp_path: Path) -> None:
-    path = save(tmp_path, observation(), row(value=0.5)).path
-    path.write_text(path.read_text().replace('"image_auroc": 0.5', '"image_auroc": 0.9'))
+CLAIMS = {
+    "a number": ("categories", 0, "image_auroc", 0.9),
+    "the method": ("observation", "method", "id", "winclip"),
+    "a parameter": ("observation", "method", "parameters", "tau", 0.5),
+    "a mark": ("observation", "marks", []),
+    "the contents": ("observation", "dataset", "contents", "ab" * 32),
+    "the weights": ("observation", "backbone", "sha256", "cd" * 32),
+    "the selection": ("observation", "dataset", "selection", "limit", 7),
+    "failed images": ("observation", "failed", [{"key": "a", "reason": "b"}]),
+    "the seed": ("observation", "seed", 4),
+    "the environment": ("observation", "environment", "dtype", "bf16"),
+    "the protocol": ("protocol", "size", 64),
+    "the masks": ("masks", "ef" * 32),
+    "a warning": ("warnings", []),
+    "the time": ("created", "2027-01-01T00:00:00+00:00"),
+    "the digest of a table": ("tables", "images.csv", "ab" * 32),
+    "the metric version": ("metric_version", 2),
+    "a key more": ("also", 1),
+    "the seal": ("seal", "ab" * 32),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_what_a_record_claims_is_sealed_and_a_broken_seal_is_a_mark(tmp_path: Path, claim: str) -> None:
+    seen = observation(parameters={"tau": 0.1}, marks=["seen data"])
+    content = _content(observation=seen, masks="ab" * 32 + "cd", warnings=["tile: few images"])
+    whole = write_record(tmp_path, "reference", content, [_IMAGE])
+    changed = json.loads(whole.path.read_text())
+    *places, last, value = CLAIMS[claim]
+    target = changed
+    for place in places:
+        target = target[place]
+    target[last] = value
+    whole.path.write_text(json.dumps(changed))
+    record = read_record(whole.path)
+    assert record.edited[0] == "record.json" and EDITED in record.marks
+    assert record.mean("image_ap") == (0.5, 1, 1)
+    assert find_records([tmp_path])[0] == [record]
+    with pytest.warns(RecordWarning, match=r"record\.json: record\.json.* changed after it was written"):
+        assert load_records([tmp_path]) == [record]
+
+
+@pytest.mark.parametrize("name", ["images.csv", "categories.csv"])
+def test_the_tables_beside_a_record_are_sealed_too(tmp_path: Path, name: str) -> None:
+    record = save(tmp_path, observation(), row())
+    path = record.path.parent / name
+    content = path.read_text()
+    path.write_text(content.replace("tile", "Tile"))
+    assert read_record(record.path).edited == (name,)
+    path.unlink()
+    assert read_record(record.path).edited == (name,)
+    path.write_text(content)
+    assert read_record(record.path).edited == () and EDITED not in read_record(record.path).marks
+
+
+def test_a_record_of_schema_1_is_checked_by_its_own_rule(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    content = (SAMPLES / "schema-1.json").read_text()
+    path.write_text(content)
+    assert read_record(path).marks == ["1 failed"] and read_record(path).masks_digest == "unknown"
+    path.write_text(content.replace(": 0.625", ": 0.5", 1))
     with pytest.raises(RecordError, match="was changed after it was written"):
         read_record(path)
+
+
+def test_a_record_never_stands_over_tables_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path, observation(), row(value=0.5)).path
+    real = write_atomic
+
+    def until_the_record(target: Path, content: bytes) -> None:
+        if target.name == "record.json":
+            raise KeyboardInterrupt
+        real(target, content)
+
+    monkeypatch.setattr(records, "write_atomic", until_the_record)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, observation(), row(value=0.5))
+    assert read_record(path).edited == ()  # the same again: the old one is still true
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, observation(), row(value=0.25))
+    assert not path.exists()
+
+
+def test_records_of_other_masks_are_another_group(tmp_path: Path) -> None:
+    digests = ["ab" * 32, "cd" * 32, None]
+    made = [
+        write_record(tmp_path / str(n), "reference", _content(**({"masks": d} if d else {})), [_IMAGE])
+        for n, d in enumerate(digests)
+    ]
+    assert len({record.group for record in made}) == 3
+    assert made[0].group.differences(made[1].group) == ["masks digest abababababab instead of cdcdcdcdcdcd"]
+    assert made[2].masks_digest == "unknown" == read_record(SAMPLES / "schema-1.json").group.masks_digest
+
+
+def test_the_digests_of_masks_stand_beside_the_images(tmp_path: Path) -> None:
+    other = {**_IMAGE, "key": "tile/1.png", "mask_sha256": ""}
+    record = write_record(tmp_path, "reference", _content(), [{**_IMAGE, "mask_sha256": "ab"}, other])
+    assert read_masks(record.path.parent) == {"tile/0.png": "ab"}
+    assert [image.key for image in record.images()] == ["tile/0.png", "tile/1.png"]
+    assert read_masks(save(tmp_path, observation(), row()).path.parent) == {}
 
 
 @pytest.mark.parametrize(
@@ -156,11 +258,24 @@ def test_a_damaged_table_of_images_is_named(tmp_path: Path) -> None:
 def test_observations_are_written_and_read(tmp_path: Path) -> None:
     content = observation("winclip", weights="random")
     write_observation(tmp_path / "run", content)
-    assert read_observation(tmp_path / "run") == content
+    read = read_observation(tmp_path / "run")
+    assert len(read.pop("seal")) == 64
+    assert read == {**content, "schema": 2}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"id": "winclip"', '"id": "clip"'), ('"samples": 8', '"samples": 9')]
+)
+def test_an_observation_changed_by_hand_is_marked(tmp_path: Path, old: str, new: str) -> None:
+    write_observation(tmp_path, observation("winclip", marks=["seen data"]))
+    path = tmp_path / "observation.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert read_observation(tmp_path)["marks"] == ["seen data", EDITED]
 
 
 def test_observations_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"observation\.json: no such file"):
+    with pytest.raises(RecordError, match=r"not the folder of a run, it has no observation\.json"):
         read_observation(tmp_path)
     broken = observation()
     del broken["dataset"]["digest"]

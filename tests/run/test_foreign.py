@@ -122,3 +122,19 @@ def test_another_size_is_brought_to_the_evaluation_size(folder: Path, tmp_path: 
     common = score_maps_record(tmp_path / "maps", str(folder), out=tmp_path / "r", protocol="common-1")
     assert native.protocol["size"] == "native" and common.protocol["size"] == 518
     assert native.value("bolt", "image_auroc") == 0.5
+
+
+def test_maps_and_scores_beyond_float32_are_ranked_exactly(folder: Path, tmp_path: Path) -> None:
+    maps = maps_for(folder, tmp_path / "maps", ".npy")
+    wanted = score_maps_record(tmp_path / "maps", str(folder), name="plain", out=tmp_path / "results")
+    for key, values in maps.items():
+        np.save((tmp_path / "maps" / key).with_suffix(".npy"), values.astype(np.float64) + 1e8)
+    lines = [f"{key},{1 - (1 if 'hole' in key else 2) * 1e-10!r}" for key in maps]
+    (tmp_path / "scores.csv").write_text("key,score\n" + "\n".join(lines))
+    far = score_maps_record(
+        tmp_path / "maps", str(folder), name="far", out=tmp_path / "results", scores=tmp_path / "scores.csv"
+    )
+    assert far.value("bolt", "image_auroc") == 1
+    for name in ("pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro"):
+        assert far.value("bolt", name) == wanted.value("bolt", name), name
+    assert {row.image_score for row in far.images()} == {1 - 1e-10, 1 - 2e-10}

@@ -93,7 +93,8 @@ def test_a_run_leaves_a_whole_record(go: Run) -> None:
     assert observation["backbone"]["activation"] == "quick_gelu"
     assert observation["wordings"] == {"bolt": "bolt", "cloth": "cloth"}
     rows = (record.path.parent / "images.csv").read_text().splitlines()
-    assert len(rows) == 13 and rows[0] == "key,category,anomalous,image_score,map_min,map_max"
+    assert len(rows) == 13
+    assert rows[0] == "key,category,anomalous,image_score,map_min,map_max,mask_sha256"
 
 
 def test_several_datasets_share_the_towers(

@@ -22,7 +22,8 @@ from zsadbench.clip.towers import Clip
 from zsadbench.errors import RecordError, UsageError
 from zsadbench.inputs import Backbone
 from zsadbench.records.evidence import EvidenceStore
-from zsadbench.records.records import ImageRow, Record
+from zsadbench.records.records import Record
+from zsadbench.records.tables import ImageRow
 from zsadbench.run import engine
 from zsadbench.run.foreign import score_maps_record
 from zsadbench.run.jobs import Request
@@ -139,7 +140,7 @@ def test_unknown_names_suggest(run_dir: Path) -> None:
         inspect_image(run_dir, "")
     with pytest.raises(UsageError, match=r"was not scored under 'referenc'\. Did you mean 'reference'"):
         inspect_image(run_dir, KEY, "referenc")
-    with pytest.raises(RecordError, match="no such"):
+    with pytest.raises(RecordError, match="gone: not the folder of a run, it has no observation.json"):
         inspect_image(run_dir / "gone", KEY)
 
 

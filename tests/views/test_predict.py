@@ -25,6 +25,7 @@ from zsadbench.inputs import Backbone
 from zsadbench.run import engine
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
+from zsadbench.text import terminal
 from zsadbench.views.calibrate import (
     Threshold,
     check_fits,
@@ -36,7 +37,7 @@ from zsadbench.views.calibrate import (
 )
 from zsadbench.views.overlay import OPACITY, Scale, palette
 from zsadbench.views.predict import find_images, overlay_names, parse_scale, predict
-from zsadbench.views.predictor import Prediction, Predictor, Setup, shown
+from zsadbench.views.predictor import Prediction, Predictor, Setup
 
 SMALL = {"size": "42"}
 BASE = Setup("clip", "nut", "tiny-l14", "random", settings=SMALL, workers=1)
@@ -215,10 +216,10 @@ def test_names_of_any_script(tmp_path: Path, zsad: Zsad, name: str) -> None:
     photo().save(tmp_path / name)
     answer = zsad("predict", tmp_path, *OPTIONS, "--out", tmp_path / "out", "--json", tmp_path / "r.json")
     assert answer.code == 0 and answer.error is None
-    assert shown(name) in answer.out and "\n" not in shown(name)
+    assert terminal(name) in answer.out and "\n" not in terminal(name)
     assert (tmp_path / "out" / name).is_file()
     (image,) = json.loads((tmp_path / "r.json").read_text())["images"]
-    assert image["path"] == shown(tmp_path / name)
+    assert image["path"] == terminal(tmp_path / name)
 
 
 def test_a_terminal_without_the_letters_gets_escapes(

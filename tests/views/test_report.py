@@ -20,7 +20,8 @@ from zsadbench.boards.compare import boards
 from zsadbench.boards.rows import percent
 from zsadbench.errors import RecordError, UsageError
 from zsadbench.method.card import method_cards
-from zsadbench.records.records import ImageRow, Record, load_records
+from zsadbench.records.records import Record, load_records
+from zsadbench.records.tables import ImageRow
 from zsadbench.views.galleries import Standing, galleries, standings
 from zsadbench.views.replay import Replay, shrink_mask
 from zsadbench.views.report import build_report

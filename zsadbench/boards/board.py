@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 
 from ..records import Group, Record
+from .beside import MEAN
 from .pairs import Comparison
-from .rows import MEAN, By, Row, percent
+from .rows import By, Row, percent
 
 DEFAULT_METRICS = (
     "image_auroc",
@@ -63,6 +64,12 @@ class Board:
         """Marks that stand in some row, each once."""
         found = dict.fromkeys(mark for row in self.rows for mark in row.marks)
         return list(found)
+
+    @cached_property
+    def other_sources(self) -> dict[tuple[str, str], int]:
+        """The sources of figures that do not stand beside a row by themselves, numbered from 1."""
+        found = dict.fromkeys((source.kind, source.about) for row in self.rows for source in row.others)
+        return {source: number for number, source in enumerate(found, 1)}
 
     def is_best(self, row: Row, metric: str) -> bool:
         """Tell whether a row holds the best printed value of its category, where there is a contest."""
@@ -118,6 +125,7 @@ class Board:
             "dataset": group.dataset,
             "dataset_digest": group.dataset_digest[:12],
             "contents_digest": group.contents_digest[:12],
+            "masks_digest": group.masks_digest[:12],
             "protocol": group.protocol,
             "protocol_version": group.protocol_version,
             "mask_positive": group.mask_positive,
@@ -128,6 +136,7 @@ class Board:
             "method_version": str(record.observation["method"].get("version", "")),
             "backbone": record.backbone,
             "observation": row.digest,
+            "label": row.label,
             "seeds": len(row.records),
             "category": row.category,
             "categories": len(record.categories) if row.category == MEAN else 1,

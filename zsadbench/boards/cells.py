@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ..metrics import METRICS
 from ..records import KINDS, Published
 from .board import Board
 from .pairs import Comparison
 from .rows import Row, bounds, percent
-from .words import SYMBOLS
+from .words import SYMBOLS, metric_title
 
 PUBLISHED_NOTE = (
-    f"Published: one figure per metric, the most trusted kind first ({', '.join(KINDS)}); "
-    "AUPRO from 200 thresholds only under legacy200, with ? where its rule is not stated."
+    "Published: made with the same backbone, weights, size, parameters and images; one figure per metric, "
+    f"the most trusted kind first ({', '.join(KINDS)}); AUPRO from 200 thresholds only under legacy200, "
+    "with ? where its rule is not stated."
 )
 Style = Callable[[str], str]
 
@@ -35,25 +35,35 @@ def names_of(board: Board) -> list[str]:
 
 def numbers_of(board: Board) -> list[str]:
     """Return the headings of the columns of numbers."""
-    titles = [METRICS.get(metric, metric) for metric in board.shown]
+    titles = [metric_title(metric) for metric in board.shown]
     return ["rank", *titles] if board.ranked_by else titles
 
 
 def lines_of(board: Board, best: Style, second: Style, other: Style) -> Iterator[Line]:
     """Yield the lines of a board; ``best``, ``second`` and ``other`` dress the numbers of metrics."""
     for row in board.rows:
-        numbers = []
-        for metric in board.shown:
-            style = best if board.is_best(row, metric) else second if board.is_second(row, metric) else other
-            numbers.append(style(str(row.cell(metric))))
+        numbers = [styled(board, row, metric, best, second, other) for metric in board.shown]
         category = [row.category] if board.by == "category" else []
         rank = [str(row.rank or "n/a")] if board.ranked_by else []
-        yield Line([row.label, *category], rank + numbers, _marks(row), True)
+        yield Line([row.label, *category], rank + numbers, marks_of(row), True)
         for kind in KINDS:
             beside = {metric: entry for metric, entry in row.published.items() if entry.kind == kind}
             if beside:
-                numbers = [other(_printed(beside.get(metric))) for metric in board.shown]
+                numbers = [other(printed(beside.get(metric))) for metric in board.shown]
                 yield Line([f"published: {kind}", *category], [""] * len(rank) + numbers, "", False)
+        for source in row.others:
+            name = f"published: {source.kind} [{board.other_sources[source.kind, source.about]}]"
+            numbers = [other(printed(source.figures.get(metric))) for metric in board.shown]
+            differs = ", ".join(source.differences)
+            yield Line([name, *category], [""] * len(rank) + numbers, differs, False)
+
+
+def styled(board: Board, row: Row | None, metric: str, best: Style, second: Style, other: Style) -> str:
+    """Return a row's number as text, dressed as it deserves; empty without a row."""
+    if row is None:
+        return ""
+    style = best if board.is_best(row, metric) else second if board.is_second(row, metric) else other
+    return style(str(row.cell(metric)))
 
 
 def pair_headings(board: Board) -> list[str]:
@@ -74,7 +84,7 @@ def pairs_of(board: Board) -> Iterator[list[str]]:
         cells = {title: _probability(values[title]) for title in shown}
         judged = "p" if pair.p_holm is None else "p (Holm)"
         cells[judged] = cells.get(judged, "") + ("*" if pair.significant else "")
-        title = METRICS.get(pair.metric, pair.metric)
+        title = metric_title(pair.metric)
         yield [
             *(pair.first, pair.second, *category, title),
             *(f"{round(100 * pair.difference, 1) + 0.0:+.1f}", low_high, *(cells[title] for title in shown)),
@@ -104,9 +114,11 @@ def _probability(value: float | None) -> str:
     return f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
-def _printed(entry: Published | None) -> str:
+def printed(entry: Published | None) -> str:
+    """Return a published figure as text; empty without one."""
     return f"{percent(entry.value)}{'?' if entry.rule_unknown else ''}" if entry else ""
 
 
-def _marks(row: Row) -> str:
+def marks_of(row: Row) -> str:
+    """Return the marks of a row as they stand in a column."""
     return ", ".join(SYMBOLS.get(mark, mark) for mark in row.marks)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypedDict, Unpack, get_args
+from typing import TypedDict, Unpack, cast, get_args
 
 import pandas as pd
 
 from ..errors import RecordError, UsageError, suggest
 from ..metrics import METRICS
-from ..records import Group, Record, is_metric, load_records
+from ..records import Group, Record, is_metric, load_records, near_runs
+from .beside import Choice
 from .board import DEFAULT_METRICS, FEWEST_REPLICATES, Board, frame_of, paired_frame
 from .pairs import in_order
 from .rows import By, Row, rows_of
@@ -23,7 +24,7 @@ class BoardOptions(TypedDict, total=False):
     metrics: Sequence[str] | None
     by: str | None
     sort: str | None
-    published: bool
+    published: bool | Choice
     merge: bool
     intervals: bool
     paired: bool
@@ -36,7 +37,7 @@ def boards(
     metrics: Sequence[str] | None = None,
     by: str | None = None,
     sort: str | None = None,
-    published: bool = True,
+    published: bool | Choice = "fitting",
     merge: bool = False,
     intervals: bool = False,
     paired: bool = False,
@@ -47,12 +48,14 @@ def boards(
 
     ``metrics`` are ids, by default :data:`DEFAULT_METRICS`; ``by`` is ``"category"`` for one row per
     method and category; ``sort`` is a metric, by default the first one that has a value; ``merge``
-    demands a single board.  ``intervals`` adds 95 % intervals and ranks from ``replicates`` draws of
+    demands a single board.  ``published`` are the published figures beside ours: those that were made
+    under the same conditions (``"fitting"``, or True), ``"all"``, marked with what differs, or ``"none"``
+    (False).  ``intervals`` adds 95 % intervals and ranks from ``replicates`` draws of
     the test images, ``paired`` also every pair of methods, in the order of ``records``; ``say`` is
     told what takes long.
 
     Raises:
-        UsageError: for an unknown metric or ``by``, or too few ``replicates``.
+        UsageError: for an unknown metric, ``by`` or ``published``, or too few ``replicates``.
         RecordError: for a metric no record has, when ``merge`` meets records of several groups, or for
             image scores that cannot be read.
     """
@@ -60,13 +63,14 @@ def boards(
     _known_metrics(records, [sort] if sort else [], optional=False)
     if by is not None and by not in get_args(By):
         raise UsageError(f"cannot make a board by '{by}'.{suggest(by, get_args(By))}")
+    choice = _choice(published)
     grouping: By = "category" if by == "category" else "method"
     groups: dict[Group, list[Record]] = {}
     for record in records:
         groups.setdefault(record.group, []).append(record)
     if merge and len(groups) > 1:
         raise RecordError(_odd_one(groups))
-    tables = [_board(group, groups[group], chosen, grouping, sort, published) for group in sorted(groups)]
+    tables = [_board(group, groups[group], chosen, grouping, sort, choice) for group in sorted(groups)]
     if not intervals and not paired:
         return tables
     if replicates < FEWEST_REPLICATES:
@@ -88,7 +92,7 @@ def compare(paths: str | Path | Sequence[str | Path], **options: Unpack[BoardOpt
     * ``metrics``: ids of metrics; those of every board where none are named.
     * ``by``: ``"category"`` for one row per method and category.
     * ``sort``: a metric; otherwise the first one that has a value.
-    * ``published=True``: published numbers beside ours.
+    * ``published="fitting"``: published numbers beside ours: ``"fitting"``, ``"all"`` or ``"none"``.
     * ``merge=False``: demand a single board.
     * ``intervals=False``: add 95 % intervals and ranks, from draws of the test images.
     * ``paired=False``: one row per pair of methods and metric instead, as
@@ -110,16 +114,29 @@ def compare(paths: str | Path | Sequence[str | Path], **options: Unpack[BoardOpt
 def nothing_there(paths: Sequence[Path]) -> str:
     """Return in words why there is nothing to compare and what to do."""
     names = ", ".join(map(str, paths))
-    if any(True for path in paths if path.is_dir() for _ in path.rglob("observation.json")):
-        return f"{names}: evidence but no readable record; run `zsad score RUN_DIR` on it, it needs no CLIP."
-    return f"{names}: no readable record here; run `zsad run --method clip --dataset NAME` first."
+    runs = near_runs(paths)
+    below = any(True for path in paths if path.is_dir() for _ in path.rglob("observation.json"))
+    if below:
+        return (
+            f"{names}: evidence but no readable record; run `zsad score RUN_DIR`, it needs no CLIP; {runs}."
+        )
+    return f"{names}: no readable record here; {runs}."
+
+
+def _choice(published: bool | str) -> Choice:
+    names = get_args(Choice)
+    if isinstance(published, bool):
+        published = "fitting" if published else "none"
+    if published not in names:
+        raise UsageError(f"cannot show '{published}' published figures.{suggest(published, names)}")
+    return cast(Choice, published)
 
 
 def _known_metrics(records: Sequence[Record], wanted: Sequence[str], optional: bool) -> tuple[str, ...]:
     present = {metric for record in records for metric in record.metrics}
     for metric in wanted:
         if not is_metric(metric):
-            raise UsageError(f"unknown metric '{metric}'.{suggest(metric, METRICS)}")
+            raise UsageError(f"unknown metric '{metric}'.{_nearest(metric)}")
         if metric not in present and not optional:
             limit = metric.partition("@")[2]
             remedy = (
@@ -129,13 +146,19 @@ def _known_metrics(records: Sequence[Record], wanted: Sequence[str], optional: b
     return tuple(dict.fromkeys(wanted))
 
 
+def _nearest(metric: str) -> str:
+    """Return the metrics that a wrong name is part of, else the nearest one, else all."""
+    parts = [known for known in METRICS if metric.lower() in known.split("_")]
+    return f" Did you mean {' or '.join(map(repr, parts))}?" if len(parts) > 1 else suggest(metric, METRICS)
+
+
 def _board(
     group: Group,
     records: Sequence[Record],
     metrics: tuple[str, ...],
     by: By,
     sort: str | None,
-    published: bool,
+    published: Choice,
 ) -> Board:
     rows = rows_of(records, metrics, by, published)
     board = Board(group, by, metrics, tuple(rows))

@@ -6,14 +6,15 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import RecordError, UsageError
-from ..records import Group, Record, is_metric, read_text, shared_rules
+from ..records import UNKNOWN, Group, Record, is_metric, read_text, shared_rules
+from .beside import MEAN
 from .compare import boards
-from .rows import MEAN
+from .verdict import Change, Verdict
 
 Line = Mapping[str, Any]
 Key = tuple[str, ...]
@@ -28,28 +29,34 @@ _GROUP = (
     "mask_positive",
     "rules",
     "metric_version",
+    "masks_digest",
 )
+_SINCE_SCHEMA_2 = {"masks_digest": UNKNOWN}
+"""Columns that older boards do not have, with the value that stands for what they do not know."""
 _REMEDY = "write a new baseline with `zsad compare` from results you trust"
 
 
-@dataclass
-class Verdict:
-    """What the gate found, in words; it is passed when nothing ``fell``."""
+@dataclass(frozen=True)
+class _Found:
+    """A row of the new results: its line, and when and where its newest record was written."""
 
-    fell: list[str] = field(default_factory=list)
-    improved: list[str] = field(default_factory=list)
-    compared: int = 0
+    line: Line
+    created: str
+    place: Path
 
 
 def gate(records: Sequence[Record], baseline: Path, tolerance_points: float) -> Verdict:
     """Compare every value of ``baseline`` (a ``leaderboard.csv``) with the same value of ``records``.
 
     A value fell when it is more than ``tolerance_points`` percent points lower, undefined now, a mean
-    over fewer categories or taken under other rules; a row without a counterpart fell as a whole.
+    over fewer categories or taken under other rules; a row without a counterpart fell as a whole.  Of
+    several records of a row's name (method, variant, backbone) the newest is judged, and a note says so;
+    where the baseline too has several, each is judged by the one with its digest.
 
     Raises:
         UsageError: for a tolerance that is no finite number from 0 upwards.
-        RecordError: if the baseline cannot be read, or is of other data or rules than the records.
+        RecordError: if the baseline cannot be read, or is of other data or rules than the records, or if
+            it cannot be told which record of a name to judge.
     """
     if not 0 <= tolerance_points < float("inf"):
         raise UsageError(f"a tolerance of {tolerance_points} points is not possible; give 0 or more")
@@ -59,41 +66,121 @@ def gate(records: Sequence[Record], baseline: Path, tolerance_points: float) -> 
     computed = {metric for record in records for metric in record.metrics}
     wanted = [metric for metric in metrics if metric in computed]
     tables = boards(records, metrics=wanted or None, by=by, published=False)
-    new = [line for board in tables for line in board.lines()]
+    found = [
+        _Found(line, row.created, max(row.records, key=lambda record: record.created).path.parent)
+        for board in tables
+        for line, row in zip(board.lines(), board.rows, strict=True)
+    ]
+    old, new, notes = _without_unknown(old, [each.line for each in found])
+    found = [replace(each, line=line) for each, line in zip(found, new, strict=True)]
     _same_groups(old, new, baseline)
-    verdict = Verdict()
-    present = dict(zip(_keys(new, old), new, strict=True))
-    for key, line in zip(_keys(old, new), old, strict=True):
-        _judge(verdict, line, present.get(key), metrics, tolerance_points)
+    verdict = Verdict(baseline, tolerance_points, notes=notes)
+    for line, chosen in zip(old, _chosen(old, found, baseline, verdict.notes), strict=True):
+        _judge(verdict, line, chosen, metrics)
     return verdict
 
 
-def _judge(verdict: Verdict, old: Line, new: Line | None, metrics: Sequence[str], tolerance: float) -> None:
-    name = _name(old)
+def _chosen(
+    old: Sequence[Line], found: Sequence[_Found], baseline: Path, notes: list[str]
+) -> list[Line | None]:
+    """Return for every line of the baseline the one to judge; ``notes`` gets which of several that is."""
+    names = Counter(map(_row, old))
+    by_name: dict[Key, list[_Found]] = {}
+    for each in found:
+        by_name.setdefault(_row(each.line), []).append(each)
+    chosen: list[Line | None] = []
+    for line in old:
+        same = by_name.get(_row(line), [])
+        if names[_row(line)] == 1:
+            picked = _newest(line, same, notes)
+        else:
+            picked = _twin(line, same, [other for other in old if _row(other) == _row(line)], baseline)
+        if picked and _group(picked) != _group(line):
+            raise RecordError(_other_group(baseline, _group(line), _group(picked)))
+        chosen.append(picked)
+    return chosen
+
+
+def _newest(line: Line, same: Sequence[_Found], notes: list[str]) -> Line | None:
+    """Return the newest of the rows of one name."""
+    if not same:
+        return None
+    last = max(each.created for each in same)
+    newest = [each for each in same if each.created == last]
+    if len(newest) > 1:
+        places = ", ".join(str(each.place) for each in newest)
+        raise RecordError(
+            f"{_called(line)}: {len(newest)} records of this name are equally new ({places}); give a "
+            "folder that holds the one to judge."
+        )
+    if len(same) > 1:
+        place = f"{newest[0].place} ({last})"
+        note = f"{_called(line)}: judged the newest of {len(same)} records of this name, {place}"
+        notes += [note] if note not in notes else []
+    return newest[0].line
+
+
+def _twin(line: Line, same: Sequence[_Found], twins: Sequence[Line], baseline: Path) -> Line | None:
+    """Return the row with the digest of ``line``, one of ``twins`` of one name in the baseline."""
+    digests = {other["observation"] for other in twins}
+    known = [each for each in same if each.line["observation"] in digests]
+    oldest = min((each.created for each in known), default="")
+    if stray := next((e for e in same if e not in known and e.created > oldest), None):
+        raise RecordError(
+            f"{_called(line)}: {baseline} has {len(twins)} rows of this name, and {stray.place} is a newer "
+            "record with another digest, so it cannot be told which to judge; give the gate a folder without "
+            f"it, or {_REMEDY}."
+        )
+    return next((each.line for each in known if each.line["observation"] == line["observation"]), None)
+
+
+def _without_unknown(old: list[Line], new: list[Line]) -> tuple[list[Line], list[Line], list[str]]:
+    """Return both sides with what either does not know unknown on both, and notes that say so."""
+    places = {
+        (line["dataset"], line["protocol"]): None for line in [*old, *new] if line["masks_digest"] == UNKNOWN
+    }
+
+    def forget(line: Line) -> Line:
+        return {**line, **_SINCE_SCHEMA_2} if (line["dataset"], line["protocol"]) in places else line
+
+    notes = [
+        f"{dataset} {protocol}: whether the masks are the same is unknown, as 0.1 kept no digest of them"
+        for dataset, protocol in places
+    ]
+    return list(map(forget, old)), list(map(forget, new)), notes
+
+
+def _judge(verdict: Verdict, old: Line, new: Line | None, metrics: Sequence[str]) -> None:
+    def note(kind: Literal["fell", "improved"], text: str, **values: Any) -> None:
+        about: dict[str, Any] = {key: old[key] for key in ("dataset", "protocol", *_ROW) if key != "backbone"}
+        verdict.changes.append(Change(kind, f"{_name(old)}{text}", **about, **values))
+
     if new is None:
-        verdict.fell.append(f"{name}: missing from the new results")
+        note("fell", ": missing from the new results")
         return
     if new["rules"] != old["rules"]:
-        verdict.fell.append(f"{name}: evaluated under other rules ({new['rules']}; was {old['rules']})")
+        note("fell", f": evaluated under other rules ({new['rules']}; was {old['rules']})")
         return
     for metric in metrics:
         before, now = old[metric], new.get(metric)
         if before is None and now is None:
             continue
         verdict.compared += 1
+        values = {"metric": metric, "before": before, "now": now}
+        change = f" {metric}: {_points(before)} -> {_points(now)}"
         if before is None or now is None:
-            change = f"{name} {metric}: {_points(before)} -> {_points(now)}"
-            (verdict.improved if before is None else verdict.fell).append(change)
+            note("improved" if before is None else "fell", change, **values)
             continue
         points = 100 * (now - before)
-        change = f"{name} {metric}: {_points(before)} -> {_points(now)} ({points:+.2f} points)"
+        change += f" ({points:+.2f} points)"
         fewer = _used(new, metric) < _used(old, metric)
-        if points < -tolerance - 1e-9:
-            verdict.fell.append(change)
+        if points < -verdict.tolerance - 1e-9:
+            note("fell", change, **values)
         elif fewer:
-            verdict.fell.append(f"{change}, over {_used(new, metric)} categories, were {_used(old, metric)}")
-        elif points > tolerance + 1e-9:
-            verdict.improved.append(change)
+            change += f", over {_used(new, metric)} categories, were {_used(old, metric)}"
+            note("fell", change, **values)
+        elif points > verdict.tolerance + 1e-9:
+            note("improved", change, **values)
 
 
 def _same_groups(old: Sequence[Line], new: Sequence[Line], baseline: Path) -> None:
@@ -120,29 +207,31 @@ def _group(line: Line) -> Group:
     return Group(**{**values, "rules": shared_rules(line["protocol"], line["rules"])})
 
 
-def _keys(lines: Sequence[Line], others: Sequence[Line]) -> list[Key]:
-    """Return what names each line on both sides; the digest too where the name alone is not enough."""
-    counts, opposite = Counter(map(_row, lines)), Counter(map(_row, others))
-    return [
-        (*name, line["observation"]) if max(counts[name], opposite[name]) > 1 else name
-        for name, line in zip(map(_row, lines), lines, strict=True)
-    ]
-
-
 def _row(line: Line) -> Key:
-    group = _group(line)
-    return (group.dataset, str(group), group.rules, *(str(line[part]) for part in _ROW))
+    """Return what a row is called by, in whatever state its images, masks and versions are."""
+    rules = shared_rules(line["protocol"], line["rules"])
+    part = "subset" if "subset" in str(line.get("marks") or "").split("; ") else ""
+    return (line["dataset"], line["protocol"], rules, part, *(str(line[name]) for name in _ROW))
 
 
 def _read(path: Path) -> list[Line]:
+    if not path.is_file():
+        inside = path / "leaderboard.csv"
+        hint = (
+            f"did you mean {inside}?" if inside.is_file() else "`zsad compare RESULTS --out DIR` writes one"
+        )
+        raise RecordError(f"{path}: no such file; the baseline is a leaderboard.csv, {hint}")
     reader = csv.DictReader(io.StringIO(read_text(path, _REMEDY), newline=""))
     columns = reader.fieldnames or ()
-    missing = [name for name in (*_GROUP, *_ROW, "observation") if name not in columns]
+    needed = [name for name in (*_GROUP, *_ROW, "observation") if name not in _SINCE_SCHEMA_2]
+    missing = [name for name in needed if name not in columns]
     if missing or not any(map(is_metric, columns)):
         missing = missing or ["image_auroc"]
         raise RecordError(f"{path}: not a leaderboard.csv, it has no column '{missing[0]}'; {_REMEDY}.")
     try:
-        lines: list[Line] = [{name: _value(name, text) for name, text in row.items()} for row in reader]
+        lines: list[Line] = [
+            _SINCE_SCHEMA_2 | {name: _value(name, text) for name, text in row.items()} for row in reader
+        ]
     except (TypeError, ValueError):
         raise RecordError(f"{path}: line {reader.line_num} cannot be read; {_REMEDY}.") from None
     if not lines:
@@ -175,6 +264,10 @@ def _name(line: Line) -> str:
     method = line["method"] if line["variant"] == "reference" else f"{line['method']}@{line['variant']}"
     category = [] if line["category"] == MEAN else [line["category"]]
     return " ".join([line["dataset"], *category, line["protocol"], method])
+
+
+def _called(line: Line) -> str:
+    return _name({**line, "category": MEAN})
 
 
 def _points(value: float | None) -> str:

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from ..errors import RecordError, UsageError
 from .board import Board
-from .cells import PUBLISHED_NOTE, Style, lines_of, names_of, numbers_of, pair_headings, pairs_of, pairs_title
-from .words import footer, sources, subtitle, title
+from .cells import (
+    PUBLISHED_NOTE,
+    Style,
+    lines_of,
+    marks_of,
+    names_of,
+    numbers_of,
+    pair_headings,
+    pairs_of,
+    pairs_title,
+    styled,
+)
+from .matrix import matrices
+from .words import footer, metric_title, sources, subtitle, title
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -32,55 +46,209 @@ _DASH = re.compile(r"-(?=-)")
 _MINUS = re.compile(r"(?<!\w)-(?=\d)")
 
 
+_PREAMBLE = "% Needs \\usepackage{booktabs}."
+
+
 def to_latex(tables: Sequence[Board]) -> str:
     """Return all boards as LaTeX tables: percent, best of a column bold, second underlined.
 
     Names, titles and notes are escaped; a board with comparisons has a second table for them.
     """
-    return "\n".join(["% Needs \\usepackage{booktabs}.", *map(_latex, tables)])
+    labels = _labels(tables)
+    texts = [_latex(board, label) for board, label in zip(tables, labels, strict=True)]
+    return "\n".join([_PREAMBLE, *texts])
 
 
-def _latex(board: Board) -> str:
-    names, numbers = names_of(board), numbers_of(board)
+def joined_to_latex(tables: Sequence[Board]) -> str:
+    """Return one LaTeX table over several datasets: a row per method, a group of columns per dataset.
+
+    Published figures, intervals and comparisons are left to the tables of their own.
+
+    Raises:
+        RecordError: if a dataset has several boards, or the boards differ in protocol or metric version.
+        UsageError: for boards by category.
+    """
+    _require_one_kind(tables)
+    rows = {row.label: [row.label] for board in tables for row in board.rows}
+    marks = {label: _marks_of(label, tables) for label in rows}
+    groups, heads = [("", 1)], ["method"]
+    for board in tables:
+        groups.append((board.group.dataset, len(board.shown)))
+        heads += map(metric_title, board.shown)
+        own = {row.label: replace(row, intervals={}) for row in board.rows}
+        for label, cells in rows.items():
+            cells += [
+                styled(board, own.get(label), metric, _BEST, _SECOND, _OTHER) or "--"
+                for metric in board.shown
+            ]
+    lines = [[escape(label), *cells[1:], escape(marks[label])] for label, cells in rows.items()]
+    if any(marks.values()):
+        heads.append("marks")
+        groups.append(("", 1))
+    notes = list(dict.fromkeys(line for board in tables for line in footer(replace(board, notes=()))))
+    names = ", ".join(title(board) for board in tables)
+    table = _Table(
+        caption=f"{names}. {subtitle(tables[0])}.",
+        label=f"tab:{_slug(tables[0].records[0].protocol_label)}",
+        columns="l" + "r" * (len(heads) - 1),
+        groups=groups,
+        heads=heads,
+        rows=[line[: len(heads)] for line in lines],
+        notes=notes,
+        wide=True,
+    )
+    return f"{_PREAMBLE}\n{table.text()}"
+
+
+def _require_one_kind(tables: Sequence[Board]) -> None:
+    if any(board.by == "category" for board in tables):
+        raise UsageError("one table over several datasets holds means; leave --by category out")
+    first = tables[0].group
+    for board in tables[1:]:
+        group = board.group
+        same = (group.protocol, group.protocol_version, group.rules, group.metric_version)
+        if same != (first.protocol, first.protocol_version, first.rules, first.metric_version):
+            raise RecordError(
+                f"one table needs one protocol: {group} beside {first}; leave one out or score all runs "
+                "under one protocol with `zsad score`."
+            )
+    names = [board.group.dataset for board in tables]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise RecordError(
+            f"one table needs one board per dataset, '{twice}' has several (other images, masks or versions)"
+            "; give the folders of those that belong together."
+        )
+
+
+def _marks_of(label: str, tables: Sequence[Board]) -> str:
+    found = [marks_of(row) for board in tables for row in board.rows if row.label == label]
+    return ", ".join(dict.fromkeys(mark for marks in found for mark in marks.split(", ") if mark))
+
+
+def _labels(tables: Sequence[Board]) -> list[str]:
+    """Return a label for each table, no two alike."""
+    names = [_slug(f"{board.group.dataset} {board.records[0].protocol_label}") for board in tables]
+    seen: list[str] = []
+    for name in names:
+        count = sum(other == name or other.startswith(f"{name}-no-") for other in seen)
+        seen.append(f"{name}-no-{count + 1}" if count else name)
+    return [f"tab:{name}" for name in seen]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _latex(board: Board, label: str) -> str:
+    notes = [*footer(board), *([PUBLISHED_NOTE, *cited] if (cited := sources(board)) else [])]
+    caption = f"{title(board)}. {subtitle(board)}."
+    tables = list(
+        _by_category(board, caption, label) if board.by == "category" else _means(board, caption, label)
+    )
+    tables[-1] = replace(tables[-1], notes=notes)
+    if board.comparisons:
+        heads, rows = pair_headings(board), [[escape(cell) for cell in cells] for cells in pairs_of(board)]
+        plain = heads.index("A - B")
+        columns = "l" * plain + "r" * (len(heads) - plain)
+        tables.append(_Table(pairs_title(board), f"{label}-pairs", columns, [], heads, rows))
+    return "\n".join(table.text() for table in tables)
+
+
+def _means(board: Board, caption: str, label: str) -> Iterator[_Table]:
     rows: list[list[str]] = []
-    for line in lines_of(board, _styled(r"\textbf"), _styled(r"\underline"), escape):
+    marked = False
+    for line in lines_of(board, _BEST, _SECOND, _OTHER):
         named = [escape(name) for name in line.names]
         if not line.measured:
             named[0] = rf"\quad \emph{{{named[0]}}}"
-        ranked = len(numbers) - len(board.shown)
+        ranked = len(line.numbers) - len(board.shown)
         cells = [*map(escape, line.numbers[:ranked]), *line.numbers[ranked:]]
         rows.append([*named, *cells, escape(line.marks)])
-    heads = [*names, *numbers, "marks"]
-    columns = "l" * len(names) + "r" * len(numbers) + "l"
-    notes = [*footer(board), *([PUBLISHED_NOTE, *cited] if (cited := sources(board)) else [])]
-    table = _table(f"{title(board)}. {subtitle(board)}.", columns, heads, rows, notes)
-    if not board.comparisons:
-        return table
-    heads, rows = pair_headings(board), [[escape(cell) for cell in cells] for cells in pairs_of(board)]
-    plain = heads.index("A - B")
-    columns = "l" * plain + "r" * (len(heads) - plain)
-    return f"{table}\n{_table(pairs_title(board), columns, heads, rows, [])}"
+        marked |= bool(line.marks)
+    ranks = ["rank"] if board.ranked_by else []
+    groups, short = _grouped([*names_of(board), *ranks], board.shown)
+    if marked:
+        groups, short = [*groups, ("", 1)], [*short, "marks"]
+    names, numbers = len(names_of(board)), len(numbers_of(board))
+    columns = "l" * names + "r" * numbers + ("l" if marked else "")
+    yield _Table(caption, label, columns, groups, short, [row[: len(short)] for row in rows])
 
 
-def _table(
-    caption: str, columns: str, heads: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]
-) -> str:
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{escape(caption)}}}",
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        _row([escape(head) for head in heads]),
-        r"\midrule",
-        *map(_row, rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-        *([r"\par\smallskip\footnotesize"] if notes else []),
-        *(escape(note) + r"\par" for note in notes),
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+def _by_category(board: Board, caption: str, label: str) -> Iterator[_Table]:
+    for matrix in matrices(board, _BEST, _SECOND, _OTHER):
+        rows = [[escape(cells[0]), *cells[1:]] for cells in matrix.rows]
+        columns = "l" + "r" * (len(matrix.heads) - 1)
+        own = f"{label}-{_slug(matrix.title)}"
+        yield _Table(f"{matrix.title}. {caption}", own, columns, [], matrix.heads, rows)
+
+
+def _grouped(plain: Sequence[str], metrics: Sequence[str]) -> tuple[list[tuple[str, int]], list[str]]:
+    """Return headings over groups of columns, image and pixel, and the shorter ones below them."""
+    groups: list[tuple[str, int]] = [("", len(plain))]
+    heads = list(plain)
+    for metric in metrics:
+        group = metric.partition("_")[0].capitalize()
+        name = metric_title(metric).removeprefix(f"{group} ")
+        heads.append(name)
+        last, count = groups[-1]
+        groups = [*groups[:-1], (last, count + 1)] if last == group else [*groups, (group, 1)]
+    return groups, heads
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One table of a document; its text needs no further work."""
+
+    caption: str
+    label: str
+    columns: str
+    groups: Sequence[tuple[str, int]]
+    """Headings above columns, with how many columns each spans; empty for none."""
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    wide: bool = False
+
+    def text(self) -> str:
+        """Return the table with its notes below it, as wide as the text at most."""
+        place = "table*" if self.wide else "table"
+        lines = [
+            rf"\begin{{{place}}}",
+            r"\centering\small\setlength{\tabcolsep}{4pt}",
+            rf"\caption{{{escape(self.caption)}}}",
+            rf"\label{{{self.label}}}",
+            rf"\begin{{tabular}}{{{self.columns}}}",
+            r"\toprule",
+            *self._above(),
+            _row([escape(head) for head in self.heads]),
+            r"\midrule",
+            *map(_row, self.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            *self._below(),
+            rf"\end{{{place}}}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _above(self) -> list[str]:
+        if not any(name for name, _ in self.groups):
+            return []
+        cells, rules, start = [], [], 1
+        for name, count in self.groups:
+            cells.append(rf"\multicolumn{{{count}}}{{c}}{{{escape(name)}}}" if name else " & " * (count - 1))
+            rules += [rf"\cmidrule(lr){{{start}-{start + count - 1}}}"] if name else []
+            start += count
+        return [" & ".join(cells) + r" \\", " ".join(rules)]
+
+    def _below(self) -> list[str]:
+        if not self.notes:
+            return []
+        return [
+            r"\par\smallskip",
+            r"\begin{minipage}{\linewidth}\footnotesize\raggedright",
+            *(escape(note) + r"\par" for note in self.notes),
+            r"\end{minipage}",
+        ]
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -89,13 +257,17 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _styled(command: str) -> Style:
-    """Return what dresses the mean of a number and leaves spread, interval and count as they are."""
+    """Return what dresses the mean of a number, with spread, interval and count in small print below."""
 
     def style(number: str) -> str:
-        mean, space, rest = number.partition(" ")
-        return rf"{command}{{{escape(mean)}}}{space}{escape(rest)}"
+        mean, _, rest = number.partition(" ")
+        dressed = rf"{command}{{{escape(mean)}}}" if command else escape(mean)
+        return rf"\shortstack{{{dressed}\\ \scriptsize {escape(rest)}}}" if rest else dressed
 
     return style
+
+
+_BEST, _SECOND, _OTHER = _styled(r"\textbf"), _styled(r"\underline"), _styled("")
 
 
 def escape(text: str) -> str:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..files import digest_of
-from ..records import Published, Record, best_published
+from ..records import Published, Record
+from .beside import MEAN, Choice, Source, beside, shortfall
+from .labels import labels_of, map_parameters, short_digest
 
 if TYPE_CHECKING:
     from ..metrics import Interval
 
 By = Literal["method", "category"]
-MEAN = "mean"
-"""Stands in place of a category where a row is the mean over all."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,9 @@ class Row:
     category: str
     records: tuple[Record, ...]
     published: Mapping[str, Published] = field(default_factory=dict)
+    """By metric, the published figure of the same method under the same conditions."""
+    others: tuple[Source, ...] = ()
+    """Where else figures of the method are published, if asked for."""
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     rank: int | None = None
 
@@ -63,13 +65,18 @@ class Row:
     @property
     def digest(self) -> str:
         """Short digest of what was observed, over all seeds."""
-        digests = sorted(record.observation_digest for record in self.records)
-        return (digests[0] if len(digests) == 1 else digest_of(digests))[:12]
+        return short_digest(self.records)
 
     @property
     def marks(self) -> list[str]:
         """Marks of any of the records, each once."""
-        return list(dict.fromkeys(mark for record in self.records for mark in record.marks))
+        found = dict.fromkeys(mark for record in self.records for mark in record.marks)
+        return [*found, *filter(None, dict.fromkeys(map(shortfall, self.records)))]
+
+    @property
+    def created(self) -> str:
+        """When the newest of its records was written, ISO 8601."""
+        return max(record.created for record in self.records)
 
     def cell(self, metric: str) -> Cell:
         """Return the number of a metric, with the sample standard deviation over seeds."""
@@ -97,15 +104,15 @@ def bounds(interval: Interval) -> str:
     return f"[{percent(interval.low)}, {percent(interval.high)}]"
 
 
-def rows_of(records: Sequence[Record], metrics: Sequence[str], by: By, published: bool) -> list[Row]:
+def rows_of(records: Sequence[Record], metrics: Sequence[str], by: By, published: Choice) -> list[Row]:
     """Return the rows of one group of records, unsorted but in a fixed order."""
     entries = _join_seeds(_newest(records))
     rows = []
-    for label, entry in zip(_labels(entries), entries, strict=True):
+    for label, entry in zip(labels_of(entries), entries, strict=True):
         categories = [MEAN] if by == "method" else list(entry[0].categories)
         for category in categories:
-            beside = _beside(entry[0], category, metrics) if published else {}
-            rows.append(Row(label, category, entry, beside))
+            figures, others = beside(entry[0], category, metrics, published)
+            rows.append(Row(label, category, entry, figures, others))
     return rows
 
 
@@ -113,7 +120,7 @@ def _newest(records: Iterable[Record]) -> list[Record]:
     """Keep the newest of the records that differ in nothing but the time of their making."""
     newest: dict[str, Record] = {}
     for record in sorted(records, key=lambda record: (record.created, str(record.path))):
-        newest[digest_of([record.method, record.observation_digest, _map_parameters(record)])] = record
+        newest[digest_of([record.method, record.observation_digest, map_parameters(record)])] = record
     return sorted(newest.values(), key=lambda record: (record.method, record.backbone, record.digest))
 
 
@@ -138,7 +145,7 @@ def _kind(record: Record) -> str:
     parts = [observation[key] for key in ("method", "backbone")]
     parts += [observation.get(key) for key in ("checkpoint", "wordings")]
     dtype = (observation.get("environment") or {}).get("dtype")
-    return digest_of([_unseeded(parts), dtype, _map_parameters(record)])
+    return digest_of([_unseeded(parts), dtype, map_parameters(record)])
 
 
 def _unseeded(value: Any) -> Any:
@@ -151,34 +158,3 @@ def _unseeded(value: Any) -> Any:
     if str(plain.get("weights")).partition(":")[0] == "random":
         plain = {key: item for key, item in plain.items() if key not in ("weights", "sha256")}
     return plain
-
-
-def _map_parameters(record: Record) -> Mapping[str, Any]:
-    return record.protocol.get("map_parameters") or {}
-
-
-def _labels(entries: Sequence[tuple[Record, ...]]) -> list[str]:
-    """Return one label per entry, no two alike; the backbone is named where it is not one for all."""
-    several = len({entry[0].backbone for entry in entries}) > 1
-    labels = [_label(entry, several) for entry in entries]
-    counts = Counter(labels)
-    return [
-        f"{label} {Row(label, MEAN, entry).digest}" if counts[label] > 1 else label
-        for label, entry in zip(labels, entries, strict=True)
-    ]
-
-
-def _label(entry: tuple[Record, ...], several: bool) -> str:
-    record = entry[0]
-    parts = [record.method]
-    parts += [f"{key}={value}" for key, value in sorted(_map_parameters(record).items())]
-    parts += [record.backbone] if several and record.backbone else []
-    parts += [f"({len(entry)} seeds)"] if len(entry) > 1 else []
-    return " ".join(parts)
-
-
-def _beside(record: Record, category: str, metrics: Sequence[str]) -> dict[str, Published]:
-    """Return the published figures that may stand beside a record: those of the same images."""
-    if record.selection and (category == MEAN or "limit" in record.selection):
-        return {}
-    return best_published(record.method_id, record.variant, record.dataset, category, metrics, record.legacy)

@@ -24,9 +24,11 @@ from ..metrics import (
     wilcoxon_p,
 )
 from ..records import Record
+from .beside import MEAN
 from .intervals import Draws, draws_of
 from .pairs import SIGNIFICANT, Comparison
-from .rows import MEAN, Row
+from .rows import Row
+from .words import metric_title
 
 if TYPE_CHECKING:
     from .board import Board
@@ -201,11 +203,12 @@ def _notes(
     correction = f", corrected for {count} pairs (Holm)" if count > 1 else ""
     lines = [
         f"[low, high]: 95 % interval over the choice of test images ({replicates} stratified bootstrap "
-        "draws, the same for all methods). It covers no training seed, prompt or image size."
+        "draws, the same for all methods). It covers no training seed, prompt or image size; images of one "
+        "patient or part, and duplicates, count as independent, which makes it too narrow."
     ]
     if count:
         lines.append(
-            f"rank: 1 + the number of methods significantly better in {ranked_by} "
+            f"rank: 1 + the number of methods significantly better in {metric_title(ranked_by)} "
             f"(paired bootstrap, p < {SIGNIFICANT:g}{correction})."
         )
     if paired and count:

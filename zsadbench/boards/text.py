@@ -4,33 +4,50 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from ..errors import UsageError, suggest
 from ..files import write_atomic
+from ..text import block, console, csv_cell, markdown, terminal
 from .board import Board, frame_of, pair_lines, paired_frame
 from .cells import PUBLISHED_NOTE, lines_of, names_of, numbers_of, pair_headings, pairs_of, pairs_title
-from .latex import to_latex
+from .latex import joined_to_latex, to_latex
+from .matrix import matrices
+from .rows import Row
 from .words import footer, sources, subtitle, title
 
-_SPECIAL = re.compile(r"([\\|<*`\[\]])")
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ENDLESS = 100_000
+_NARROW = 12
+"""Width to which the headings of numbers are wrapped."""
 
 
 def to_csv(tables: Sequence[Board]) -> str:
     """Return all boards as one csv: full precision in [0, 1], no times, empty where undefined."""
-    return frame_of(tables).to_csv(index=False, lineterminator="\n")
+    return _csv(frame_of(tables))
 
 
 def pairs_to_csv(tables: Sequence[Board]) -> str:
     """Return the comparisons of all boards as one csv, numbers as in :func:`to_csv`."""
-    return paired_frame(tables).to_csv(index=False, lineterminator="\n")
+    return _csv(paired_frame(tables))
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    """Return a frame as csv in which no text is a formula."""
+    texts = frame.select_dtypes(["object", "string"])
+    safe = texts.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
+    return frame.assign(**safe).to_csv(index=False, lineterminator="\n")
 
 
 def to_json(tables: Sequence[Board]) -> str:
@@ -41,7 +58,7 @@ def to_json(tables: Sequence[Board]) -> str:
             "subtitle": subtitle(board),
             "group": dataclasses.asdict(board.group),
             "metrics": list(board.metrics),
-            "rows": board.lines(),
+            "rows": [_row(line, row) for line, row in zip(board.lines(), board.rows, strict=True)],
             **({"comparisons": pair_lines(board)} if board.comparisons else {}),
             "footer": footer(board),
             "sources": sources(board),
@@ -49,6 +66,19 @@ def to_json(tables: Sequence[Board]) -> str:
         for board in tables
     ]
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _row(line: dict[str, Any], row: Row) -> dict[str, Any]:
+    others = [
+        {
+            "kind": source.kind,
+            "source": source.about,
+            "differences": list(source.differences),
+            **{metric: entry.value for metric, entry in source.figures.items()},
+        }
+        for source in row.others
+    ]
+    return line | ({"published_elsewhere": others} if others else {})
 
 
 def to_markdown(tables: Sequence[Board]) -> str:
@@ -59,51 +89,86 @@ def to_markdown(tables: Sequence[Board]) -> str:
 def to_rich(board: Board) -> RenderableType:
     """Return a board for the terminal: title, tables, footer; the best value of a column has a star."""
     best = any(board.is_best(row, metric) for row in board.rows for metric in board.shown)
-    notes = (["* The best of its column."] if best else []) + footer(board)
+    where = "row" if board.by == "category" else "column"
+    notes = ([f"* The best of its {where}."] if best else []) + footer(board)
     if sources(board):
         notes.append(f"{PUBLISHED_NOTE} Sources: --format md.")
-    parts: list[RenderableType] = [Text(title(board), style="bold"), Text(subtitle(board)), _numbers(board)]
+    if board.other_sources:
+        notes += [line for line in sources(board) if line.startswith("[")]
+    heading = [Text(terminal(title(board)), style="bold"), Text(terminal(subtitle(board)))]
+    parts: list[RenderableType] = [*heading, *_tables(board)]
     if board.comparisons:
-        parts += [Text(pairs_title(board)), _pairs(board)]
-    return Group(*parts, *(Text(line, style="dim") for line in notes), Text())
+        parts += [Text(terminal(pairs_title(board))), _pairs(board)]
+    return Group(*parts, *(Text(terminal(line), style="dim") for line in notes), Text())
 
 
-def _numbers(board: Board) -> Table:
+def _tables(board: Board) -> Iterator[RenderableType]:
+    """Yield the numbers of a board: one table, or one of category x method for each metric."""
+    if board.by == "category":
+        for matrix in matrices(board, _star, _no_star, _no_star):
+            yield Text(terminal(matrix.title), style="bold")
+            yield _Fitted(matrix.heads, 1, [list(map(_stacked, cells)) for cells in matrix.rows])
+        return
     lines = list(lines_of(board, _star, _no_star, _no_star))
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for name in names_of(board):
-        table.add_column(name, overflow="fold", min_width=16)
-    for column, name in enumerate(numbers_of(board)):
-        heading = name.replace(" ", "\n", 1)
-        cells = [part for line in lines for part in _stacked(line.numbers[column]).split("\n")]
-        width = max(map(len, [*heading.split("\n"), *cells]))
-        table.add_column(heading, justify="right", no_wrap=True, min_width=width)
-    table.add_column("marks")
+    names = len(names_of(board))
+    rows = []
     for line in lines:
-        names = line.names if line.measured else [f"  {line.names[0]}", *line.names[1:]]
-        cells = [*names, *map(_stacked, line.numbers), line.marks]
-        table.add_row(*map(Text, cells), style="" if line.measured else "dim")
-    return table
+        named = line.names if line.measured else [f"  {line.names[0]}", *line.names[1:]]
+        rows.append([*named, *map(_stacked, line.numbers), line.marks])
+    faint = [not line.measured for line in lines]
+    yield _Fitted([*names_of(board), *numbers_of(board), "marks"], names, rows, faint)
 
 
-def _pairs(board: Board) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    headings = pair_headings(board)
-    for place, heading in enumerate(headings):
-        number = place >= headings.index("A - B")
-        table.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
-    for cells in pairs_of(board):
-        table.add_row(*map(Text, cells))
-    return table
+class _Fitted:
+    """A table that is cut into several, each with the columns of names, where the terminal is too narrow."""
+
+    def __init__(
+        self, heads: Sequence[str], names: int, rows: Sequence[Sequence[str]], faint: Sequence[bool] = ()
+    ) -> None:
+        self.heads, self.names, self.rows = heads, names, rows
+        self.faint = faint or [False] * len(rows)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        blocks: list[list[int]] = [[]]
+        for column in range(self.names, len(self.heads)):
+            wider = self._table([*blocks[-1], column])
+            needed = Measurement.get(console, options.update(max_width=_ENDLESS), wider).minimum
+            if blocks[-1] and needed > options.max_width:
+                blocks.append([])
+            blocks[-1].append(column)
+        for columns in blocks:
+            yield self._table(columns)
+
+    def _table(self, columns: Sequence[int]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+        shown = [*range(self.names), *columns]
+        for column in shown:
+            head = block(self.heads[column])
+            if column < self.names:
+                longest = max(len(text) for text in [head, *(cells[column] for cells in self.rows)])
+                table.add_column(head, overflow="fold", min_width=min(16, longest))
+            elif head == "marks":
+                table.add_column(head)
+            else:
+                wrapped = "\n".join(textwrap.wrap(head, _NARROW, break_long_words=False))
+                texts = [wrapped, *(cells[column] for cells in self.rows)]
+                width = max(len(part) for text in texts for part in text.split("\n"))
+                table.add_column(wrapped, justify="right", no_wrap=True, min_width=width)
+        for cells, faint in zip(self.rows, self.faint, strict=True):
+            table.add_row(*(Text(block(cells[column])) for column in shown), style="dim" if faint else "")
+        return table
+
+
+def _pairs(board: Board) -> RenderableType:
+    rows = list(pairs_of(board))
+    return _Fitted(pair_headings(board), pair_headings(board).index("A - B"), rows)
 
 
 def print_boards(tables: Sequence[Board]) -> None:
     """Print boards as tables; what goes to a file or pipe, which has no width, is not folded."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=1000)
+    shown = console(width=1000)
     for board in tables:
-        console.print(to_rich(board))
+        shown.print(to_rich(board))
 
 
 FORMATS: dict[str, Callable[[Sequence[Board]], str]] = {
@@ -134,15 +199,19 @@ def file_name(tables: Sequence[Board], form: str, stem: str = "leaderboard") -> 
     return f"{stem}{by}.{_SUFFIXES.get(form, form)}"
 
 
-def write_boards(tables: Sequence[Board], folder: Path, formats: Iterable[str]) -> list[Path]:
+def write_boards(
+    tables: Sequence[Board], folder: Path, formats: Iterable[str], *, one_table: bool = False
+) -> list[Path]:
     """Write the boards into ``folder``, one file for each format, and return the paths.
 
-    Comparisons are part of every format but csv, where they are a file ``comparisons.csv``.
+    Comparisons are part of every format but csv, where they are a file ``comparisons.csv``; with
+    ``one_table`` the LaTeX file holds all datasets in one table.
 
     Raises:
         RecordError: if the folder cannot be written.
     """
-    contents = {folder / file_name(tables, name): FORMATS[name](tables) for name in formats}
+    form = {**FORMATS, "latex": joined_to_latex} if one_table else FORMATS
+    contents = {folder / file_name(tables, name): form[name](tables) for name in formats}
     if "csv" in formats and any(board.comparisons for board in tables):
         contents[folder / file_name(tables, "csv", "comparisons")] = pairs_to_csv(tables)
     for path, content in contents.items():
@@ -165,28 +234,32 @@ def _stacked(number: str) -> str:
 
 
 def _markdown(board: Board) -> str:
+    published = [PUBLISHED_NOTE, *cited] if (cited := sources(board)) else []
+    notes = "\n".join(f"- {markdown(line)}" for line in [*footer(board), *published])
+    parts = [f"## {markdown(title(board))}", markdown(subtitle(board)), *_grids(board)]
+    if board.comparisons:
+        headings = pair_headings(board)
+        pairs = [[markdown(cell) for cell in cells] for cells in pairs_of(board)]
+        parts += [markdown(pairs_title(board)), _grid(headings, headings.index("A - B"), pairs)]
+    return "\n\n".join([*parts, notes]) + "\n"
+
+
+def _grids(board: Board) -> Iterator[str]:
+    if board.by == "category":
+        for matrix in matrices(board, "**{}**".format, str, str):
+            rows = [[markdown(cells[0]), *cells[1:]] for cells in matrix.rows]
+            yield f"### {markdown(matrix.title)}\n\n{_grid([*map(markdown, matrix.heads)], 1, rows)}"
+        return
     names, numbers = names_of(board), numbers_of(board)
     rows = []
     for line in lines_of(board, "**{}**".format, str, str):
-        named = [_escape(name) for name in line.names]
+        named = [markdown(name) for name in line.names]
         named[0] = named[0] if line.measured else f"*{named[0]}*"
-        rows.append([*named, *line.numbers, line.marks])
-    table = _grid([*names, *numbers, "marks"], len(names), rows)
-    published = [PUBLISHED_NOTE, *cited] if (cited := sources(board)) else []
-    notes = "\n".join(f"- {_escape(line)}" for line in [*footer(board), *published])
-    parts = [f"## {_escape(title(board))}", _escape(subtitle(board)), table]
-    if board.comparisons:
-        headings = pair_headings(board)
-        pairs = [[_escape(cell) for cell in cells] for cells in pairs_of(board)]
-        parts += [_escape(pairs_title(board)), _grid(headings, headings.index("A - B"), pairs)]
-    return "\n\n".join([*parts, notes]) + "\n"
+        rows.append([*named, *line.numbers, markdown(line.marks)])
+    yield _grid([*names, *numbers, "marks"], len(names), rows)
 
 
 def _grid(headings: Sequence[str], names: int, rows: Sequence[Sequence[str]]) -> str:
     """Return a table, the first columns (``names`` of them) and marks to the left, numbers to the right."""
     rules = [":--" if i < names or heading == "marks" else "--:" for i, heading in enumerate(headings)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [headings, rules, *rows])
-
-
-def _escape(text: str) -> str:
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split("\n")))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ..metrics import METRICS
 from ..records import Record
+from .beside import BACKBONE, CHECKPOINT, INCOMPLETE, OTHER_IMAGES, SETTINGS
 from .board import Board
 
 MARKS = {
@@ -16,11 +18,24 @@ MARKS = {
     "legacy": "approximate metrics as other code bases print them",
     "custom": "rules changed by hand: neither the authors' nor the common protocol",
     "random weights": "an untrained network: a test of the machinery, no result of the method",
+    INCOMPLETE: "fewer images than the dataset has",
+    BACKBONE: "the figure was published with another backbone or weights",
+    SETTINGS: "the figure was published with other parameters, prompts, size or rules",
+    CHECKPOINT: "trained here, the figure with the authors' own checkpoint",
+    OTHER_IMAGES: "other images than those of the published dataset",
     "incomplete": "the observation had not ended when it was scored",
+    "edited": "changed after it was written (the seal is broken), so nothing vouches for these numbers",
 }
 """Mark -> what it means; a count before it, as in ``3 failed``, is left aside."""
 
 SYMBOLS = {"transductive": "†", "order-dependent": "‡"}
+
+
+def metric_title(metric: str) -> str:
+    """Return the title of a metric for people."""
+    base, at, limit = metric.partition("@")
+    title = METRICS.get(metric) or METRICS.get(base, base)
+    return title if metric in METRICS or not at else f"{title.partition(' at ')[0]} at {limit}"
 
 
 def title(board: Board) -> str:
@@ -32,7 +47,9 @@ def title(board: Board) -> str:
 
 def subtitle(board: Board) -> str:
     """Return the protocol and, where they are one for all, its rules."""
-    return _protocol(board, "see below")
+    rules = {record.rules for record in board.records}
+    rule = rules.pop() if len(rules) == 1 else "rules of each method's authors, see below"
+    return f"Protocol {board.records[0].protocol_label}: {rule}"
 
 
 def footer(board: Board) -> list[str]:
@@ -45,16 +62,12 @@ def sources(board: Board) -> list[str]:
     found: dict[str, list[str]] = {}
     for row in board.rows:
         for metric, entry in row.published.items():
-            about = ", ".join(filter(None, [entry.variant, entry.backbone, entry.source]))
+            about = entry.about
             rule = ", rule not stated" if entry.rule_unknown else ""
-            found.setdefault(f"{entry.kind}{rule}: {about}", []).append(f"{row.record.method} {metric}")
-    return [f"{', '.join(dict.fromkeys(names))}: {text}." for text, names in found.items()]
-
-
-def _protocol(board: Board, where: str) -> str:
-    rules = {record.rules for record in board.records}
-    rule = rules.pop() if len(rules) == 1 else f"rules of each method's authors, {where}"
-    return f"Protocol {board.records[0].protocol_label}: {rule}"
+            name = f"{row.record.method} {metric_title(metric)}"
+            found.setdefault(f"{entry.kind}{rule}: {about}", []).append(name)
+    lines = [f"{', '.join(dict.fromkeys(names))}: {text}." for text, names in found.items()]
+    return lines + [f"[{number}] {kind}: {about}." for (kind, about), number in board.other_sources.items()]
 
 
 def _conditions(board: Board) -> list[str]:
@@ -68,7 +81,7 @@ def _conditions(board: Board) -> list[str]:
     missing: dict[str, list[str]] = {}
     for metric in board.metrics:
         for reason in dict.fromkeys(r for record in board.records for r in record.reasons(metric)):
-            missing.setdefault(reason, []).append(metric)
+            missing.setdefault(reason, []).append(metric_title(metric))
     return lines + [f"n/a in {', '.join(metrics)}: {reason}." for reason, metrics in missing.items()]
 
 
@@ -88,7 +101,8 @@ def _averages(board: Board) -> str:
 
 
 def _explanations(board: Board) -> list[str]:
-    words = dict.fromkeys(mark.lstrip("0123456789 ") for mark in board.marks)
+    differences = [mark for row in board.rows for source in row.others for mark in source.differences]
+    words = dict.fromkeys(mark.lstrip("0123456789 ") for mark in [*board.marks, *differences])
     symbols = {word: f"{SYMBOLS[word]} " if word in SYMBOLS else "" for word in words}
     return [f"{symbols[word]}{word}: {MARKS[word]}." for word in words if word in MARKS]
 
@@ -98,7 +112,8 @@ def _versions(board: Board) -> str:
     versions = sorted({str(found["zsadbench"]) for found in environments if "zsadbench" in found})
     program = f", zsadbench {' and '.join(versions)}" if versions else ""
     data = f"samples {board.group.dataset_digest[:12]}, contents {board.group.contents_digest[:12]}"
-    return f"{_protocol(board, 'see above')}. Metrics version {board.group.metric_version}{program}; {data}."
+    data += f", masks {board.group.masks_digest[:12]}"
+    return f"Metrics version {board.group.metric_version}{program}; {data}."
 
 
 def _counts(record: Record) -> str:

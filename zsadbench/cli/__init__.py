@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
-    from .app import app, main
+    from .app import app
+    from .entry import main
 
 __all__ = [
     "app",

@@ -1,15 +1,13 @@
-"""The application: every verb in its place, and what a mistake looks like."""
+"""The application: every verb in its place, and the options of all of them."""
 
 from __future__ import annotations
 
-import io
-import sys
 from typing import Annotated
 
 import typer
 
 from ..environment import VERSION
-from ..errors import ZsadError
+from ..text import say
 from . import bench, compare, datasets, demo, methods, predict, report, run, train, weights
 from .options import examples
 
@@ -35,7 +33,7 @@ bench.register(app)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"zsad {VERSION}")
+        say(f"zsad {VERSION}")
         raise typer.Exit
 
 
@@ -47,18 +45,3 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Options of every verb."""
-
-
-def main() -> None:
-    """Run the command line; a user's mistake becomes one line and exit code 2."""
-    arguments = sys.argv[1:]
-    debug = "--debug" in arguments
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end a run
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        app([word for word in arguments if word != "--debug"])
-    except ZsadError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
+from ..text import console, say
 from .options import Parameters, examples, grouped, method_ids
 
 if TYPE_CHECKING:
@@ -121,15 +122,14 @@ def _show_methods(found: MethodBench) -> None:
     _table(", ".join(f"{name} {value}" for name, value in found.setup.items()), rows)
     if found.shared:
         shared = found.shared
-        print(
+        say(
             f"together {shared['joint_s']:.2f} s, one after the other {shared['sum_s']:.2f} s: "
             f"{shared['ratio']:.2f} of the sum"
         )
-    print("Shares are of the pipeline without the text tower; medians of interleaved repeats.")
+    say("Shares are of the pipeline without the text tower; medians of interleaved repeats.")
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
@@ -137,7 +137,7 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(name.replace("_", " "), justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console().print(table)
+    console().print(table)
 
 
 def _cell(value: Any) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import examples
+from ..text import put, say
+from .options import examples, grouped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 COMPARISONS = (
     "zsad compare results --by category",
     "zsad compare results --metric image_auroc --format latex",
-    "zsad compare results --baseline leaderboard.csv --tolerance 0.5",
+    "zsad compare results --baseline leaderboard.csv --tolerance 0.5 --json",
 )
 
 
@@ -28,7 +31,9 @@ def register(app: typer.Typer) -> None:
     app.command("compare", epilog=examples(*COMPARISONS))(compare)
 
 
+@grouped
 def compare(
+    *,
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -36,7 +41,7 @@ def compare(
         ),
     ] = None,
     by: Annotated[
-        str | None, typer.Option(metavar="category", help="One row per method and category.")
+        str | None, typer.Option(metavar="category", help="A row per category and a column per method.")
     ] = None,
     metric: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Show this metric; may be given several times.")
@@ -51,10 +56,22 @@ def compare(
         ),
     ] = "table",
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the files; default: the first PATH.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the files; default: the one PATH, none of several."),
     ] = None,
     write: Annotated[bool, typer.Option(help="Write leaderboard.csv and leaderboard.md.")] = True,
-    published: Annotated[bool, typer.Option(help="Show published numbers beside ours.")] = True,
+    published: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH",
+            help="Published figures: fitting (made under the same conditions), all (marked with what "
+            "differs) or none.",
+        ),
+    ] = "fitting",
+    no_published: Annotated[bool, typer.Option("--no-published", hidden=True)] = False,
+    one_table: Annotated[
+        bool, typer.Option("--one-table", help="With --format latex: all datasets side by side in one table.")
+    ] = False,
     merge: Annotated[
         bool, typer.Option("--merge", help="Demand one table; refused where records do not belong together.")
     ] = False,
@@ -75,20 +92,33 @@ def compare(
     tolerance: Annotated[
         float, typer.Option(min=0.0, metavar="POINTS", help="Percent points a value may fall.")
     ] = 0.1,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --baseline: the verdict as JSON on stdout, no table.")
+    ] = False,
+    log_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep what is told here too, with the time."),
+    ] = None,
 ) -> None:
-    """Compare records: one table per dataset and protocol, written beside the records.
+    """Compare records: one table per dataset and protocol, written beside the records of one folder.
 
     Intervals and pairs of pixel metrics are made from stored evidence, which takes a while the first time.
     """
     from ..boards import boards, in_order, known_formats, nothing_there
-    from ..errors import RecordError
+    from ..errors import RecordError, UsageError
     from ..records import find_records
 
     chosen = known_formats(formats)
+    if as_json and baseline is None:
+        raise UsageError("--json is the gate's verdict: give --baseline FILE; boards as JSON: --format json")
+    if one_table and chosen != ["latex"]:
+        raise UsageError("--one-table is a LaTeX table: give --format latex")
     where = paths or [Path("results")]
     records, problems = find_records(where)
     for problem in problems:
         _say(f"left out: {problem}")
+    for note in (note for record in records for note in record.notes):
+        _say(note)
     if not records:
         raise RecordError(nothing_there(where))
     tables = boards(
@@ -96,74 +126,88 @@ def compare(
         metrics=metric,
         by=by,
         sort=sort,
-        published=published,
+        published="none" if no_published else published,  # type: ignore[arg-type]  # boards() refuses others
         merge=merge,
         intervals=intervals,
         paired=paired,
         replicates=replicates,
         say=_say,
     )
-    _print(tables, chosen, paired)
-    if len(records) == 1:
+    if not as_json:
+        _print(tables, chosen, paired, one_table)
+    if len(records) == 1 and baseline is None:
         _say("Only one record here; run another method on the same dataset to compare it with.")
-    passed = _gate(records, baseline, tolerance) if baseline else True
+    passed = _gate(records, baseline, tolerance, as_json) if baseline else True
     if write:
-        _write(tables, chosen, out, next((path for path in where if path.is_dir()), None), baseline)
+        _write(tables, chosen, out, where, baseline, one_table)
     if not passed:
         raise typer.Exit(1)
 
 
-def _print(tables: Sequence[Board], formats: Sequence[str], paired: bool) -> None:
-    from ..boards import FORMATS, pairs_to_csv, print_boards
+def _print(tables: Sequence[Board], formats: Sequence[str], paired: bool, one_table: bool) -> None:
+    from ..boards import FORMATS, joined_to_latex, pairs_to_csv, print_boards
 
     if "table" in formats:
         print_boards(tables)
+    elif one_table:
+        put(joined_to_latex(tables))
     elif paired and formats == ["csv"]:
-        typer.echo(pairs_to_csv(tables), nl=False)
+        put(pairs_to_csv(tables))
     elif len(formats) == 1:
-        typer.echo(FORMATS[formats[0]](tables), nl=False)
+        put(FORMATS[formats[0]](tables))
 
 
 def _write(
     tables: Sequence[Board],
     formats: Sequence[str],
     out: Path | None,
-    beside: Path | None,
+    paths: Sequence[Path],
     baseline: Path | None,
+    one_table: bool,
 ) -> None:
+    """Write the boards to ``out``, else beside the records where they lie in one folder."""
     from ..boards import file_name, write_boards
     from ..errors import RecordError
 
     files = ["csv", "md"] if list(formats) == ["table"] else [name for name in formats if name != "table"]
-    folder = out or (None if len(formats) == 1 and formats[0] != "table" else beside)
+    alone = len(formats) == 1 and formats[0] != "table"  # went to stdout
+    beside = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
+    folder = out or (None if alone else beside)
     if folder is None:
+        if len(paths) > 1 and not alone:
+            _say("Not written: there are several paths; give --out DIR to keep these boards.")
         return
     target = folder / file_name(tables, "csv")
     if baseline and target.exists() and target.samefile(baseline):
         _say(f"{target} is the baseline and stays as it is; give --out to write the new boards elsewhere.")
         return
+    _say(f"Writing {', '.join(file_name(tables, name) for name in files)} into {folder}")
     try:
-        written = write_boards(tables, folder, files)
+        write_boards(tables, folder, files, one_table=one_table)
     except RecordError as error:
         if out:
             raise
         _say(f"not written: {error}")
-    else:
-        _say(f"Wrote {', '.join(map(str, written))}")
 
 
-def _gate(records: Sequence[Record], baseline: Path, tolerance: float) -> bool:
+def _gate(records: Sequence[Record], baseline: Path, tolerance: float, as_json: bool) -> bool:
     from ..boards import gate
 
     verdict = gate(records, baseline, tolerance)
+    if as_json:
+        put(verdict.to_json())
+    for line in verdict.notes:
+        _say(f"note: {line}")
     for line in verdict.improved:
         _say(f"improved: {line}")
     for line in verdict.fell:
         _say(f"fell: {line}")
-    state = f"{len(verdict.fell)} fell" if verdict.fell else "passed"
-    _say(f"Gate {state}: {verdict.compared} values against {baseline}, tolerance {tolerance:g} points.")
+    if os.environ.get("GITHUB_ACTIONS"):
+        for line in verdict.annotations():
+            _say(line)
+    _say(verdict.summary)
     return not verdict.fell
 
 
 def _say(line: str) -> None:
-    typer.echo(line, err=True)
+    say(line, sys.stderr)

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..cards import card_paths
@@ -25,6 +24,7 @@ from ..data import (
 )
 from ..errors import DatasetError
 from ..samples import Dataset, Problem
+from ..text import console, say
 from .options import dataset_ids, examples
 
 app = typer.Typer(
@@ -60,7 +60,7 @@ def default(context: typer.Context) -> None:
 @app.command("list", epilog=examples("zsad datasets list"))
 def list_datasets() -> None:
     """List the known datasets."""
-    console = Console() if Console().is_terminal else Console(width=400)
+    screen = console(width=400)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("id", no_wrap=True)
     table.add_column("title")
@@ -70,16 +70,16 @@ def list_datasets() -> None:
     table.add_column("masks", no_wrap=True)
     table.add_column("licence")
     for name in card_paths("datasets"):
-        table.add_row(*map(escape, _summary(shipped_description(name))))
-    console.print(table)
-    console.print("\nCounts are those of the full test set. More: zsad datasets show ID", markup=False)
+        table.add_row(*_summary(shipped_description(name)))
+    screen.print(table)
+    screen.print("\nCounts are those of the full test set. More: zsad datasets show ID")
 
 
 @app.command(epilog=examples("zsad datasets show visa"))
 def show(dataset: Spec) -> None:
     """Show what a dataset is and how its folder must look."""
     description = describe(dataset)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    screen = console(soft_wrap=True)
     total = description.expect.total if description.expect else None
     facts = {
         "id": description.id,
@@ -89,15 +89,15 @@ def show(dataset: Spec) -> None:
         "masks": _masks(description),
         "test set": f"{total[0]} normal, {total[1]} anomalous" if total else "counts not known",
     }
-    console.print(f"{description.title}\n")
+    screen.print(f"{description.title}\n")
     for name, value in facts.items():
-        console.print(f"{name:<10}{value}")
+        screen.print(f"{name:<10}{value}")
     roots = " or ".join("the folder itself" if sub == "." else f"{sub}/" for sub in description.subroot)
-    console.print(f"\nExpected below {roots}:")
+    screen.print(f"\nExpected below {roots}:")
     for line in description.outline():
-        console.print(f"  {line}")
-    _show_categories(console, description)
-    console.print(f"\n{description.citation}" if description.citation else "\nNo citation is known.")
+        screen.print(f"  {line}")
+    _show_categories(screen, description)
+    screen.print(f"\n{description.citation}" if description.citation else "\nNo citation is known.")
 
 
 @app.command(epilog=examples("zsad datasets check visa --data /data/visa"))
@@ -116,15 +116,15 @@ def check(
         dataset, data, split=split, follow_outside=follow_outside, allow_missing=allow_missing
     )
     problems = [*found.problems, *_scan(found)]
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    screen = console(soft_wrap=True)
     for severity in ("error", "warning", "note"):
         for problem in problems:
             if problem.severity == severity:
-                console.print(str(problem))
+                screen.print(str(problem))
     errors = sum(problem.severity == "error" for problem in problems)
     normal = sum(not sample.anomalous for sample in found.samples)
     categories = amount(len(found.categories), "category", "categories")
-    console.print(
+    screen.print(
         f"{found.id} in {found.root}: {categories}, {normal} normal and "
         f"{len(found.samples) - normal} anomalous {split} images, {amount(errors, 'error')}."
     )
@@ -145,9 +145,9 @@ def export(
     test = load_dataset(dataset, data)
     parts = [*_train_part(dataset, data), test]
     write_meta_json(meta_json, parts, force)
-    typer.echo(f"Wrote {meta_json} ({', '.join(f'{len(p.samples)} {p.split}' for p in parts)} images).")
+    say(f"Wrote {meta_json} ({', '.join(f'{len(p.samples)} {p.split}' for p in parts)} images).")
     if meta_json.resolve().parent != test.root.resolve():
-        typer.echo(f"Its paths are relative to {test.root}: put it there before use.")
+        say(f"Its paths are relative to {test.root}: put it there before use.")
 
 
 @app.command(epilog=examples("zsad datasets new photos/ --normal ok"))
@@ -173,12 +173,12 @@ def new(
     write_atomic(path, text.encode())
     data = "" if out is None else f" --data {quote(str(folder))}"
     check_it = f"zsad datasets check {quote(str(path))}{data}"
-    typer.echo(f"Wrote {path}. Correct it where needed, then: {check_it}")
+    say(f"Wrote {path}. Correct it where needed, then: {check_it}")
     found = survey_dataset(str(path), None if out is None else folder)
-    typer.echo(f"It lists {_counts(found)}.")
+    say(f"It lists {_counts(found)}.")
     problems = [*(Problem("warning", "", remark) for remark in remarks), *found.problems]
     if problems:
-        typer.echo(problem_report(problems))
+        say(problem_report(problems))
 
 
 def _counts(dataset: Dataset) -> str:
@@ -216,20 +216,20 @@ def _positive(rule: str | tuple[int, ...]) -> str:
     return rule if isinstance(rule, str) else f"one of {', '.join(map(str, rule))}"
 
 
-def _show_categories(console: Console, description: Description) -> None:
+def _show_categories(screen: Console, description: Description) -> None:
     counts = description.expect.categories if description.expect else {}
     names = list(description.classes) or list(counts)
     if not names:
-        console.print("\nCategories are the folders found.")
+        screen.print("\nCategories are the folders found.")
         return
     table = Table(box=None, pad_edge=False)
     for column in ("category", "words in prompts", "normal", "anomalous"):
         table.add_column(column, justify="right" if column in ("normal", "anomalous") else "left")
     for name in names:
         pair = counts.get(name, ("", ""))
-        table.add_row(escape(name), escape(description.words(name)), str(pair[0]), str(pair[1]))
-    console.print()
-    console.print(table)
+        table.add_row(name, description.words(name), str(pair[0]), str(pair[1]))
+    screen.print()
+    screen.print(table)
 
 
 def _scan(dataset: Dataset) -> list[Problem]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..text import say
 from .options import examples
 
 app = typer.Typer(
@@ -25,8 +26,8 @@ def data(
     """Write the demo set as a tree in the layout of MVTec AD."""
     from ..demo import write_demo
 
-    total = write_demo(out, auxiliary=aux, seed=seed, say=print)
-    print(f"{total} images in {out}")
+    total = write_demo(out, auxiliary=aux, seed=seed, say=say)
+    say(f"{total} images in {out}")
 
 
 @app.command(epilog=examples("zsad demo train --out demo.safetensors --seconds 600"))
@@ -53,9 +54,9 @@ def train(
     from ..demo import Recipe, report, train
 
     done = train(
-        Recipe(images, seed), out, seconds=seconds, resume=resume, every=every, probe=report, say=print
+        Recipe(images, seed), out, seconds=seconds, resume=resume, every=every, probe=report, say=say
     )
-    print(f"{out} written" if done else f"{out} written, training not finished: go on with --resume")
+    say(f"{out} written" if done else f"{out} written, training not finished: go on with --resume")
 
 
 @app.command(epilog=examples("zsad demo picture results/demo --out demo.png"))
@@ -74,4 +75,4 @@ def picture(
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: the picture is a .png file; name one")
     write_png(out, contact_sheet(results, data))
-    print(out)
+    say(out)

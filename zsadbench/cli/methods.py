@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..method import REFERENCE, Layer, MethodCard, flattened, method_cards
+from ..text import console as screen
 from .options import Parameters, examples, grouped, method_ids
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ Spec = Annotated[
 
 def _console(width: int = 100) -> Console:
     """Return a console as wide as the terminal, or ``width`` where the output goes elsewhere."""
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=width)
+    return screen(width=width)
 
 
 @app.callback(invoke_without_command=True)

@@ -109,6 +109,23 @@ class Parameters:
 
 
 @dataclass(frozen=True)
+class Telling:
+    """How much is told of a pass, and in which form; ``grouped`` sees to the form."""
+
+    quiet: Quiet = False
+    progress: Annotated[
+        str,
+        typer.Option(
+            "--progress", metavar="FORM", help="auto, lines, or json: one object a line, on standard error."
+        ),
+    ] = "auto"
+    log_file: Annotated[
+        Path | None,
+        typer.Option("--log-file", metavar="FILE", help="Keep what is told here too, with the time."),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Towers:
     """Another CLIP than the method's own."""
 
@@ -237,7 +254,10 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(verb)
     def command(**given: Any) -> None:
-        _call(verb, given)
+        from ..progress import reported
+
+        with reported(given.get("progress", "auto"), given.get("log_file")):
+            _call(verb, given)
 
     shown = list(_flat(verb))
     command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UsageError
+from ..text import say, terminal
 from .options import PROMPTS, Machine, Parameters, Quiet, Towers, examples, grouped, method_ids
 from .run import interruptible
 
@@ -146,7 +147,7 @@ def predict(
     if json_file != "-":
         _show_scores(predictor, found, verdicts, limit)
         if out:
-            _say(f"overlays in {out}, colours from {used[0]:.4g} to {used[1]:.4g}")
+            say(f"overlays in {out}, colours from {used[0]:.4g} to {used[1]:.4g}")
     _say_notes(found)
     failed = _say_failed(found)
     if NG in verdicts:
@@ -193,13 +194,13 @@ def calibrate(
     scores = [one.score for one in found if one.score is not None]
     limit = fit(scores, fpr, predictor.identity(), force=force)
     write_threshold(out, limit, predictor.about())
-    print(f"threshold {limit.value:.6g}: an image with a higher score is NG ({predictor.rule})")
-    print(
+    say(f"threshold {limit.value:.6g}: an image with a higher score is NG ({predictor.rule})")
+    say(
         f"{limit.images} normal images, {limit.reached:.2%} of them above it ({fpr:.2%} allowed); "
         f"the smallest rate they can tell is {limit.smallest_fpr:.2%}"
     )
-    print(f"with 95 % confidence at most {limit.upper:.2%} of such images will be NG")
-    _say(str(out))
+    say(f"with 95 % confidence at most {limit.upper:.2%} of such images will be NG")
+    say(str(out))
     if failed:
         raise typer.Exit(3)
 
@@ -232,7 +233,7 @@ def inspect(
     if json_file:
         _write_json(json_file, found)
     if json_file != "-":
-        _say("\n".join(describe(found)))
+        say("\n".join(describe(found)))
 
 
 def _predictor(subject: Subject, view: View) -> Predictor:
@@ -255,9 +256,9 @@ def _predictor(subject: Subject, view: View) -> Predictor:
     )
     predictor = Predictor(setup)
     if not setup.words.strip():
-        print(
+        say(
             f'note: no --words, so the prompts say "{DEFAULT_WORDS}"; name what is seen for better scores',
-            file=sys.stderr,
+            sys.stderr,
         )
     return predictor
 
@@ -268,21 +269,19 @@ def _show_scores(
     verdicts: Sequence[str | None],
     limit: Threshold | None,
 ) -> None:
-    from ..views import shown
-
     backbone = predictor.method.backbone
-    _say(f'{predictor.resolved.id} on {backbone.name}/{backbone.weights}, words "{predictor.words}"')
-    _say(f"scores are {predictor.rule}; higher is more anomalous")
+    say(f'{predictor.resolved.id} on {backbone.name}/{backbone.weights}, words "{predictor.words}"')
+    say(f"scores are {predictor.rule}; higher is more anomalous")
     if limit:
-        _say(f"NG above {limit.value:.6g} (from {limit.images} normal images, false alarms {limit.fpr:.2%})")
+        say(f"NG above {limit.value:.6g} (from {limit.images} normal images, false alarms {limit.fpr:.2%})")
     for one, verdict in zip(found, verdicts, strict=True):
         score = "failed" if one.score is None else f"{one.score:.6g}"
-        words = [f"{score:>12}", *([f"{verdict or '-':2}"] if limit else []), shown(one.path)]
-        _say("  ".join(words))
+        words = [f"{score:>12}", *([f"{verdict or '-':2}"] if limit else []), terminal(one.path)]
+        say("  ".join(words))
 
 
 def _say_left_out(note: str) -> None:
-    _say(f"note: {note}", sys.stderr)
+    say(f"note: {note}", sys.stderr)
 
 
 def _say_notes(found: Sequence[Prediction]) -> None:
@@ -290,18 +289,16 @@ def _say_notes(found: Sequence[Prediction]) -> None:
     for note in (note for one in found for note in one.notes):
         counts[note] = counts.get(note, 0) + 1
     for note, number in counts.items():
-        _say(f"note: {number} of {len(found)} images: {note}", sys.stderr)
+        say(f"note: {number} of {len(found)} images: {note}", sys.stderr)
 
 
 def _say_failed(found: Sequence[Prediction]) -> int:
     """Report the images that could not be read; returns how many."""
-    from ..views import shown
-
     failed = [one for one in found if one.error is not None]
     if failed:
-        _say(f"{len(failed)} of {len(found)} images could not be scored:", sys.stderr)
+        say(f"{len(failed)} of {len(found)} images could not be scored:", sys.stderr)
     for one in failed:
-        _say(f"  {shown(one.path)}: {one.error}", sys.stderr)
+        say(f"  {terminal(one.path)}: {one.error}", sys.stderr)
     return len(failed)
 
 
@@ -310,13 +307,6 @@ def _write_json(target: str, content: Any) -> None:
 
     text = json.dumps(content, indent=2)
     if target == "-":
-        print(text)
+        say(text)
     else:
         write_atomic(Path(target), f"{text}\n".encode())
-
-
-def _say(text: str, stream: TextIO | None = None) -> None:
-    """Print ``text``; characters that the terminal's encoding lacks become escapes."""
-    stream = stream or sys.stdout
-    encoding = stream.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)

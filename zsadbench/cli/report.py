@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import UsageError
+from ..text import say
 from .options import Quiet, dataset_ids, examples, grouped, method_ids
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def report(
     for problem in done.problems:
         _say(f"not shown: {problem}")
     _say(f"{done.files} files, {done.bytes / 1e6:.1f} MB")
-    typer.echo(done.index)
+    say(done.index)
 
 
 @figure.command("qualitative", epilog=examples("zsad figure qualitative results --out maps.pdf --rows 4"))
@@ -122,7 +123,7 @@ def qualitative(
 
     board = _chosen(paths, choice)
     qualitative_figure(board, out, keys=keys or [], category=category, rows=rows, data=data)
-    typer.echo(out)
+    say(out)
 
 
 @figure.command("curves", epilog=examples("zsad figure curves results --out curves.pdf --category bottle"))
@@ -145,7 +146,7 @@ def curves(
 
     board = _chosen(paths, choice)
     curves_figure(board, out, category=category, kinds=kind or [], data=data)
-    typer.echo(out)
+    say(out)
 
 
 @figure.command("bars", epilog=examples("zsad figure bars results --out bars.pdf --metric image_auroc"))
@@ -168,7 +169,7 @@ def bars(
     by = "category" if category else None
     board = _chosen(paths, choice, by=by, intervals=intervals)
     bars_figure(board, out, metrics=metric or [], category=category)
-    typer.echo(out)
+    say(out)
 
 
 def _chosen(paths: list[Path] | None, choice: Choice, **options: Any) -> Board:
@@ -186,4 +187,4 @@ def _require(*modules: Literal["jinja2", "matplotlib"]) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    say(line, sys.stderr)

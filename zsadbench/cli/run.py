@@ -6,14 +6,15 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import UsageError
+from ..errors import Interrupted, UsageError
+from ..text import say
 from .options import (
     DATA,
     PROMPTS,
@@ -24,9 +25,9 @@ from .options import (
     Limit,
     Machine,
     Parameters,
-    Quiet,
     Settings,
     SkipBad,
+    Telling,
     Towers,
     Workers,
     dataset_ids,
@@ -122,6 +123,10 @@ def run(
     evaluation: Evaluation,
     machine: Machine,
     skip_bad: SkipBad = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Read every file again to see if it changed.", rich_help_panel=DATA),
+    ] = False,
     allow_missing: AllowMissing = False,
     follow_outside: Annotated[
         bool,
@@ -129,7 +134,7 @@ def run(
             "--follow-outside", help="Follow links that leave the dataset's folder.", rich_help_panel=DATA
         ),
     ] = False,
-    quiet: Quiet = False,
+    telling: Telling,
 ) -> None:
     """Run one or several methods on a dataset in one pass over its images."""
     if not method:
@@ -156,9 +161,11 @@ def run(
         exact_maps=evaluation.exact_maps,
         out=out,
         skip_bad=skip_bad,
+        verify=verify,
         allow_missing=allow_missing,
         follow_outside=follow_outside,
-        quiet=quiet,
+        quiet=telling.quiet,
+        progress=telling.progress,
         **vars(towers),
         **vars(machine),
     )
@@ -166,19 +173,19 @@ def run(
 
     def tell(note: str) -> None:
         told.append(note)
-        print(note, file=sys.stderr, flush=True)
+        say(note, sys.stderr)
 
     with interruptible("interrupted; what is observed is kept: repeat the command to go on there"):
         outcome = execute(method, dataset, request, _stop_on_interrupt(), tell)
     for note in outcome.notes[len(told) :]:
-        print(note, file=sys.stderr)
+        say(note, sys.stderr)
     show(outcome.records)
     for name, reason in outcome.skipped.items():
-        print(f"skipped {name}: {reason}", file=sys.stderr)
+        say(f"skipped {name}: {reason}", sys.stderr)
     if outcome.failed:
-        print(f"{len(outcome.failed)} images could not be read and are left out:", file=sys.stderr)
+        say(f"{len(outcome.failed)} images could not be read and are left out:", sys.stderr)
         for key, reason in outcome.failed.items():
-            print(f"  {key}: {reason}", file=sys.stderr)
+            say(f"  {key}: {reason}", sys.stderr)
         raise typer.Exit(3)
 
 
@@ -262,19 +269,20 @@ def show(records: list[Record]) -> None:
 
     print_boards(boards(records))
     for warning in dict.fromkeys(text for r in records for text in r.content.get("warnings", ())):
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}", sys.stderr)
+    for note in dict.fromkeys(note for record in records for note in record.notes):
+        say(note, sys.stderr)
     for record in records:
-        print(record.path.parent, file=sys.stderr)
+        say(record.path.parent, sys.stderr)
 
 
 @contextmanager
 def interruptible(line: str = "interrupted") -> Iterator[None]:
-    """Print ``line`` and end with exit code 130 when the user interrupts what is done inside."""
+    """End the command with ``line`` and its exit code when the user interrupts what is done inside."""
     try:
         yield
     except KeyboardInterrupt:
-        print(line, file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise Interrupted(line) from None
 
 
 def _stop_on_interrupt() -> threading.Event:
@@ -285,7 +293,8 @@ def _stop_on_interrupt() -> threading.Event:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print("finishing the slice in work; press Ctrl-C again to stop at once", file=sys.stderr)
+        with suppress(RuntimeError):  # interrupted in the middle of another line
+            say("finishing the slice in work; press Ctrl-C again to stop at once", sys.stderr)
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, ask)

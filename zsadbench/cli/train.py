@@ -11,6 +11,7 @@ import typer
 
 from ..cards import card_paths
 from ..errors import UsageError, suggest
+from ..text import say
 from .options import (
     MACHINE,
     AllowMissing,
@@ -19,8 +20,8 @@ from .options import (
     Device,
     Limit,
     Parameters,
-    Quiet,
     SkipBad,
+    Telling,
     Towers,
     Workers,
     dataset_ids,
@@ -126,7 +127,7 @@ def train(
     workers: Workers = None,
     skip_bad: SkipBad = False,
     allow_missing: AllowMissing = False,
-    quiet: Quiet = False,
+    telling: Telling,
 ) -> None:
     """Train a method on auxiliary datasets; repeated after an interruption it goes on."""
     if not method or not dataset or out is None:
@@ -149,13 +150,14 @@ def train(
         disk_gb=disk,
         skip_bad=skip_bad,
         allow_missing=allow_missing,
-        quiet=quiet,
+        quiet=telling.quiet,
+        progress=telling.progress,
         **vars(towers),
     )
     with interruptible("interrupted; complete epochs are kept: repeat the command to go on there"):
         trained = execute(method, dataset, out, request)
     for file in trained.files:
-        print(file)
+        say(file)
 
 
 @checkpoints.command("list", epilog=examples("zsad checkpoints list checkpoints/"))
@@ -168,13 +170,13 @@ def list_checkpoints(
     from ..run import held_checkpoints
 
     for file, about in held_checkpoints(folder).items():
-        typer.echo(file)
+        say(file)
         if isinstance(about, str):
-            typer.echo(f"  cannot be used: {about}")
+            say(f"  cannot be used: {about}")
             continue
         epoch = "" if about.epoch is None else f", epoch {about.epoch}"
         backbone = about.backbone or "an unknown backbone"
-        typer.echo(f"  {about.method}, trained on {about.dataset or 'unknown images'}{epoch}, for {backbone}")
+        say(f"  {about.method}, trained on {about.dataset or 'unknown images'}{epoch}, for {backbone}")
 
 
 @checkpoints.command(epilog=examples("zsad checkpoints show anomalyclip.safetensors"))
@@ -186,9 +188,9 @@ def show(
 
     for number, file in enumerate(files):
         if number:
-            typer.echo()
+            say()
         for name, value in describe(file).items():
-            typer.echo(f"{name:<14}{_text(value)}")
+            say(f"{name:<14}{_text(value)}")
 
 
 @checkpoints.command(
@@ -248,9 +250,9 @@ def import_(
         **vars(towers),
     )
     if "first saved as" in about.source:
-        print(f"epoch {about.epoch}: {about.source}", file=sys.stderr)
-    print(_knowledge(about), file=sys.stderr)
-    print(path)
+        say(f"epoch {about.epoch}: {about.source}", sys.stderr)
+    say(_knowledge(about), sys.stderr)
+    say(path)
 
 
 def _knowledge(about: Provenance) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..text import say
 from .options import examples
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ def prefetch(
     from ..clip import fetch, native_size
 
     native_size(name)  # a backbone that is unknown or cannot be used is the first thing to say
-    typer.echo(f"{name}/{tag}: {fetch(name, tag)}")
+    say(f"{name}/{tag}: {fetch(name, tag)}")
 
 
 @app.command(epilog=examples("zsad weights verify ViT-L-14-336 ViT-L-14-336px.pt"))
@@ -38,8 +39,8 @@ def verify(
     from ..clip import verify as check
 
     for fact, value in check(name, weights, activation).items():
-        typer.echo(f"{fact:<12}{value}")
-    typer.echo(f"{'fits':<12}{name}")
+        say(f"{fact:<12}{value}")
+    say(f"{'fits':<12}{name}")
 
 
 @app.command("list", epilog=examples("zsad weights list ViT-L"))
@@ -57,5 +58,5 @@ def list_backbones(
         raise UsageError(f"no backbone is called '{name}'.{suggest(name, known)}")
     for one in chosen:
         layers, patch = layers_and_patch(one)
-        typer.echo(f"{one:<22} {native_size(one)} px, patch {patch}, {layers} blocks")
-        typer.echo(f"{'':<22} {' '.join([*tags(one), 'random'])}")
+        say(f"{one:<22} {native_size(one)} px, patch {patch}, {layers} blocks")
+        say(f"{'':<22} {' '.join([*tags(one), 'random'])}")

@@ -11,40 +11,48 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
+    from .contents import Contents
     from .evidence import EvidenceStore, Slice, by_category, plan, select_rows
-    from .files import RESCORE, is_metric, read_text
+    from .files import EDITED, RESCORE, UNKNOWN, NewerSchema, RecordWarning, is_metric, read_text
     from .groups import Group, shared_rules
-    from .published import KINDS, Published, best_published
+    from .observations import OBSERVATION, near_runs, read_observation, write_observation
+    from .published import KINDS, Published, published_figures
     from .records import (
-        IMAGES_CSV,
         RECORD,
-        ImageRow,
         Record,
         find_records,
         load_records,
-        read_observation,
         read_record,
-        write_observation,
         write_record,
     )
+    from .tables import IMAGES_CSV, MASK_COLUMN, ImageRow, read_masks
 
 __all__ = [
+    "EDITED",
     "IMAGES_CSV",
     "KINDS",
+    "MASK_COLUMN",
+    "OBSERVATION",
     "RECORD",
     "RESCORE",
+    "UNKNOWN",
+    "Contents",
     "EvidenceStore",
     "Group",
     "ImageRow",
+    "NewerSchema",
     "Published",
     "Record",
+    "RecordWarning",
     "Slice",
-    "best_published",
     "by_category",
     "find_records",
     "is_metric",
     "load_records",
+    "near_runs",
     "plan",
+    "published_figures",
+    "read_masks",
     "read_observation",
     "read_record",
     "read_text",

@@ -1,11 +1,13 @@
 """Stored evidence: fixed slices of the sample list, one safetensors file each.
 
 A slice never crosses a category, so scores of a category read its own files alone; for an
-order-dependent method the whole category is one slice, the unit of resume.
+order-dependent method the whole category is one slice, the unit of resume.  A file carries the SHA-256
+of itself (with zeros where it stands), so that one wrong bit anywhere is noticed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import RecordError
@@ -23,19 +24,26 @@ from ..samples import Sample
 
 SLICE = 64
 
+_BLANK = "0" * 64
+_BEFORE = rb"{\"digest\": \""
+"""What stands before the digest in the header of a file."""
+_SCHEMA_1 = {"keys", "sha256", "failed"}
+
 
 @dataclass
 class Slice:
     """Evidence of consecutive samples of one category.
 
     ``evidence`` tensors have one row per key of ``keys``; ``hashes`` are SHA-256 of the image files in
-    the same order; ``failed`` maps the keys of unreadable images to the reason.
+    the same order; ``failed`` maps the keys of unreadable images to the reason.  ``checked`` tells whether
+    its file had a digest (schema 1 had none).
     """
 
     evidence: dict[str, Tensor]
     keys: list[str]
     hashes: list[str]
     failed: dict[str, str] = field(default_factory=dict)
+    checked: bool = field(default=True, compare=False)
 
 
 def plan(samples: Sequence[Sample], *, whole_categories: bool = False) -> list[range]:
@@ -65,48 +73,53 @@ class EvidenceStore:
             RecordError: if the folder cannot be written or the disk is full.
         """
         # One entry, because safetensors writes several in no fixed order and files must be reproducible.
-        about = {"keys": part.keys, "sha256": part.hashes, "failed": part.failed}
+        about = {"digest": _BLANK, "keys": part.keys, "sha256": part.hashes, "failed": part.failed}
         header = {"samples": json.dumps(about, ensure_ascii=False)}
         tensors = {name: tensor.contiguous() for name, tensor in part.evidence.items()}
-        write_atomic(self.path(number), save(tensors, metadata=header))
+        content = save(tensors, metadata=header)
+        before, after = _around_digest(content)
+        write_atomic(self.path(number), before + _digest(before, after).encode() + after)
 
-    def read(self, number: int) -> Slice:
-        """Read a slice.
+    def read(self, number: int, *, tensors: bool = True) -> Slice:
+        """Read a slice, the whole of it or with ``tensors=False`` all but the evidence itself.
 
         Raises:
             RecordError: if the file is missing or damaged; the same run again observes that slice anew.
         """
         path = self.path(number)
         try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads(file.metadata()["samples"])
-                evidence = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            part = Slice(evidence, about["keys"], about["sha256"], about["failed"])
+            content = path.read_bytes()
         except FileNotFoundError:
             raise RecordError(
                 f"{path}: this slice of evidence is missing; repeat the zsad run command, it observes only "
                 "what is missing"
             ) from None
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+        try:
+            return _decoded(content, tensors)
         except Exception as error:  # safetensors raises a type of its own
             raise RecordError(
                 f"{path}: damaged evidence ({error}); repeat the zsad run command, it observes only this "
                 "slice again"
             ) from None
-        if any(len(tensor) != len(part.keys) for tensor in evidence.values()):
-            raise RecordError(
-                f"{path}: damaged evidence (rows do not match its keys); delete it and repeat the run"
-            )
-        return part
 
-    def is_whole(self, number: int, keys: Sequence[str]) -> bool:
-        """Tell whether slice ``number`` holds evidence of all ``keys``: failed images are tried again."""
-        if not self.path(number).is_file():
-            return False
+    def find(self, number: int, keys: Sequence[str]) -> Slice | None:
+        """Return slice ``number`` without its tensors if it is whole: every key is observed or failed."""
         try:
-            part = self.read(number)
+            part = self.read(number, tensors=False)
         except RecordError:
-            return False
-        return part.keys == list(keys)
+            return None
+        good = [key for key in keys if key not in part.failed]
+        return part if part.keys == good and len(good) + len(part.failed) == len(keys) else None
+
+    def copy(self, number: int, other: EvidenceStore) -> None:
+        """Take over slice ``number`` of another observation as it is.
+
+        Raises:
+            RecordError: if it is damaged, or the folder cannot be written.
+        """
+        self.write(number, other.read(number))
 
     def category(self, numbers: Sequence[int]) -> Slice:
         """Return the slices ``numbers`` joined into one."""
@@ -119,6 +132,35 @@ class EvidenceStore:
             [digest for part in parts for digest in part.hashes],
             {key: reason for part in parts for key, reason in part.failed.items()},
         )
+
+
+def _decoded(content: bytes, tensors: bool) -> Slice:
+    """Return what the bytes of a slice's file say; ValueError where they are not what was written."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    about = json.loads(header["__metadata__"]["samples"])
+    checked = about.keys() != _SCHEMA_1
+    if checked and about["digest"] != _digest(*_around_digest(content)):
+        raise ValueError("its content does not have the digest it was written with")
+    rows = len(about["keys"])
+    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    if len(about["sha256"]) != rows or any(shape[0] != rows for shape in shapes):
+        raise ValueError("its rows do not match its keys")
+    evidence = load(content) if tensors or not checked else {}  # which also finds a file that is cut short
+    return Slice(evidence, about["keys"], about["sha256"], dict(about["failed"]), checked)
+
+
+def _around_digest(content: bytes) -> tuple[bytes, bytes]:
+    """Return the bytes of a slice's file before and after its digest."""
+    start = content.index(_BEFORE) + len(_BEFORE)
+    return content[:start], content[start + len(_BLANK) :]
+
+
+def _digest(before: bytes, after: bytes) -> str:
+    total = hashlib.sha256(before)
+    total.update(_BLANK.encode())
+    total.update(after)
+    return total.hexdigest()
 
 
 def by_category(samples: Sequence[Sample], slices: Sequence[range]) -> Iterator[tuple[str, list[int]]]:

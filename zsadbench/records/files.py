@@ -1,23 +1,28 @@
-"""The files of records: JSON and CSV that read back exactly, and what their keys must be."""
+"""The files of records: JSON that reads back exactly, sealed, and what their keys must be."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 from ..errors import RecordError
+from ..files import digest_of
 from ..metrics import METRICS
 
-SCHEMA = 1
-"""Raised whenever older code could misread what is written."""
+SCHEMA = 2
+"""Raised whenever older code could misread what is written; 2: seals, digests of evidence and masks."""
 
-RERUN = "delete this file and run the same `zsad run` command again"
+UNKNOWN = "unknown"
+"""Stands for a digest that an older schema does not hold."""
+
+EDITED = "edited"
+"""The mark of what was changed after it was written."""
+
+RERUN = "repeat the `zsad run` command, it writes this file again from the evidence"
 RESCORE = "delete this file and run `zsad score` on the run folder again, it needs no CLIP"
 
 # Dotted key -> its types; a key that starts with "?" may be missing.
@@ -44,6 +49,8 @@ _OBSERVATION_KEYS: _Shape = {
     "?marks": (list,),
     "?environment": (dict,),
     "?complete": (bool,),
+    "?family": (str,),
+    "?seal": (str,),
 }
 _RECORD_KEYS: _Shape = {
     "record": (str,),
@@ -57,8 +64,38 @@ _RECORD_KEYS: _Shape = {
     "?protocol.map_parameters": (dict,),
     "metric_version": (int,),
     "categories": (list,),
+    "?masks": (str,),
+    "?tables": (dict,),
+    "?warnings": (list,),
     "?created": (str,),
+    "?seal": (str,),
 }
+
+_TIMES = ("created", "seconds", "images_per_second", "peak_memory_mb")
+
+
+class NewerSchema(RecordError):
+    """A record or observation of a newer zsadbench."""
+
+
+class RecordWarning(UserWarning):
+    """A record or observation that was left out, or that was changed after it was written."""
+
+
+def timeless(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record or an observation without what differs from one time to the next, and without seals."""
+    return {key: value for key, value in content.items() if key not in _TIMES and key != "seal"}
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return content with a seal: the SHA-256 over everything else that it says."""
+    bare = {key: value for key, value in content.items() if key != "seal"}
+    return {**bare, "seal": digest_of(bare)}
+
+
+def is_sealed(content: Mapping[str, Any]) -> bool:
+    """Tell whether content is as it was written; schema 1 had no seal, so nothing can be broken there."""
+    return bool(content["schema"] < 2 or content.get("seal") == sealed(content)["seal"])
 
 
 def is_metric(name: str) -> bool:
@@ -128,7 +165,7 @@ def _check_schema(path: Path, content: Mapping[str, Any], remedy: str) -> None:
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         raise RecordError(f"{path}: has no schema number; {remedy}.")
     if schema > SCHEMA:
-        raise RecordError(
+        raise NewerSchema(
             f"{path}: has schema {schema}, this zsadbench reads up to {SCHEMA}; "
             "install a newer zsadbench (pip install --upgrade zsadbench)."
         )
@@ -151,7 +188,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     text = read_text(path, remedy)
     try:
         content = json.loads(text, parse_constant=_refuse_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: cut short or damaged ({error}); {remedy}.") from None
     if not isinstance(content, dict):
         raise RecordError(f"{path}: not a JSON object; {remedy}.")
@@ -182,26 +219,3 @@ def _scalar(value: Any) -> Any:
 def encode(content: Mapping[str, Any]) -> bytes:
     """Return JSON for people and programs alike."""
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def table(path: Path, first: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Return rows as CSV: the columns ``first``, which every row must have, then all others."""
-    rows = list(rows)
-    columns = list(dict.fromkeys([*first, *(key for row in rows for key in row)]))
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        if missing := [name for name in first if name not in row]:
-            raise RecordError(f"{path}: a row has no '{missing[0]}'; correct what is written.")
-        writer.writerow([_cell(row.get(name)) for name in columns])
-    return text.getvalue().encode()
-
-
-def _cell(value: Any) -> str:
-    """Return a value as text that reads back exactly; null is empty, a truth value is 0 or 1."""
-    if hasattr(value, "item"):
-        value = value.item()
-    if value is None:
-        return ""
-    return str(int(value)) if isinstance(value, bool) else str(value)

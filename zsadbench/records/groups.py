@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .files import UNKNOWN
+
 _SIZES = {"frame": "network input size", "native": "the masks' own size", "unknown": "unknown size"}
 METHOD_RULED = ("reference", "legacy200")
 """Protocols under which the evaluation size and the mask rule come from the method."""
@@ -17,6 +19,7 @@ class Group:
 
     ``rules`` are the evaluation rules as text.  Under the protocols ``reference`` and ``legacy200`` they
     are empty: there the size and mask rule belong to the method, as part of what is reproduced.
+    ``masks_digest`` is ``unknown`` for records of schema 1, which may stand beside each other alone.
     """
 
     dataset: str
@@ -27,6 +30,7 @@ class Group:
     metric_version: int
     dataset_digest: str
     contents_digest: str
+    masks_digest: str = UNKNOWN
 
     def differences(self, other: Group) -> list[str]:
         """Return in words what ``self`` has and ``other`` has not."""

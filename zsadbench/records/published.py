@@ -10,18 +10,20 @@ from decimal import Decimal
 from functools import cache
 from importlib import resources
 
-KINDS = ("paper", "author-log", "quoted", "rerun", "derived")
+KINDS = ("author-log", "paper", "quoted", "rerun", "derived")
 """How a number came to us, the most trusted first."""
 
 LEGACY_RULE = "legacy200"
 _FEW_SHOT = re.compile(r"\d+-shot")
+_WEIGHTS = re.compile(r"openai|laion\w+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Published:
     """One published figure; ``value`` in [0, 1], ``category`` is ``mean`` for a whole dataset.
 
-    ``rule`` tells for AUPRO whether it came from 200 thresholds (``legacy200``).
+    ``rule`` tells for AUPRO whether it came from 200 thresholds (``legacy200``); ``backbone`` and
+    ``image_size`` are empty where the source does not state them.
     """
 
     method: str
@@ -40,6 +42,34 @@ class Published:
     def rule_unknown(self) -> bool:
         """Whether the source does not say how its AUPRO was computed."""
         return _is_aupro(self.metric) and self.rule != LEGACY_RULE
+
+    @property
+    def architecture(self) -> str:
+        """The backbone's name as open_clip spells it; empty where it is not stated."""
+        name = self.backbone.partition(" ")[0]
+        return name.replace("/", "-").replace("@", "-").removesuffix("px")
+
+    @property
+    def weights(self) -> str:
+        """The start of the weights' tag; empty where it is not stated."""
+        found = _WEIGHTS.search(self.backbone.partition(" ")[2].replace("-", ""))
+        return found[0].lower() if found else ""
+
+    @property
+    def size(self) -> int | None:
+        """The network's input size; None where it is not stated."""
+        return int(self.image_size) if self.image_size else None
+
+    @property
+    def retrained(self) -> bool:
+        """Whether it is of a checkpoint that others trained."""
+        return self.variant.startswith("retrained")
+
+    @property
+    def about(self) -> str:
+        """What the figure was made with and where it stands."""
+        size = f"{self.image_size} px" if self.image_size else ""
+        return ", ".join(filter(None, [self.variant, self.backbone, size, self.source]))
 
 
 @cache
@@ -64,28 +94,32 @@ def published_numbers() -> tuple[Published, ...]:
     )
 
 
-def best_published(
+def published_figures(
     method: str, variant: str, dataset: str, category: str, metrics: Iterable[str], legacy: bool
-) -> dict[str, Published]:
-    """Return by metric the most trusted figure for a method and variant; of equals the first listed.
+) -> list[Published]:
+    """Return the figures of a method and variant, the most trusted first; equals as they are listed.
 
     A variant of ours has figures of its own name only (``clip@ac`` those of ``clip-ac``), the
     reference has the zero-shot ones.  An AUPRO from 200 thresholds is returned for ``legacy`` boards
     alone, every other AUPRO for exact ones alone.
     """
     wanted = set(metrics)
-    found: dict[str, Published] = {}
+    found = [
+        entry
+        for entry in _by_place().get((dataset, category), ())
+        if entry.metric in wanted
+        and _same_method(entry, method, variant)
+        and (not _is_aupro(entry.metric) or (entry.rule == LEGACY_RULE) == legacy)
+    ]
+    return sorted(found, key=lambda entry: (KINDS.index(entry.kind), bool(entry.variant)))
+
+
+@cache
+def _by_place() -> dict[tuple[str, str], list[Published]]:
+    places: dict[tuple[str, str], list[Published]] = {}
     for entry in published_numbers():
-        if (entry.dataset, entry.category) != (dataset, category) or entry.metric not in wanted:
-            continue
-        if not _same_method(entry, method, variant):
-            continue
-        if _is_aupro(entry.metric) and (entry.rule == LEGACY_RULE) != legacy:
-            continue
-        known = found.get(entry.metric)
-        if known is None or KINDS.index(entry.kind) < KINDS.index(known.kind):
-            found[entry.metric] = entry
-    return found
+        places.setdefault((entry.dataset, entry.category), []).append(entry)
+    return places
 
 
 def _is_aupro(metric: str) -> bool:

@@ -1,15 +1,14 @@
-"""Observations and records on disk: what was observed, and the numbers it gave under one protocol.
+"""Records on disk: the numbers an observation gave under one protocol.
 
 A run folder holds ``observation.json``; beside it every protocol has a folder with ``record.json``
 (the whole truth, full precision), ``categories.csv`` (the same numbers for a spreadsheet) and
-``images.csv`` (one row per image).  ``record.json`` is written last, so a record that exists is whole.
-Means over categories are computed when a record is read, never stored.
+``images.csv`` (one row per image).  ``record.json`` is written last and holds the digests of both tables,
+so a record that exists is whole.  Means over categories are computed when a record is read, never stored.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import hashlib
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,30 +19,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import RecordError
-from ..files import digest_of, write_atomic
+from ..files import digest_of, hash_file, write_atomic
 from .files import (
-    RERUN,
+    EDITED,
     RESCORE,
     SCHEMA,
-    check_observation,
+    UNKNOWN,
+    RecordWarning,
     check_record,
     encode,
     is_metric,
+    is_sealed,
     metric_order,
     plain,
     read_json,
-    read_text,
-    table,
+    sealed,
+    timeless,
 )
 from .groups import Group, rules_of, shared_rules
+from .tables import CATEGORIES_CSV, IMAGE_COLUMNS, IMAGES_CSV, ImageRow, read_images, table
 
-OBSERVATION, RECORD = "observation.json", "record.json"
-CATEGORIES_CSV, IMAGES_CSV = "categories.csv", "images.csv"
-IMAGE_COLUMNS = ("key", "category", "anomalous", "image_score", "map_min", "map_max")
-
-
-class RecordWarning(UserWarning):
-    """A record that could not be read and was left out."""
+RECORD = "record.json"
 
 
 class Mean(NamedTuple):
@@ -55,27 +51,21 @@ class Mean(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ImageRow:
-    """One image of a record; ``map_min`` and ``map_max`` are None where there is no map."""
-
-    key: str
-    category: str
-    anomalous: bool
-    image_score: float | None
-    map_min: float | None
-    map_max: float | None
-
-
-@dataclass(frozen=True)
 class Record:
-    """One method's numbers for one dataset under one protocol, as ``record.json`` holds them."""
+    """One method's numbers for one dataset under one protocol, as ``record.json`` holds them.
+
+    ``edited`` names the files that were changed after they were written: their seal is broken.  ``notes``
+    are what the user should be told of how this record came about.
+    """
 
     path: Path
     content: Mapping[str, Any] = field(repr=False)
+    edited: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def digest(self) -> str:
-        """Digest of the observation, the protocol and every number."""
+        """Digest of all that the record says, except times."""
         return str(self.content["record"])
 
     @property
@@ -103,6 +93,16 @@ class Record:
     def method(self) -> str:
         """``id`` or ``id@variant``."""
         return self.method_id if self.variant == "reference" else f"{self.method_id}@{self.variant}"
+
+    @property
+    def source_digest(self) -> str:
+        """SHA-256 of the file a user's method came from; empty for a method with a card."""
+        return str(self.observation["method"].get("source_sha256") or "")
+
+    @property
+    def masks_digest(self) -> str:
+        """Digest of the masks and how they are read; ``unknown`` where schema 1 did not keep it."""
+        return str(self.content.get("masks") or UNKNOWN)
 
     @property
     def backbone(self) -> str:
@@ -158,6 +158,7 @@ class Record:
             mask_positive=str(positive),
             rules=shared_rules(self.protocol["id"], self.rules),
             metric_version=int(self.content["metric_version"]),
+            masks_digest=self.masks_digest,
         )
 
     @property
@@ -218,10 +219,11 @@ class Record:
             "custom": self.protocol["id"] == "custom",
             "random weights": self.untrained,
             "incomplete": self.observation.get("complete") is False,
+            EDITED: bool(self.edited),
         }
         marks = [mark for mark, holds in found.items() if holds]
         extra = [str(mark) for mark in self.observation.get("marks") or ()]
-        return marks + [mark for mark in dict.fromkeys(extra) if mark not in found]
+        return list(dict.fromkeys(marks + [mark for mark in extra if mark == EDITED or mark not in found]))
 
     def value(self, category: str, metric: str) -> float | None:
         """Return one number in [0, 1], or None where it is undefined or was not computed."""
@@ -244,41 +246,14 @@ class Record:
         return read_images(self.path.parent)
 
 
-def write_observation(run_dir: Path, observation: Mapping[str, Any]) -> None:
-    """Write ``observation.json``; ``schema`` is filled in.
-
-    Raises:
-        RecordError: if a key is missing or of a wrong type, a number is not finite, or the folder
-            cannot be written.
-    """
-    path = run_dir / OBSERVATION
-    content = plain(path, {"schema": SCHEMA, **observation})
-    check_observation(path, content, "correct what is written")
-    write_atomic(path, encode(content))
-
-
-def read_observation(run_dir: Path) -> dict[str, Any]:
-    """Return the content of ``observation.json`` of a run folder.
-
-    Raises:
-        RecordError: if the file is missing, cut short, of another schema or lacks a key.
-    """
-    path = run_dir / OBSERVATION
-    content = read_json(path, RERUN)
-    check_observation(path, content, RERUN)
-    return content
-
-
 def record_digest(content: Mapping[str, Any]) -> str:
-    """Return the digest of a record: its observation, protocol and numbers, but no time or duration."""
-    return digest_of(
-        {
-            "observation": content["observation"]["observation"],
-            "protocol": content["protocol"],
-            "metric_version": content["metric_version"],
-            "categories": content["categories"],
-        }
-    )
+    """Return the digest of a record: all it says of observation, protocol and numbers, but no time."""
+    if content["schema"] < 2:
+        keys = ("protocol", "metric_version", "categories")
+        shown = {key: content[key] for key in keys}
+        return digest_of({"observation": content["observation"]["observation"], **shown})
+    bare = {key: value for key, value in timeless(content).items() if key != "record"}
+    return digest_of({**bare, "observation": timeless(content["observation"])})
 
 
 def write_record(
@@ -301,44 +276,59 @@ def write_record(
     now = datetime.now(UTC).isoformat(timespec="seconds")
     first = {"schema": SCHEMA, "record": ""}
     content = plain(path, first | {"created": now} | dict(record) | first)
-    remedy = "correct what is written"
-    check_record(path, content, remedy)
-    content["record"] = record_digest(content)
+    check_record(path, content, "correct what is written")
     rows = [{key: value for key, value in row.items() if key != "reasons"} for row in content["categories"]]
-    write_atomic(folder / IMAGES_CSV, table(folder / IMAGES_CSV, IMAGE_COLUMNS, images))
-    write_atomic(folder / CATEGORIES_CSV, table(folder / CATEGORIES_CSV, ("category",), rows))
+    tables = {
+        IMAGES_CSV: table(folder / IMAGES_CSV, IMAGE_COLUMNS, images),
+        CATEGORIES_CSV: table(folder / CATEGORIES_CSV, ("category",), rows),
+    }
+    digests = {name: hashlib.sha256(text).hexdigest() for name, text in tables.items()}
+    content["tables"] = digests
+    content["record"] = record_digest(content)
+    content = sealed(content)
+    if any(_digest(folder / name) not in (None, digest) for name, digest in digests.items()):
+        path.unlink(missing_ok=True)  # a record never stands over tables of another one
+    for name, text in tables.items():
+        write_atomic(folder / name, text)
     write_atomic(path, encode(content))
     return Record(path, content)
 
 
 def read_record(path: Path) -> Record:
-    """Return the record in a ``record.json``.
+    """Return the record in a ``record.json``; what was changed after it was written is in ``edited``.
 
     Raises:
-        RecordError: if the file is missing, cut short, of another schema, lacks a key, or does not
-            have the digest it was written with.
+        NewerSchema: if a newer zsadbench wrote it.
+        RecordError: if the file is missing, cut short, lacks a key, or is of schema 1 and does not have
+            the digest it was written with.
     """
     content = read_json(path, RESCORE)
     check_record(path, content, RESCORE)
-    if content["record"] != record_digest(content):
-        raise RecordError(f"{path}: was changed after it was written (its digest differs); {RESCORE}.")
-    return Record(path, content)
+    whole = is_sealed(content) and content["record"] == record_digest(content)
+    if content["schema"] < 2:
+        if not whole:
+            raise RecordError(f"{path}: was changed after it was written (its digest differs); {RESCORE}.")
+        return Record(path, content)
+    digests = content.get("tables") or dict.fromkeys((IMAGES_CSV, CATEGORIES_CSV), "")
+    tables = [name for name, digest in digests.items() if _digest(path.parent / name) != digest]
+    edited = ((path.name,) if not whole else ()) + tuple(tables)
+    return Record(path, content, edited, _edit_notes(path, edited))
 
 
-def read_images(folder: Path) -> list[ImageRow]:
-    """Return the rows of ``images.csv`` in a protocol's folder.
+def _edit_notes(path: Path, edited: Sequence[str]) -> tuple[str, ...]:
+    if not edited:
+        return ()
+    return (
+        f"{path}: {' and '.join(edited)} changed after it was written (the seal is broken), as its mark "
+        f"'{EDITED}' says; run `zsad score` on the run folder again, it needs no CLIP",
+    )
 
-    Raises:
-        RecordError: if the file is missing or has a row that cannot be read.
-    """
-    path = folder / IMAGES_CSV
-    reader = csv.DictReader(io.StringIO(read_text(path, RESCORE), newline=""))
-    if missing := set(IMAGE_COLUMNS) - set(reader.fieldnames or ()):
-        raise RecordError(f"{path}: the column '{min(missing)}' is missing; {RESCORE}.")
+
+def _digest(path: Path) -> str | None:
     try:
-        return [_image_row(row) for row in reader]
-    except (TypeError, ValueError, KeyError):
-        raise RecordError(f"{path}: line {reader.line_num} cannot be read; {RESCORE}.") from None
+        return hash_file(path)
+    except OSError:
+        return None
 
 
 def find_records(paths: Sequence[Path]) -> tuple[list[Record], list[str]]:
@@ -358,13 +348,13 @@ def find_records(paths: Sequence[Path]) -> tuple[list[Record], list[str]]:
 
 
 def load_records(paths: Sequence[Path]) -> list[Record]:
-    """Return the records at or below ``paths``; each that cannot be read is a :class:`RecordWarning`.
+    """Return the records at or below ``paths``; what is wrong with one is a :class:`RecordWarning`.
 
     Raises:
         RecordError: if a path does not exist or is a file of another name.
     """
     found, problems = find_records(paths)
-    for problem in problems:
+    for problem in [*problems, *(note for record in found for note in record.notes)]:
         warnings.warn(problem, RecordWarning, stacklevel=2)
     return found
 
@@ -377,13 +367,3 @@ def _files(path: Path) -> list[Path]:
     if path.name != RECORD:
         raise RecordError(f"{path}: not a record; name a folder of results or a {RECORD}.")
     return [path]
-
-
-def _image_row(row: Mapping[str, str]) -> ImageRow:
-    def number(name: str) -> float | None:
-        return float(row[name]) if row[name] else None
-
-    label = {"0": False, "1": True}[row["anomalous"]]
-    return ImageRow(
-        row["key"], row["category"], label, number("image_score"), number("map_min"), number("map_max")
-    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
-    from .engine import DTYPES, Encoder, Pass, Task, is_out_of_memory, observe, pick_device
+    from .engine import DTYPES, Encoder, Pass, Task, observe, pick_device
     from .foreign import score_maps, score_maps_record
     from .jobs import Request, find_samples
     from .run import execute, run
@@ -26,7 +26,6 @@ __all__ = [
     "execute",
     "find_samples",
     "held_checkpoints",
-    "is_out_of_memory",
     "observe",
     "pick_device",
     "run",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..clip import Clip, load_clip
-from ..errors import MethodError
+from ..errors import MethodError, is_out_of_memory
 from ..images import Loaded, stream, to_batch_images
 from ..inputs import Backbone, Batch, Preprocess
 from ..method import Evidence, Method, Observer
@@ -33,7 +33,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class Task:
-    """One method on one dataset: what is to be observed and where it goes."""
+    """One method on one dataset: what is to be observed and where it goes.
+
+    ``stored`` are the slices found on disk, without their tensors, ``missing`` those to be observed.
+    """
 
     name: str
     method: Method
@@ -41,15 +44,18 @@ class Task:
     store: EvidenceStore
     order_dependent: bool = False
     slices: list[range] = field(default_factory=list)
+    stored: dict[int, Slice] = field(default_factory=dict)
     missing: set[int] = field(default_factory=set)
     observer: Observer | None = None
     prepared: str | None = None
 
     def plan(self, samples: Sequence[Sample]) -> None:
-        """Cut the sample list in slices and find those not stored yet."""
+        """Cut the sample list in slices and find those stored already; failed images are tried again."""
         self.slices = plan(samples, whole_categories=self.order_dependent)
         keys = [[samples[i].key for i in part] for part in self.slices]
-        self.missing = {n for n, part in enumerate(keys) if not self.store.is_whole(n, part)}
+        found = {number: self.store.find(number, part) for number, part in enumerate(keys)}
+        self.stored = {number: part for number, part in found.items() if part}
+        self.missing = {number for number, part in found.items() if not part or part.failed}
 
 
 @dataclass
@@ -187,16 +193,6 @@ class Encoder:
         self.batch_size //= 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether an error says that the memory of a device or of the machine is used up."""
-    words = str(error).lower()
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "not enough memory" in words
-        or "allocate memory" in words
-    )
 
 
 def _to_rows(evidence: Evidence, batch: Batch, name: str) -> dict[str, Tensor]:

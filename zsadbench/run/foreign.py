@@ -16,6 +16,7 @@ from torch import Tensor
 from ..environment import environment
 from ..errors import RecordError
 from ..files import contents_digest, digest_of
+from ..metrics import as_real
 from ..records import Record, write_observation
 from ..scoring import Maps, frame, read_scores, score_all
 from ..scoring import protocol as make_protocol
@@ -112,7 +113,7 @@ class ForeignMaps:
     def own_size(self, row: int) -> None:
         """Return None: a foreign map is brought to the mask's own size."""
 
-    def render(self, row: int, size: tuple[int, int] | None) -> NDArray[np.float32]:
+    def render(self, row: int, size: tuple[int, int] | None) -> NDArray[np.floating[Any]]:
         """Return the map of a row, resized bilinearly (half-pixel centres) where the size differs."""
         values = read_map(self.files[self.keys[row]])
         if size is None or values.shape == size:
@@ -120,7 +121,7 @@ class ForeignMaps:
         import cv2
 
         resized = cv2.resize(values, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-        return np.asarray(resized, np.float32)
+        return np.asarray(resized)
 
     def image_scores(self, extrema: Tensor) -> Tensor:
         """Return the given scores, or the maximum of each map."""
@@ -129,8 +130,8 @@ class ForeignMaps:
         return torch.tensor([self.scores[key] for key in self.keys], dtype=torch.float64)
 
 
-def read_map(path: Path) -> NDArray[np.float32]:
-    """Return the map in a .npy, .npz, .tiff or .png file as float32 (H, W).
+def read_map(path: Path) -> NDArray[np.floating[Any]]:
+    """Return the map in a .npy, .npz, .tiff or .png file as reals (H, W): float64 where float32 cannot hold them.
 
     Raises:
         RecordError: if the file is damaged, holds no single map, or numbers that are not finite.
@@ -144,7 +145,7 @@ def read_map(path: Path) -> NDArray[np.float32]:
         raise RecordError(
             f"{path}: an anomaly map is one array of numbers (H, W); this is {values.dtype} {values.shape}"
         )
-    values = np.ascontiguousarray(values, dtype=np.float32)
+    values = as_real(values)
     if not np.isfinite(values).all():
         raise RecordError(f"{path}: the map holds numbers that are not finite; write it again")
     return values

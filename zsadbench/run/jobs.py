@@ -53,18 +53,27 @@ class Request:
     allow_missing: bool = False
     follow_outside: bool = False
     allow_seen: bool = False
+    verify: bool = False
     quiet: bool = False
+    progress: str = "auto"
 
 
 @dataclass
 class Job:
-    """One method (and seed) of a run."""
+    """One method (and seed) of a run.
+
+    ``identity`` is what its digest covers, ``copies`` the slices to take over from other observations;
+    it is ``finished`` when its observation on disk is complete and agrees with the evidence.
+    """
 
     resolved: Resolved
     task: Task
     run_dir: Path
     observation: dict[str, Any]
     map_settings: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    copies: dict[int, EvidenceStore] = field(default_factory=dict)
+    finished: bool = False
 
 
 def find_samples(spec: str, request: Request) -> tuple[Dataset, list[str]]:
@@ -172,12 +181,13 @@ def make_job(
         "checkpoint": checkpoint,
         "dataset": describe_dataset(data, spec, skipped, request),
         "wordings": words,
+        "prompts": request.prompts.name if request.prompts else "",
         "failed": [],
         "seed": seed,
         "marks": marks_of(resolved.parameters.get("checkpoint") or "", data),
         "complete": False,
     }
-    return Job(resolved, task, run_dir, observation, changes)
+    return Job(resolved, task, run_dir, observation, changes, identity)
 
 
 def _describe_method(resolved: Resolved) -> dict[str, Any]:

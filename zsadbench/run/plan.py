@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from ..clip import find_seconds
 from ..errors import MethodError, UsageError, ZsadError, suggest
 from ..method import Resolved, method_cards, parse_spec, places, resolve
+from ..records import Contents
 from ..samples import Dataset
+from .found import find
 from .jobs import Job, Request, list_samples, make_job, usable
 from .zeroshot import FOLDER, checkpoints_for, refuse_seen, trained_on
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A dataset and its jobs, the methods left out with the reason, and what was noticed on the way."""
+    """A dataset, its files and jobs, the methods left out with the reason, and what was noticed."""
 
     data: Dataset
+    contents: Contents
     jobs: tuple[Job, ...]
     skipped: Mapping[str, str]
     notes: tuple[str, ...]
@@ -52,9 +55,10 @@ def _plan(chosen: Sequence[str], everything: bool, spec: str, request: Request) 
     jobs = list({job.run_dir: job for job in jobs}.values())
     asked = data.backbone_or(request.backbone)
     notes = [f"{data.id}: {note}" for note in (*data.notes, *warnings)] + _choices(jobs, request, asked)
+    contents = Contents(data, verify=request.verify, workers=request.workers)
     for job in jobs:
-        job.task.plan(data.samples)
-    return Plan(data, tuple(jobs), skipped, tuple(notes))
+        notes += find(job, data, contents)
+    return Plan(data, contents, tuple(jobs), skipped, tuple(notes))
 
 
 def _choices(jobs: Sequence[Job], request: Request, asked: str | None) -> list[str]:

@@ -16,10 +16,10 @@ from ..errors import UsageError, suggest
 from ..files import contents_digest
 from ..inputs import Backbone
 from ..progress import Progress
-from ..records import Record, read_observation, write_observation
-from ..samples import Dataset
+from ..records import Record, find_records, write_observation
 from ..scoring import EvaluationProtocol, frame, rules_for, score_observation
 from .engine import DTYPES, Encoder, observe, peak_memory_mb, pick_device
+from .found import observed
 from .jobs import Job, Request
 from .plan import Plan, plan_run
 
@@ -82,7 +82,8 @@ def execute(
         for note in outcome.notes:
             say(note)
     clips: dict[Backbone, Clip] = {}
-    with Progress([(plan.title, plan.images) for plan in plans], quiet=request.quiet) as progress:
+    parts = [(plan.title, plan.images) for plan in plans]
+    with Progress(parts, quiet=request.quiet, form=request.progress) as progress:
         for plan in plans:
             outcome.skipped |= plan.skipped
             encoder = Encoder(
@@ -94,8 +95,11 @@ def execute(
             )
             _observe(plan, request, encoder, progress, stop)
             for job in plan.jobs:
+                if stop and stop.is_set():
+                    raise KeyboardInterrupt
                 progress.say(f"{plan.data.id}: scoring {job.task.name}")
-                outcome.records.append(_score(job, plan.data, request))
+                outcome.records.append(_score(job, plan, request))
+                outcome.notes += _score_others_again(job, plan, request)
                 outcome.failed |= {item["key"]: item["reason"] for item in job.observation["failed"]}
     return outcome
 
@@ -104,46 +108,83 @@ def _observe(
     plan: Plan, request: Request, encoder: Encoder, progress: Progress, stop: threading.Event | None
 ) -> None:
     data, about = plan.data, environment(encoder.device, request.dtype)
-    todo = [job for job in plan.jobs if job.task.missing]
+    todo = [job for job in plan.jobs if not job.finished]
+    encoded = [job for job in todo if job.task.missing]
+    for job in encoded:
+        job.observation |= {"environment": about, "created": _now(), "batch_size": encoder.batch_size}
     for job in todo:
-        job.observation |= {"environment": about, "created": _now()}
+        job.observation = {"environment": about, "created": _now(), **job.observation, "complete": False}
         write_observation(job.run_dir, job.observation)
+        for number, donor in job.copies.items():
+            job.task.store.copy(number, donor)
+    for job in encoded:
         encoder.prepare(job.task, data.categories[0])  # what cannot run says so before the first image
     start = time.perf_counter()
     orient = data.masks == "none"
-    observe(encoder.tasks, data.samples, encoder, progress, workers=request.workers, orient=orient, stop=stop)
-    encoder.report.seconds["total"] = time.perf_counter() - start
-    for job in plan.jobs:
-        if job in todo:
-            _finish(job, encoder)
-        else:
-            job.observation = read_observation(job.run_dir)
+    try:
+        observe(
+            encoder.tasks, data.samples, encoder, progress, workers=request.workers, orient=orient, stop=stop
+        )
+    finally:
+        encoder.report.seconds["total"] = time.perf_counter() - start
+        for job in todo:
+            _remember(job, plan)
+    for job in todo:
+        _finish(job, encoder if job in encoded else None)
 
 
-def _finish(job: Job, encoder: Encoder) -> None:
-    """Complete the observation with what the pass found and write it."""
-    report = encoder.report
-    hashes: dict[str, str] = {}
-    failed: dict[str, str] = {}
-    for number in range(len(job.task.slices)):
-        part = job.task.store.read(number)
-        hashes |= dict(zip(part.keys, part.hashes, strict=True))
-        failed |= part.failed
+def _remember(job: Job, plan: Plan) -> None:
+    """Keep what is known of the images whose evidence is stored, after an interrupt too."""
+    missing = job.task.missing
+    job.task.plan(plan.data.samples)
+    job.task.missing = missing
+    plan.contents.learn(observed(job)[0])
+    plan.contents.keep(job.run_dir)
+
+
+def _finish(job: Job, encoder: Encoder | None) -> None:
+    """Complete the observation with what its evidence and the pass say, and write it."""
+    hashes, failed = observed(job)
     job.observation["dataset"]["contents"] = contents_digest(hashes)
     job.observation |= {
         "failed": [{"key": key, "reason": reason} for key, reason in failed.items()],
-        "seconds": {name: round(seconds, 4) for name, seconds in report.seconds.items()},
-        "images_per_second": round(report.images / max(report.seconds["total"], 1e-9), 3),
-        "batch_size": report.batch_size,
-        "peak_memory_mb": round(peak_memory_mb(encoder.device), 1),
         "complete": True,
     }
-    write_observation(job.run_dir, job.observation)
+    if encoder:
+        report = encoder.report
+        job.observation |= {
+            "seconds": {name: round(seconds, 4) for name, seconds in report.seconds.items()},
+            "images_per_second": round(report.images / max(report.seconds["total"], 1e-9), 3),
+            "batch_size": report.batch_size,
+            "peak_memory_mb": round(peak_memory_mb(encoder.device), 1),
+        }
+    job.observation = write_observation(job.run_dir, job.observation)
 
 
-def _score(job: Job, data: Dataset, request: Request) -> Record:
-    rules = _rules(job, request)
-    return score_observation(job.run_dir, job.observation, job.resolved, data, rules, workers=request.workers)
+def _score(job: Job, plan: Plan, request: Request, rules: EvaluationProtocol | None = None) -> Record:
+    rules = rules or _rules(job, request)
+    return score_observation(
+        job.run_dir,
+        job.observation,
+        job.resolved,
+        plan.data,
+        rules,
+        workers=request.workers,
+        contents=plan.contents,
+    )
+
+
+def _score_others_again(job: Job, plan: Plan, request: Request) -> list[str]:
+    """Score under their own rules the records that stand over other evidence than there is now.
+
+    That happens where an image failed at first, or a damaged slice was observed again.
+    """
+    found, _ = find_records([job.run_dir])
+    contents = job.observation["dataset"]["contents"]
+    stale = [record for record in found if record.observation["dataset"]["contents"] != contents]
+    for record in stale:
+        _score(job, plan, request, EvaluationProtocol.of(record.protocol))
+    return [f"{record.path.parent}: its evidence has changed, so it was scored again" for record in stale]
 
 
 def _rules(job: Job, request: Request) -> EvaluationProtocol:

@@ -24,7 +24,8 @@ from ..records import Slice, select_rows
 from ..samples import Dataset, Sample
 from .protocol import MASK_RULES, EvaluationProtocol
 
-Map = NDArray[np.float32]
+Map = NDArray[np.floating[Any]]
+"""float32, or float64 where a map of other code needs it."""
 
 
 class Maps(Protocol):
@@ -67,11 +68,12 @@ class EvidenceMaps:
         """Return one map."""
         with exact_maps(self.exact):
             maps = self.method.maps(select_rows(self.evidence, [row]), size or self.own_size(row))
-        return maps[0].numpy()
+        rendered: Map = maps[0].numpy()
+        return rendered
 
     def image_scores(self, extrema: Tensor) -> Tensor:
         """Return the method's image scores of the category."""
-        return self.method.image_scores(self.evidence, extrema)
+        return self.method.image_scores(self.evidence, extrema.float())
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def score_category(
     """
     known = {sample.key: sample for sample in samples}
     labels = np.array([known[key].anomalous for key in maps.keys], dtype=bool)
-    extrema = torch.zeros(len(labels), 2)
+    extrema = torch.zeros(len(labels), 2, dtype=torch.float64)
     reader = MapReader(rules, maps, known, dataset)
     pixels = None
     if dataset.masks != "none":
@@ -142,6 +144,8 @@ class MapReader:
         self.rules, self.maps, self.known, self.dataset = rules, maps, known, dataset
         self.rows = {key: row for row, key in enumerate(maps.keys)}
         self.sizes: dict[int, tuple[int, int]] = {}
+        self.kind = np.dtype(np.float32)
+        """The float type that holds every map visited so far."""
         self.vanished: set[str] = set()
         """Images visited so far of whose defect nothing is left at the evaluation size."""
 
@@ -169,6 +173,7 @@ class MapReader:
         for row, (one, mask) in zip(
             order, ahead(self.read, order, workers or default_workers()), strict=True
         ):
+            self.kind = np.promote_types(self.kind, one.dtype)
             yield row, one, mask
 
     def read(self, row: int) -> tuple[Map, NDArray[np.bool_] | None]:
@@ -207,9 +212,8 @@ def _pixel_values(
     """Return pixel metrics and reasons; under a legacy protocol AUPRO comes from 200 thresholds."""
     values, reasons = exact.compute(), dict(exact.reasons())
     if rules.legacy:
-        legacy = LegacyAupro(
-            float(extrema[:, 0].min()), float(extrema[:, 1].max()), connectivity=rules.connectivity
-        )
+        low, high = float(extrema[:, 0].min()), float(extrema[:, 1].max())
+        legacy = LegacyAupro(low, high, reader.kind, connectivity=rules.connectivity)
         for one, mask in map(reader.read, range(len(extrema))):
             if mask is not None:
                 legacy.update(one, mask)

@@ -5,17 +5,30 @@ from __future__ import annotations
 import csv
 import dataclasses
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data import load_dataset, subset
 from ..errors import RecordError, UsageError, suggest
+from ..files import contents_digest
 from ..method import Resolved, flattened, override, resolve
 from ..metrics import METRIC_VERSION
-from ..records import EvidenceStore, Record, Slice, by_category, plan, read_observation, write_record
+from ..records import (
+    EDITED,
+    OBSERVATION,
+    Contents,
+    EvidenceStore,
+    Record,
+    Slice,
+    by_category,
+    plan,
+    read_observation,
+    write_record,
+)
 from ..samples import Dataset, Sample
 from .category import CategoryScores, EvidenceMaps, MapReader, Maps, score_category
+from .masks import Masks
 from .protocol import EvaluationProtocol, protocol
 
 if TYPE_CHECKING:
@@ -35,16 +48,32 @@ def score_observation(
     rules: EvaluationProtocol,
     *,
     workers: int | None = None,
+    contents: Contents | None = None,
 ) -> Record:
     """Score the evidence in ``run_dir`` under ``rules`` and write its record.
 
+    ``contents`` is what is known of the dataset's files, where that was found out already.
+
     Raises:
-        RecordError: if evidence is missing or damaged, or the record cannot be written.
+        RecordError: if evidence is missing, damaged or of other images than the observation says, or the
+            record cannot be written.
         DatasetError: if a mask cannot be read.
     """
     stored = StoredMaps(run_dir, resolved, dataset, rules)
-    maps = ((category, stored.reader(category).maps) for category in stored.categories)
-    return score_all(run_dir, observation, dataset, rules, maps, workers)
+
+    def maps() -> Iterator[tuple[str, Maps]]:
+        hashes: dict[str, str] = {}
+        for category in stored.categories:
+            part = stored.part(category)
+            hashes |= dict(zip(part.keys, part.hashes, strict=True))
+            yield category, stored.rendered(part)
+        if contents_digest(hashes) != observation["dataset"]["contents"]:
+            raise RecordError(
+                f"{run_dir}: its evidence is of other images than {OBSERVATION} says; repeat the zsad run "
+                "command, it sets that right"
+            )
+
+    return score_all(run_dir, observation, dataset, rules, maps(), workers, contents)
 
 
 class StoredMaps:
@@ -93,9 +122,13 @@ class StoredMaps:
             )
         return part
 
+    def rendered(self, part: Slice) -> EvidenceMaps:
+        """Return the maps of evidence."""
+        return EvidenceMaps(self.method, part, self.rules.exact_maps)
+
     def reader(self, category: str) -> MapReader:
         """Return the maps and masks of a category."""
-        maps = EvidenceMaps(self.method, self.part(category), self.rules.exact_maps)
+        maps = self.rendered(self.part(category))
         known = {sample.key: sample for sample in self.dataset.samples if sample.category == category}
         return MapReader(self.rules, maps, known, self.dataset)
 
@@ -107,13 +140,22 @@ def score_all(
     rules: EvaluationProtocol,
     categories: Iterable[tuple[str, Maps]],
     workers: int | None,
+    contents: Contents | None = None,
 ) -> Record:
     """Score the maps of every category and write the record into ``run_dir``.
+
+    The record keeps the digest of every mask; where one has changed since the protocol was scored last, the
+    record has a note that says so.
 
     Raises:
         RecordError: if no category has a map, or the record cannot be written.
     """
     start = time.perf_counter()
+    if contents is None:
+        contents = Contents(dataset)
+        contents.recall(run_dir)
+    masks = Masks(dataset, contents)
+    notes = masks.changes(run_dir / rules.folder)
     samples: dict[str, list[Sample]] = {}
     for sample in dataset.samples:
         samples.setdefault(sample.category, []).append(sample)
@@ -127,11 +169,15 @@ def score_all(
         "observation": dict(observation),
         "protocol": rules.describe() | {"mask_positive": str(dataset.mask_positive)},
         "metric_version": METRIC_VERSION,
+        "masks": masks.digest,
         "categories": [scores.row for scores in done],
         "warnings": [warning for scores in done for warning in scores.warnings],
         "seconds": {"score": time.perf_counter() - start},
     }
-    return write_record(run_dir, rules.folder, record, [row for scores in done for row in scores.images])
+    rows = [masks.beside(row) for scores in done for row in scores.images]
+    written = write_record(run_dir, rules.folder, record, rows)
+    contents.keep(run_dir)
+    return dataclasses.replace(written, notes=notes)
 
 
 def score(
@@ -189,7 +235,11 @@ def score_run(
     changes = map_settings(resolved, settings)
     dataset = observed_dataset(observation, data)
     rules = rules_for(resolved, name, {**options, "map_parameters": changes})
-    return score_observation(run_dir, observation, resolved, dataset, rules, workers=workers)
+    record = score_observation(run_dir, observation, resolved, dataset, rules, workers=workers)
+    if EDITED not in (observation.get("marks") or ()):
+        return record
+    note = f"{run_dir / OBSERVATION}: was changed after it was written; repeat the zsad run command"
+    return dataclasses.replace(record, notes=(*record.notes, note))
 
 
 def map_settings(resolved: Resolved, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,10 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import MethodError, UsageError
+from ..errors import MethodError, UsageError, is_out_of_memory
 from ..files import write_atomic
 from ..progress import PLAIN_EVERY_SECONDS
-from ..run import is_out_of_memory
 from .feeder import Feeder
 from .stages import Stage
 

@@ -57,6 +57,7 @@ class TrainRequest:
     skip_bad: bool = False
     allow_missing: bool = False
     quiet: bool = False
+    progress: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def execute(spec: str, datasets: Sequence[str], out: Path, request: TrainRequest
 
     count = sum(len(one.samples) for one in data)
     parts = [(f"{resolved.id} on {about.dataset}", images_left(stages, begin, count))]
-    with Progress(parts, quiet=request.quiet) as progress:
+    with Progress(parts, quiet=request.quiet, form=request.progress) as progress:
         feeder = _feeder(resolved, data, device, recipe.seed, out.parent, request, progress)
         losses = fit(stages, feeder, begin, finished, progress)
     save_checkpoint(out, learned(stages), dataclasses.replace(about, epoch=last.epochs))

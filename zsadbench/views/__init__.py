@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .inspect import describe, inspect_image, write_map
     from .overlay import heat, write_png
     from .predict import as_json, find_images, parse_scale, predict
-    from .predictor import DEFAULT_WORDS, Prediction, Predictor, Setup, shown
+    from .predictor import DEFAULT_WORDS, Prediction, Predictor, Setup
     from .replay import CategoryMaps, Replay
     from .report import build_report
     from .tiles import parse_roi
@@ -46,7 +46,6 @@ __all__ = [
     "predict",
     "qualitative_figure",
     "read_threshold",
-    "shown",
     "write_map",
     "write_png",
     "write_threshold",

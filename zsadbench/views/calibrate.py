@@ -13,7 +13,8 @@ from typing import Any
 
 from ..errors import RecordError, UsageError
 from ..files import write_atomic
-from .predictor import Predictor, shown
+from ..text import terminal
+from .predictor import Predictor
 
 KIND = "zsad threshold"
 SCHEMA = 1
@@ -123,22 +124,22 @@ def read_threshold(path: Path) -> Threshold:
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise RecordError(f"{shown(path)}: no such threshold file; {remedy}") from None
+        raise RecordError(f"{terminal(path)}: no such threshold file; {remedy}") from None
     except (OSError, ValueError) as error:
-        raise RecordError(f"{shown(path)}: cannot be read ({error}); {remedy}") from None
+        raise RecordError(f"{terminal(path)}: cannot be read ({error}); {remedy}") from None
     if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise RecordError(f"{shown(path)}: no threshold of zsad calibrate; {remedy}")
+        raise RecordError(f"{terminal(path)}: no threshold of zsad calibrate; {remedy}")
     if content.get("schema") != SCHEMA:
         raise RecordError(
-            f"{shown(path)}: schema {content.get('schema')}, this version reads {SCHEMA}; {remedy}"
+            f"{terminal(path)}: schema {content.get('schema')}, this version reads {SCHEMA}; {remedy}"
         )
     try:
         numbers = {name: float(content[name]) for name in ("value", "fpr", "reached", "upper")}
         images, identity = int(content["images"]), dict(content["identity"])
     except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{shown(path)}: incomplete or damaged ({error!r}); {remedy}") from None
+        raise RecordError(f"{terminal(path)}: incomplete or damaged ({error!r}); {remedy}") from None
     if not math.isfinite(numbers["value"]) or images < 1:
-        raise RecordError(f"{shown(path)}: holds no finite threshold of one image or more; {remedy}")
+        raise RecordError(f"{terminal(path)}: holds no finite threshold of one image or more; {remedy}")
     return Threshold(**numbers, images=images, identity=identity)
 
 
@@ -151,7 +152,7 @@ def check_fits(threshold: Threshold, predictor: Predictor, path: Path) -> None:
     found = differences(threshold.identity, predictor.identity())
     if found:
         raise UsageError(
-            f"{shown(path)}: found with {'; '.join(found)}. Give the same options, or calibrate again"
+            f"{terminal(path)}: found with {'; '.join(found)}. Give the same options, or calibrate again"
         )
 
 

@@ -23,8 +23,8 @@ from ..records import (
     select_rows,
 )
 from ..scoring import EvidenceMaps, restore
+from ..text import terminal
 from .overlay import Scale, draw_scale, heat, resized, write_png
-from .predictor import shown
 
 NEIGHBOURS = 2
 """Images shown on either side in the ranking of a category."""
@@ -54,7 +54,7 @@ def inspect_image(run_dir: Path, key: str, protocol: str | None = None) -> dict[
         raise _unknown(run_dir, key, rows, observation)
     part = _find(run_dir, key) if _has_evidence(observation) else None
     return {
-        "run": shown(run_dir),
+        "run": terminal(run_dir),
         "method": record.method,
         "dataset": record.dataset,
         "protocol": record.path.parent.name,
@@ -81,7 +81,7 @@ def write_map(run_dir: Path, found: Mapping[str, Any], out: Path) -> Path:
     """
     observation = read_observation(run_dir)
     if not _has_evidence(observation):
-        raise RecordError(f"{shown(run_dir)}: foreign maps leave no evidence; look at the maps themselves")
+        raise RecordError(f"{terminal(run_dir)}: foreign maps leave no evidence; look at the maps themselves")
     record = _record(run_dir, found["protocol"])
     part, resolved = _find(run_dir, found["key"]), restore(observation)
     said = record.protocol
@@ -105,7 +105,7 @@ def describe(found: Mapping[str, Any]) -> list[str]:
     """Return what ``inspect_image`` found as lines of text."""
     lines = [
         f"{found['method']} on {found['dataset']}, protocol {found['protocol']}",
-        f"image     {shown(found['key'])}",
+        f"image     {terminal(found['key'])}",
         f"category  {found['category']} (words: {found['words'] or '-'})",
         f"label     {found['label']}",
         f"score     {_number(found['score'])}",
@@ -124,10 +124,10 @@ def _record(run_dir: Path, protocol: str | None) -> Record:
     names = sorted(path.parent.name for path in run_dir.glob(f"*/{RECORD}"))
     if not names:
         raise RecordError(
-            f"{shown(run_dir)}: has no record yet; repeat the zsad run command, or zsad score it"
+            f"{terminal(run_dir)}: has no record yet; repeat the zsad run command, or zsad score it"
         )
     if protocol is not None and protocol not in names:
-        raise UsageError(f"{shown(run_dir)}: was not scored under '{protocol}'.{suggest(protocol, names)}")
+        raise UsageError(f"{terminal(run_dir)}: was not scored under '{protocol}'.{suggest(protocol, names)}")
     name = protocol or ("reference" if "reference" in names else names[0])
     return read_record(run_dir / name / RECORD)
 
@@ -137,10 +137,10 @@ def _unknown(
 ) -> UsageError | RecordError:
     for failed in observation["failed"]:
         if failed["key"] == key:
-            return RecordError(f"{shown(run_dir)}: this image could not be read: {failed['reason']}")
+            return RecordError(f"{terminal(run_dir)}: this image could not be read: {failed['reason']}")
     if not key:
-        return UsageError(f"name an image with --key, such as --key {shown(next(iter(rows), 'KEY'))}")
-    return UsageError(f"{shown(run_dir)}: has no image '{shown(key)}'.{suggest(key, rows)}")
+        return UsageError(f"name an image with --key, such as --key {terminal(next(iter(rows), 'KEY'))}")
+    return UsageError(f"{terminal(run_dir)}: has no image '{terminal(key)}'.{suggest(key, rows)}")
 
 
 def _has_evidence(observation: Mapping[str, Any]) -> bool:
@@ -155,7 +155,7 @@ def _find(run_dir: Path, key: str) -> Slice:
         if key in part.keys:
             row = part.keys.index(key)
             return Slice(select_rows(part.evidence, [row]), [key], [part.hashes[row]])
-    raise RecordError(f"{shown(run_dir)}: no evidence of {shown(key)}; repeat the zsad run command")
+    raise RecordError(f"{terminal(run_dir)}: no evidence of {terminal(key)}; repeat the zsad run command")
 
 
 def ranking(row: ImageRow, category: Sequence[ImageRow]) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _number(value: float | None) -> str:
 
 
 def _pointed(neighbour: Mapping[str, Any]) -> str:
-    return shown(neighbour["key"]) + ("  <" if neighbour["self"] else "")
+    return terminal(neighbour["key"]) + ("  <" if neighbour["self"] else "")
 
 
 def _evidence_text(entry: Any) -> str:

@@ -19,8 +19,9 @@ from ..errors import DatasetError, RecordError, UsageError
 from ..images import decode, to_rgb
 from ..progress import Progress
 from ..records import EvidenceStore
+from ..text import terminal
 from .overlay import Scale, draw_scale, overlay, write_png
-from .predictor import Prediction, Predictor, shown
+from .predictor import Prediction, Predictor
 
 SOFTWARE = "zsadbench"
 """What an overlay says of who wrote it."""
@@ -46,7 +47,7 @@ def find_images(
                 next(path.iterdir(), None)
             except OSError as error:
                 raise DatasetError(
-                    f"{shown(path)}: the folder cannot be read ({error.strerror}); check its permissions"
+                    f"{terminal(path)}: the folder cannot be read ({error.strerror}); check its permissions"
                 ) from None
     listed, notes = list_images(paths)
     found = [path for path in dict.fromkeys(listed) if not _is_overlay_below(path, paths)]
@@ -59,7 +60,7 @@ def find_images(
             say(note)
     if out is not None and out.resolve() in {path.resolve().parent for path in found}:
         raise UsageError(
-            f"--out {shown(out)}: the images lie there too, and overlays could replace them; name another"
+            f"--out {terminal(out)}: the images lie there too, and overlays could replace them; name another"
         )
     return found
 
@@ -121,16 +122,16 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecordError(
-            f"{shown(folder)}: the folder cannot be made ({error.strerror}); name another with --out"
+            f"{terminal(folder)}: the folder cannot be made ({error.strerror}); name another with --out"
         ) from None
 
 
 def paint(prediction: Prediction, values: NDArray[np.float32], scale: Scale, path: Path) -> Prediction:
     """Write the overlay of one image to ``path``; where the scale bar finds no room, a note says so."""
     if prediction.tiles is None:
-        raise UsageError(f"{shown(prediction.path)}: has no map, because {prediction.error}")
+        raise UsageError(f"{terminal(prediction.path)}: has no map, because {prediction.error}")
     corner = prediction.tiles.region[:2]
-    photo = to_rgb(decode(prediction.path, name=shown(prediction.path), orient=True))
+    photo = to_rgb(decode(prediction.path, name=terminal(prediction.path), orient=True))
     picture = overlay(photo, values, scale, corner)
     notes = prediction.notes
     if not draw_scale(picture, values, scale, corner):
@@ -180,7 +181,7 @@ def as_json(
         "threshold": threshold,
         "images": [
             {
-                "path": shown(prediction.path),
+                "path": terminal(prediction.path),
                 "sha256": prediction.sha256,
                 "height": prediction.size[0] or None,
                 "width": prediction.size[1] or None,
@@ -189,7 +190,7 @@ def as_json(
                 "map_min": prediction.extremes[0] if prediction.error is None else None,
                 "map_max": prediction.extremes[1] if prediction.error is None else None,
                 "tiles": len(prediction.tiles.boxes) if prediction.tiles else 0,
-                "overlay": shown(prediction.overlay) if prediction.overlay else None,
+                "overlay": terminal(prediction.overlay) if prediction.overlay else None,
                 "notes": list(prediction.notes),
                 "error": prediction.error,
             }

@@ -28,6 +28,7 @@ from ..records import EvidenceStore, Slice, select_rows
 from ..run import DTYPES, Encoder, Task, pick_device, trained_on
 from ..samples import Sample
 from ..scoring import EvidenceMaps
+from ..text import terminal
 from .overlay import Scale, resized
 from .tiles import Box, Tiling, tiling
 
@@ -111,7 +112,7 @@ class Predictor:
 
         An image that cannot be read becomes a prediction with ``error`` and no evidence.
         """
-        samples = [Sample(shown(path.name), self.words, False, path, None) for path in paths]
+        samples = [Sample(terminal(path.name), self.words, False, path, None) for path in paths]
         cut = self.setup.tile or self.setup.roi
         for loaded, tiles, part in self._in_parts(samples) if cut else self._whole(samples):
             yield self._predicted(loaded, tiles, part), part
@@ -187,7 +188,7 @@ class Predictor:
     def map_of(self, prediction: Prediction, part: Slice) -> NDArray[np.float32]:
         """Return the map of an image's region in pixels of the image: bilinear, tiles blended."""
         if prediction.tiles is None:
-            raise UsageError(f"{shown(prediction.path)}: has no map, because {prediction.error}")
+            raise UsageError(f"{terminal(prediction.path)}: has no map, because {prediction.error}")
         sides = [(bottom - top, right - left) for left, top, right, bottom in prediction.tiles.boxes]
         maps = zip(self.maps(part), sides, strict=True)
         return prediction.tiles.blend(resized(one, side) for one, side in maps)
@@ -232,11 +233,6 @@ class Predictor:
             "weights": self.weights.tag,
             "environment": environment(self.encoder.device, self.setup.dtype),
         }
-
-
-def shown(path: Path | str) -> str:
-    """Return a path as text that any terminal and JSON reader takes: odd characters as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
 
 
 def _check(setup: Setup) -> None:
