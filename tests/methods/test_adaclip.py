@@ -264,7 +264,10 @@ def test_import_of_the_flat_file_with_its_prefix(tmp_path: Path) -> None:
         ({PREFIX + "cls_token_layer.head.0.bias": None}, "1 missing"),
         ({"text_prompter.static_prompts.0": torch.ones(5, 128)}, "1 surplus"),
         ({PREFIX + "text_prompter.static_prompts.0": torch.ones(4, 128)}, "is 4 x 128 in the file, 5 x 128"),
-        ({PREFIX + "text_prompter.static_prompts.0": torch.full((5, 128), torch.nan)}, "infinite or undefined"),
+        (
+            {PREFIX + "text_prompter.static_prompts.0": torch.full((5, 128), torch.nan)},
+            "infinite or undefined",
+        ),
     ):
         whole = {PREFIX + name: value for name, value in tensors.items()} | change
         torch.save({name: value for name, value in whole.items() if value is not None}, file)

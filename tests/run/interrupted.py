@@ -18,6 +18,8 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Any
@@ -182,10 +184,10 @@ def main(work: Path) -> None:
     checkout_state()
     towers = tiny.clip("tiny-l14")
 
-    def load(backbone: Backbone, device: torch.device, dtype: torch.dtype) -> Clip:
+    def load(backbone: Backbone, device: torch.device | str, dtype: torch.dtype) -> Clip:
         return towers
 
-    engine.load_clip = load
+    vars(engine)["load_clip"] = load
     evidence.SLICE = SLICE
     gc.collect()
     gc.freeze()  # children share what is there already
@@ -200,7 +202,7 @@ def main(work: Path) -> None:
             if at % every:
                 continue
             out = work / f"{how}-{at}"
-            code = child(lambda out=out, how=how, at=at: interrupted(data, out, how, at))
+            code = child(partial(interrupted, data, out, how, at))
             report(how, name.replace(str(out), ""), code, data, out, whole)
     evidence.SLICE = 64
     assert child(lambda: run(data, work / "whole-64")) == 0

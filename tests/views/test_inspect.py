@@ -140,7 +140,7 @@ def test_unknown_names_suggest(run_dir: Path) -> None:
         inspect_image(run_dir, "")
     with pytest.raises(UsageError, match=r"was not scored under 'referenc'\. Did you mean 'reference'"):
         inspect_image(run_dir, KEY, "referenc")
-    with pytest.raises(RecordError, match="gone: not the folder of a run, it has no observation.json"):
+    with pytest.raises(RecordError, match=r"gone: not the folder of a run, it has no observation\.json"):
         inspect_image(run_dir / "gone", KEY)
 
 

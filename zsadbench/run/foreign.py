@@ -131,7 +131,9 @@ class ForeignMaps:
 
 
 def read_map(path: Path) -> NDArray[np.floating[Any]]:
-    """Return the map in a .npy, .npz, .tiff or .png file as reals (H, W): float64 where float32 cannot hold them.
+    """Return the map in a .npy, .npz, .tiff or .png file as reals (H, W).
+
+    They are float64 where float32 cannot hold them.
 
     Raises:
         RecordError: if the file is damaged, holds no single map, or numbers that are not finite.

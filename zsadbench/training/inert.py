@@ -77,9 +77,7 @@ def read_inert(path: Path) -> dict[str, dict[str, Tensor]]:
 def _root(archive: zipfile.ZipFile) -> tuple[Any, str]:
     names = [item for item in archive.infolist() if item.filename.endswith("/data.pkl")]
     if len(names) != 1 or names[0].file_size > LARGEST:
-        raise WeightsError(
-            "not one pickle of a sensible size; give a complete file that torch.save wrote"
-        )
+        raise WeightsError("not one pickle of a sensible size; give a complete file that torch.save wrote")
     with archive.open(names[0]) as stream:
         return _Reader(stream).load(), names[0].filename.removesuffix("/data.pkl")
 
