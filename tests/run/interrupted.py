@@ -19,7 +19,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Any
@@ -135,6 +134,9 @@ def count(data: Path, out: Path, note: Path) -> None:
     note.write_text(json.dumps(moments.names))
 
 
+CHECKOUT = ("commit", "dirty")
+
+
 def state(out: Path) -> dict[str, Any]:
     """Return what a run left, without times and memories: evidence, tables, observation and record."""
     found: dict[str, Any] = {}
@@ -146,6 +148,9 @@ def state(out: Path) -> dict[str, Any]:
             content = timeless(json.loads(content))
             if "observation" in content and isinstance(content["observation"], dict):
                 content["observation"] = timeless(content["observation"])
+            for said in (content, content["observation"]):
+                if isinstance(said, dict) and "environment" in said:  # the checkout may change meanwhile
+                    said["environment"] = {k: v for k, v in said["environment"].items() if k not in CHECKOUT}
         found[path.relative_to(out).as_posix()] = content
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..metrics import METRICS
-from ..records import Record
+from ..records import UNKNOWN, Record
 from .beside import BACKBONE, CHECKPOINT, INCOMPLETE, OTHER_IMAGES, SETTINGS
 from .board import Board
 
@@ -113,6 +113,8 @@ def _versions(board: Board) -> str:
     program = f", zsadbench {' and '.join(versions)}" if versions else ""
     data = f"samples {board.group.dataset_digest[:12]}, contents {board.group.contents_digest[:12]}"
     data += f", masks {board.group.masks_digest[:12]}"
+    if board.group.masks_digest == UNKNOWN:
+        data += " (written by zsadbench 0.1, which kept no digest of them; `zsad score RUN_DIR` does)"
     return f"Metrics version {board.group.metric_version}{program}; {data}."
 
 

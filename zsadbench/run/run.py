@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..clip import Clip
 from ..environment import environment
-from ..errors import UsageError, suggest
+from ..errors import RecordError, UsageError, suggest
 from ..files import contents_digest
 from ..inputs import Backbone
 from ..progress import Progress
@@ -144,6 +144,11 @@ def _remember(job: Job, plan: Plan) -> None:
 
 def _finish(job: Job, encoder: Encoder | None) -> None:
     """Complete the observation with what its evidence and the pass say, and write it."""
+    if len(job.task.stored) < len(job.task.slices):
+        raise RecordError(
+            f"{job.run_dir}: evidence was taken away while this ran; repeat the command, it observes what is "
+            "missing"
+        )
     hashes, failed = observed(job)
     job.observation["dataset"]["contents"] = contents_digest(hashes)
     job.observation |= {
