@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,14 +14,15 @@ import typer
 from ..errors import UsageError
 from ..text import say, terminal
 from .options import PROMPTS, Machine, Parameters, Quiet, Towers, examples, grouped, method_ids
+from .report import require
 from .run import interruptible
 
 if TYPE_CHECKING:
-    from ..views import Prediction, Predictor, Threshold
+    from ..views import Prediction, Predictor, Setup, Threshold
 
 PARTS = "Parts of an image"
 PREDICTIONS = (
-    'zsad predict photos/ --method anoclip --words "metal nut" --out overlays/',
+    'zsad predict photos/ --method anoclip --words "metal nut" --report predictions/',
     "zsad predict photos/ --threshold threshold.json --out overlays/",
 )
 CALIBRATIONS = (
@@ -122,35 +123,69 @@ def predict(
             "--threshold", metavar="FILE", help="A file of zsad calibrate: say OK or NG; any NG exits with 1."
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="DIR", help="Write a page and a CSV of all images, highest first."),
+    ] = None,
     view: View,
     quiet: Quiet = False,
+    context: typer.Context,
 ) -> None:
     """Score images and show where they are anomalous; needs no dataset.
 
+    With --threshold nothing of what zsad calibrate was given has to be repeated.
     Exit code: 0, or 1 if any image is NG, else 3 if any could not be read.
     """
-    from ..views import NG, as_json, check_fits, find_images, parse_scale, read_threshold
+    from ..views import (
+        IMAGES,
+        NG,
+        Site,
+        as_json,
+        check_fits,
+        find_images,
+        parse_scale,
+        read_threshold,
+        recalled,
+        write_predictions,
+    )
     from ..views import predict as run
 
     pinned = parse_scale(scale) if scale else None
     images = find_images(paths or [], out, _say_left_out)
     limit = read_threshold(threshold) if threshold else None
-    predictor = _predictor(subject, view)
+    given = _given(subject, view, context)
     if limit and threshold:
+        predictor = _ready(recalled(limit, threshold, given))
         check_fits(limit, predictor, threshold)
+    else:
+        predictor = _ready(_setup(given))
+    if report:
+        require("jinja2")
+    site = Site(report) if report else None
+    pictures = site.folder / IMAGES if site else None
     with interruptible():
-        found, used = run(predictor, images, out=out, scale=pinned, quiet=quiet)
-    verdicts = [limit.verdict(one.score) if limit else None for one in found]
+        found, used = run(
+            predictor,
+            images,
+            out=out or pictures,
+            scale=pinned,
+            threshold=limit,
+            thumbnails=pictures,
+            quiet=quiet,
+        )
     if json_file:
-        value = limit.value if limit else None
-        _write_json(json_file, as_json(predictor, found, used, verdicts, value))
+        _write_json(json_file, as_json(predictor, found, used, limit.value if limit else None))
     if json_file != "-":
-        _show_scores(predictor, found, verdicts, limit)
+        _show_scores(predictor, found, limit)
         if out:
             say(f"overlays in {out}, colours from {used[0]:.4g} to {used[1]:.4g}")
+    if site:
+        page = write_predictions(site, predictor, found, used, limit)
+        if json_file != "-":
+            say(page)
     _say_notes(found)
     failed = _say_failed(found)
-    if NG in verdicts:
+    if any(one.verdict == NG for one in found):
         raise typer.Exit(1)
     if failed:
         raise typer.Exit(3)
@@ -177,6 +212,7 @@ def calibrate(
     subject: Subject,
     view: View,
     quiet: Quiet = False,
+    context: typer.Context,
 ) -> None:
     """Find the threshold that a given part of normal images exceeds, for predict --threshold."""
     from ..views import check_enough, find_images, fit, write_threshold
@@ -186,19 +222,16 @@ def calibrate(
         raise UsageError("name a folder of normal images with --normal")
     images = find_images(normal, say=_say_left_out)
     check_enough(len(images), fpr, force)
-    predictor = _predictor(subject, view)
+    predictor = _ready(_setup(_given(subject, view, context)))
     with interruptible():
         found, _ = run(predictor, images, quiet=quiet)
     _say_notes(found)
     failed = _say_failed(found)
     scores = [one.score for one in found if one.score is not None]
-    limit = fit(scores, fpr, predictor.identity(), force=force)
+    limit = fit(scores, fpr, predictor.identity(), predictor.names(), force=force)
     write_threshold(out, limit, predictor.about())
-    say(f"threshold {limit.value:.6g}: an image with a higher score is NG ({predictor.rule})")
-    say(
-        f"{limit.images} normal images, {limit.reached:.2%} of them above it ({fpr:.2%} allowed); "
-        f"the smallest rate they can tell is {limit.smallest_fpr:.2%}"
-    )
+    say(limit.words)
+    say(f"scores are {predictor.rule}; the smallest rate so many images can tell is {limit.smallest_fpr:.2%}")
     say(f"with 95 % confidence at most {limit.upper:.2%} of such images will be NG")
     say(str(out))
     if failed:
@@ -236,47 +269,64 @@ def inspect(
         say("\n".join(describe(found)))
 
 
-def _predictor(subject: Subject, view: View) -> Predictor:
-    """Return the predictor that the options of a verb ask for."""
-    from ..views import DEFAULT_WORDS, Predictor, Setup, parse_roi
+def _given(subject: Subject, view: View, context: typer.Context) -> dict[str, Any]:
+    """Return what the user states of a setup, by its fields; defaults are not among it."""
+    from ..views import parse_roi
 
-    if not subject.method:
-        raise UsageError("name a method with --method; see: zsad methods")
-    setup = Setup(
-        subject.method,
-        subject.words,
-        roi=parse_roi(view.roi) if view.roi else None,
-        settings=view.parameters.table(),
-        prompts=view.prompts,
-        checkpoint=view.checkpoint,
-        tile=view.tile,
-        overlap=view.overlap,
+    stated = {
+        **{"method": subject.method, "words": subject.words, "settings": view.parameters.table()},
+        **{
+            "prompts": view.prompts,
+            "checkpoint": view.checkpoint,
+            "tile": view.tile,
+            "overlap": view.overlap,
+        },
+        "roi": parse_roi(view.roi) if view.roi else None,
         **vars(view.towers),
         **vars(view.machine),
-    )
+    }
+
+    def named(field: str) -> bool:
+        options = {"settings": ("settings", "input_size")}.get(field, (field,))
+        sources = [context.get_parameter_source(option) for option in options]
+        return any(source is not None and source.name != "DEFAULT" for source in sources)
+
+    return {field: value for field, value in stated.items() if named(field)}
+
+
+def _setup(given: Mapping[str, Any]) -> Setup:
+    from ..views import Setup
+
+    if not given.get("method"):
+        raise UsageError("name a method with --method; see: zsad methods")
+    return Setup(**given)
+
+
+def _ready(setup: Setup) -> Predictor:
+    """Return the predictor of a setup, and tell what was chosen for the user."""
+    from ..views import DEFAULT_WORDS, Predictor
+
     predictor = Predictor(setup)
     if not setup.words.strip():
         say(
             f'note: no --words, so the prompts say "{DEFAULT_WORDS}"; name what is seen for better scores',
             sys.stderr,
         )
+    name, own = predictor.method.backbone.name, predictor.resolved.card.backbone
+    if setup.checkpoint and not setup.backbone and not own.startswith(f"{name}/"):
+        say(f"note: on {name}, which the checkpoint was trained on", sys.stderr)
     return predictor
 
 
-def _show_scores(
-    predictor: Predictor,
-    found: Sequence[Prediction],
-    verdicts: Sequence[str | None],
-    limit: Threshold | None,
-) -> None:
+def _show_scores(predictor: Predictor, found: Sequence[Prediction], limit: Threshold | None) -> None:
     backbone = predictor.method.backbone
     say(f'{predictor.resolved.id} on {backbone.name}/{backbone.weights}, words "{predictor.words}"')
     say(f"scores are {predictor.rule}; higher is more anomalous")
     if limit:
-        say(f"NG above {limit.value:.6g} (from {limit.images} normal images, false alarms {limit.fpr:.2%})")
-    for one, verdict in zip(found, verdicts, strict=True):
+        say(limit.words)
+    for one in found:
         score = "failed" if one.score is None else f"{one.score:.6g}"
-        words = [f"{score:>12}", *([f"{verdict or '-':2}"] if limit else []), terminal(one.path)]
+        words = [f"{score:>12}", *([f"{one.verdict or '-':2}"] if limit else []), terminal(one.path)]
         say("  ".join(words))
 
 

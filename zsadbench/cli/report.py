@@ -84,7 +84,7 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write a static site: boards, curves, histograms, galleries and the origin of every number."""
-    _require("jinja2", "matplotlib")
+    require("jinja2", "matplotlib")
     from ..views import build_report
 
     done = build_report(
@@ -118,7 +118,7 @@ def qualitative(
     data: Data = None,
 ) -> None:
     """Images in rows; the image, its mask and the map of every method in columns."""
-    _require("matplotlib")
+    require("matplotlib")
     from ..views import qualitative_figure
 
     board = _chosen(paths, choice)
@@ -141,7 +141,7 @@ def curves(
     data: Data = None,
 ) -> None:
     """ROC, precision-recall and PRO curves of all methods in one category."""
-    _require("matplotlib")
+    require("matplotlib")
     from ..views import curves_figure
 
     board = _chosen(paths, choice)
@@ -163,7 +163,7 @@ def bars(
     intervals: Intervals = False,
 ) -> None:
     """One bar per method for each metric: the mean over categories, or one category."""
-    _require("matplotlib")
+    require("matplotlib")
     from ..views import bars_figure
 
     by = "category" if category else None
@@ -178,7 +178,8 @@ def _chosen(paths: list[Path] | None, choice: Choice, **options: Any) -> Board:
     return choose(paths or [Path("results")], choice.dataset, choice.protocol, choice.method, **options)
 
 
-def _require(*modules: Literal["jinja2", "matplotlib"]) -> None:
+def require(*modules: Literal["jinja2", "matplotlib"]) -> None:
+    """Refuse where a package of the extra `report` is not installed."""
     import importlib.util
 
     for module in modules:

@@ -10,24 +10,37 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
-    from .calibrate import NG, Threshold, check_enough, check_fits, fit, read_threshold, write_threshold
+    from .calibrate import (
+        NG,
+        Threshold,
+        check_enough,
+        check_fits,
+        fit,
+        read_threshold,
+        recalled,
+        write_threshold,
+    )
     from .figures import bars_figure, choose, curves_figure, qualitative_figure
     from .inspect import describe, inspect_image, write_map
     from .overlay import heat, write_png
     from .predict import as_json, find_images, parse_scale, predict
+    from .predictions import IMAGES, write_predictions
     from .predictor import DEFAULT_WORDS, Prediction, Predictor, Setup
     from .replay import CategoryMaps, Replay
     from .report import build_report
+    from .site import Site
     from .tiles import parse_roi
 
 __all__ = [
     "DEFAULT_WORDS",
+    "IMAGES",
     "NG",
     "CategoryMaps",
     "Prediction",
     "Predictor",
     "Replay",
     "Setup",
+    "Site",
     "Threshold",
     "as_json",
     "bars_figure",
@@ -46,8 +59,10 @@ __all__ = [
     "predict",
     "qualitative_figure",
     "read_threshold",
+    "recalled",
     "write_map",
     "write_png",
+    "write_predictions",
     "write_threshold",
 ]
 room(__name__)

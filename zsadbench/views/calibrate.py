@@ -13,13 +13,16 @@ from typing import Any
 
 from ..errors import RecordError, UsageError
 from ..files import write_atomic
+from ..method import flattened, resolve
 from ..text import terminal
-from .predictor import Predictor
+from .predictor import Predictor, Setup
 
 KIND = "zsad threshold"
 SCHEMA = 1
 OK, NG = "OK", "NG"
 CONFIDENCE = 0.95
+MARGIN = 1e-3
+"""How far above the highest score a threshold lies that no image may exceed, in spans of the scores."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Threshold:
 
     ``fpr`` is the rate asked for, ``reached`` that of the ``images`` normal images themselves, and ``upper``
     the bound below which the true rate lies with 95 % confidence (Clopper and Pearson, 1934).
-    ``identity`` is everything the scores depend on.
+    ``identity`` is everything the scores depend on, and ``setup`` the names by which its files are found
+    again (empty in files of before).
     """
 
     value: float
@@ -37,11 +41,20 @@ class Threshold:
     upper: float
     images: int
     identity: Mapping[str, Any] = field(repr=False)
+    setup: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def smallest_fpr(self) -> float:
         """The smallest rate other than 0 that so many images can tell."""
         return 1 / self.images
+
+    @property
+    def words(self) -> str:
+        """What the threshold is, in words, with the rates that ``calibrate`` found."""
+        return (
+            f"NG above {self.value:.6g}: {self.reached:.2%} of {self.images} normal images were "
+            f"({self.fpr:.2%} allowed)"
+        )
 
     def verdict(self, score: float | None) -> str | None:
         """Return "OK" or "NG"; None for an image without a score."""
@@ -51,11 +64,17 @@ class Threshold:
 
 
 def fit(
-    scores: Sequence[float], fpr: float, identity: Mapping[str, Any], *, force: bool = False
+    scores: Sequence[float],
+    fpr: float,
+    identity: Mapping[str, Any],
+    setup: Mapping[str, Any] | None = None,
+    *,
+    force: bool = False,
 ) -> Threshold:
     """Return the lowest threshold that at most ``fpr`` of the normal ``scores`` exceed.
 
-    It is one of the scores, so with ties fewer are above it, never more.
+    It lies half way from one of the scores to the next higher one, so that the last digits of a score, which
+    other batches round otherwise, change no verdict on these images.  With ties fewer are above, never more.
 
     Raises:
         UsageError: as ``check_enough`` does, and for no score at all.
@@ -63,9 +82,16 @@ def fit(
     if not scores:
         raise UsageError("no normal image could be scored, so there is no threshold; check the images")
     allowed = check_enough(len(scores), fpr, force)
-    value = sorted(scores, reverse=True)[allowed]
+    value = _above(scores, sorted(scores, reverse=True)[allowed])
     above = sum(score > value for score in scores)
-    return Threshold(value, fpr, above / len(scores), upper_rate(above, len(scores)), len(scores), identity)
+    upper = upper_rate(above, len(scores))
+    return Threshold(value, fpr, above / len(scores), upper, len(scores), identity, setup or {})
+
+
+def _above(scores: Sequence[float], score: float) -> float:
+    """Return a number between ``score`` and the next higher one, or a little above the highest."""
+    higher = [other for other in scores if other > score]
+    return (score + min(higher)) / 2 if higher else score + MARGIN * (score - min(scores))
 
 
 def check_enough(images: int, fpr: float, force: bool = False) -> int:
@@ -136,11 +162,73 @@ def read_threshold(path: Path) -> Threshold:
     try:
         numbers = {name: float(content[name]) for name in ("value", "fpr", "reached", "upper")}
         images, identity = int(content["images"]), dict(content["identity"])
+        setup = dict(content.get("setup") or {})
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{terminal(path)}: incomplete or damaged ({error!r}); {remedy}") from None
     if not math.isfinite(numbers["value"]) or images < 1:
         raise RecordError(f"{terminal(path)}: holds no finite threshold of one image or more; {remedy}")
-    return Threshold(**numbers, images=images, identity=identity)
+    return Threshold(**numbers, images=images, identity=identity, setup=setup)
+
+
+def recalled(threshold: Threshold, path: Path, given: Mapping[str, Any]) -> Setup:
+    """Return the setup that a threshold was found with; ``given`` are the fields that the user states anyway.
+
+    Code is never run because a file names it: a class of the user's own must be among the ``given``.  Whether
+    what is given agrees with the threshold, ``check_fits`` tells.
+
+    Raises:
+        UsageError: if the file does not say enough, or a checkpoint is not where it was.
+    """
+    kept, said = threshold.setup, threshold.identity
+    if not kept:
+        if "method" in given:
+            return Setup(**given)
+        raise UsageError(
+            f"{terminal(path)}: written by an earlier version, which kept no options; give --method and the "
+            "others that zsad calibrate was given, or calibrate again"
+        )
+    try:
+        method, words = str(kept["method"]), str(said["words"])
+        files = {name: kept.get(name) for name in ("backbone", "weights", "activation")}
+        cut = {"tile": said["tile"], "overlap": said["overlap"], "roi": said["roi"]}
+        found = {"method": method, "words": words, "dtype": str(said["dtype"]), **files, **cut}
+        found["roi"] = tuple(cut["roi"]) if cut["roi"] else None
+        parameters = dict(said["parameters"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"{terminal(path)}: incomplete or damaged ({error!r}); calibrate again") from None
+    if "method" not in given and (":" in method or method.endswith(".py")):
+        raise UsageError(
+            f"{terminal(path)}: was found with a class of your own, which is run only when you name it: "
+            f"--method {terminal(method)}"
+        )
+    found |= {"checkpoint": _there(kept.get("checkpoint"), path, given)}
+    found = {name: value for name, value in found.items() if value is not None} | dict(given)
+    found["settings"] = _changed(found, parameters) | dict(given.get("settings") or {})
+    return Setup(**found)
+
+
+def _there(checkpoint: str | None, path: Path, given: Mapping[str, Any]) -> Path | None:
+    if not checkpoint or "checkpoint" in given:
+        return None
+    if not Path(checkpoint).is_file():
+        raise UsageError(
+            f"{terminal(path)}: was found with the checkpoint {terminal(checkpoint)}, which is no longer "
+            "there; name it with --checkpoint"
+        )
+    return Path(checkpoint)
+
+
+def _changed(found: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters by which a threshold's method differs from the one its names alone give."""
+    plain = resolve(
+        found["method"],
+        backbone=found.get("backbone"),
+        weights=found.get("weights"),
+        activation=found.get("activation"),
+    )
+    own = {name: value for name, value in parameters.items() if name not in ("backbone", "checkpoint")}
+    then, now = flattened(plain.method, own), flattened(plain.method, plain.parameters)
+    return {name: value for name, value in then.items() if name in now and now[name] != value}
 
 
 def check_fits(threshold: Threshold, predictor: Predictor, path: Path) -> None:

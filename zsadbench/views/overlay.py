@@ -7,6 +7,7 @@ can be told apart with any colour vision, and in grey print.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +38,12 @@ def palette() -> NDArray[np.uint8]:
     steps = np.arange(256, dtype=np.uint8)[:, None]
     blue_first: NDArray[np.uint8] = np.asarray(cv2.applyColorMap(steps, cv2.COLORMAP_VIRIDIS), np.uint8)
     return blue_first[:, 0, ::-1]
+
+
+def ramp() -> str:
+    """Return the colours of maps as a gradient of CSS."""
+    stops = ", ".join(f"#{bytes(colour).hex()}" for colour in palette()[::15])
+    return f"linear-gradient(to right, {stops})"
 
 
 def heat(values: NDArray[np.float32], scale: Scale) -> NDArray[np.uint8]:
@@ -73,22 +80,28 @@ def resized(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.fl
 
 @dataclass(frozen=True)
 class _Panel:
-    """The scale's panel: its size, its letters, and what it says."""
+    """The scale's panel: its size, its letters, the numbers below the bar and the caption above it."""
 
     width: int
     height: int
     letter: float
     texts: tuple[str, str, str]
+    caption: str = ""
 
 
 def draw_scale(
-    picture: Image.Image, values: NDArray[np.float32], scale: Scale, corner: tuple[int, int] = (0, 0)
+    picture: Image.Image,
+    values: NDArray[np.float32],
+    scale: Scale,
+    corner: tuple[int, int] = (0, 0),
+    caption: str = "",
 ) -> bool:
     """Draw a scale bar with numbers into the map's part of ``picture``; tell whether there was room.
 
-    It goes to the corner of the map where it covers the lowest values, so that it hides no finding.
+    It goes to the corner of the map where it covers the lowest values, so that it hides no finding.  The
+    ``caption`` stands above the bar, its end cut where it is too long.
     """
-    panel = _panel(values.shape, scale)
+    panel = _panel(values.shape, scale, caption)
     if panel is None:
         return False
     left, top = _emptiest_corner(values, panel)
@@ -97,18 +110,39 @@ def draw_scale(
     return True
 
 
-def _panel(size: tuple[int, ...], scale: Scale) -> _Panel | None:
-    """Return the panel for a map of ``size`` (h, w), at most half as wide and a quarter as high."""
+def _panel(size: tuple[int, ...], scale: Scale, caption: str) -> _Panel | None:
+    """Return the panel for a map of ``size`` (h, w): at most 3/4 as wide and 2/5 as high, else None."""
     height, width = size
     letter = max(9.0, min(height, width) / 36)
     low, high = scale
     texts = (f"{low:.3g}", f"{(low + high) / 2:.3g}", f"{high:.3g}")
     lengths = [_font(letter).getlength(text) for text in texts]
-    wide = max(0.3 * width, sum(lengths) + 3 * letter)
-    high_px = (BAR + 1.2 + 3 * PADDING) * letter
-    panel = _Panel(round(wide), round(high_px), letter, texts)
     room = 2 * MARGIN * letter
-    return panel if panel.width + room <= 0.75 * width and panel.height + room <= 0.4 * height else None
+    widest = 0.75 * width - room
+    written = _cut(_drawable(caption), widest - 2 * PADDING * letter, letter)
+    wide = max(
+        0.3 * width, sum(lengths) + 3 * letter, _font(letter).getlength(written) + 2 * PADDING * letter
+    )
+    line = 1.2 + PADDING if written else 0.0
+    high_px = (BAR + 1.2 + 3 * PADDING + line) * letter
+    panel = _Panel(round(wide), round(high_px), letter, texts, written)
+    return panel if panel.width <= math.ceil(widest) and panel.height + room <= 0.4 * height else None
+
+
+def _drawable(text: str) -> str:
+    """Return text in the letters that the built-in font has; others become escapes."""
+    return "".join(c if c.isascii() and c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _cut(text: str, room: float, letter: float) -> str:
+    """Return as much of ``text`` as fits into ``room`` pixels, with dots for the rest."""
+    length = _font(letter).getlength
+    if length(text) <= room:
+        return text
+    kept = text
+    while kept and length(f"{kept}...") > room:
+        kept = kept[:-1]
+    return f"{kept}..." if kept else ""
 
 
 def _font(letter: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -116,16 +150,20 @@ def _font(letter: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _drawn(panel: _Panel) -> Image.Image:
-    """Return the panel: the colours from low to high, and below them three numbers."""
+    """Return the panel: the caption, the colours from low to high, and below them three numbers."""
     letter, width = panel.letter, panel.width
     padding = round(PADDING * letter)
     picture = Image.new("RGB", (width, panel.height), "black")
+    draw, font = ImageDraw.Draw(picture), _font(letter)
+    top = padding
+    if panel.caption:
+        draw.text((padding, padding), panel.caption, fill="white", font=font)
+        top += round(1.2 * letter) + padding
     inner = width - 2 * padding
     colours = palette()[np.linspace(0, 255, inner).round().astype(int)]
     bar = np.repeat(colours[None], round(BAR * letter), axis=0)
-    picture.paste(Image.fromarray(bar), (padding, padding))
-    draw, font = ImageDraw.Draw(picture), _font(letter)
-    line = 2 * padding + round(BAR * letter)
+    picture.paste(Image.fromarray(bar), (padding, top))
+    line = top + padding + round(BAR * letter)
     for text, share in zip(panel.texts, (0.0, 0.5, 1.0), strict=True):
         length = font.getlength(text)
         draw.text((padding + share * (inner - length), line), text, fill="white", font=font)

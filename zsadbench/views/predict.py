@@ -16,12 +16,16 @@ from PIL import Image
 
 from ..data import list_images
 from ..errors import DatasetError, RecordError, UsageError
+from ..files import write_atomic
 from ..images import decode, to_rgb
 from ..progress import Progress
 from ..records import EvidenceStore
 from ..text import terminal
+from .calibrate import Threshold
 from .overlay import Scale, draw_scale, overlay, write_png
 from .predictor import Prediction, Predictor
+from .site import MARKER
+from .thumbnails import LONGEST, encoded
 
 SOFTWARE = "zsadbench"
 """What an overlay says of who wrote it."""
@@ -66,8 +70,15 @@ def find_images(
 
 
 def _is_overlay_below(path: Path, paths: Sequence[Path]) -> bool:
-    """Tell whether a file, in a folder below one of ``paths``, is an overlay that ``predict`` has written."""
-    if path.suffix.lower() != ".png" or path in paths or path.parent in paths:
+    """Tell whether a file, in a folder below one of ``paths``, is an overlay that ``predict`` has written.
+
+    Pictures of a report count as such.
+    """
+    if path in paths or path.parent in paths:
+        return False
+    if any((folder / MARKER).is_file() for folder in path.parents if set(folder.parents) & set(paths)):
+        return True
+    if path.suffix.lower() != ".png":
         return False
     try:
         with Image.open(path) as picture:
@@ -82,11 +93,14 @@ def predict(
     *,
     out: Path | None = None,
     scale: Scale | None = None,
+    threshold: Threshold | None = None,
+    thumbnails: Path | None = None,
     quiet: bool = False,
 ) -> tuple[list[Prediction], Scale]:
     """Score ``images`` and, with ``out``, write an overlay of each; return both with the scale used.
 
     All overlays of a call have one scale: ``scale``, else the lowest to the highest map value of them all.
+    ``threshold`` gives the verdicts; ``thumbnails`` is a folder for small pictures beside the overlays.
 
     Raises:
         ZsadError: for anything that would fail for every image as well, or a folder that cannot be written.
@@ -100,7 +114,8 @@ def predict(
         kept = EvidenceStore(Path(folder))
         progress.start()
         for number, (prediction, part) in enumerate(predictor.observe(images)):
-            found.append(prediction)
+            verdict = threshold.verdict(prediction.score) if threshold else None
+            found.append(dataclasses.replace(prediction, verdict=verdict))
             if out and part.keys:
                 kept.write(number, part)
             progress.advance(1)
@@ -111,7 +126,8 @@ def predict(
             for number, prediction in enumerate(found):
                 if prediction.error is None:
                     values = predictor.map_of(prediction, kept.read(number))
-                    found[number] = paint(prediction, values, scale, out / names[number])
+                    small = thumbnails / names[number] if thumbnails else None
+                    found[number] = paint(prediction, values, scale, out / names[number], small)
                 progress.advance(1)
     return found, scale
 
@@ -126,23 +142,46 @@ def _make(folder: Path) -> None:
         ) from None
 
 
-def paint(prediction: Prediction, values: NDArray[np.float32], scale: Scale, path: Path) -> Prediction:
-    """Write the overlay of one image to ``path``; where the scale bar finds no room, a note says so."""
+def paint(
+    prediction: Prediction,
+    values: NDArray[np.float32],
+    scale: Scale,
+    path: Path,
+    small: Path | None = None,
+) -> Prediction:
+    """Write the overlay of one image to ``path``; where the scale bar finds no room, a note says so.
+
+    With ``small``, thumbnails of the photograph and the overlay go beside it.
+    """
     if prediction.tiles is None:
         raise UsageError(f"{terminal(prediction.path)}: has no map, because {prediction.error}")
     corner = prediction.tiles.region[:2]
     photo = to_rgb(decode(prediction.path, name=terminal(prediction.path), orient=True))
     picture = overlay(photo, values, scale, corner)
+    thumbnails = _thumbnails(photo, picture, small) if small else ()
     notes = prediction.notes
-    if not draw_scale(picture, values, scale, corner):
+    said = filter(None, (prediction.verdict, f"{prediction.score:.6g}", prediction.path.name))
+    if not draw_scale(picture, values, scale, corner, "  ".join(said)):
         notes = (*notes, "too small for a scale bar in its overlay")
     about = {
         "Software": SOFTWARE,
         "Scale": f"{scale[0]!r} to {scale[1]!r}",
         "Score": repr(prediction.score),
+        "Source": terminal(prediction.path.name),
     }
+    if prediction.verdict:
+        about["Verdict"] = prediction.verdict
     write_png(path, picture, about)
-    return dataclasses.replace(prediction, overlay=path, notes=notes)
+    return dataclasses.replace(prediction, overlay=path, thumbnails=thumbnails, notes=notes)
+
+
+def _thumbnails(photo: Image.Image, picture: Image.Image, small: Path) -> tuple[Path, Path]:
+    files = small.with_name(f"{small.name}-photo.webp"), small.with_name(f"{small.name}-map.webp")
+    for file, image in zip(files, (photo, picture), strict=True):
+        tiny = image.copy()
+        tiny.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+        write_atomic(file, encoded(tiny))
+    return files
 
 
 def span(predictions: Iterable[Prediction]) -> Scale:
@@ -170,7 +209,6 @@ def as_json(
     predictor: Predictor,
     predictions: Sequence[Prediction],
     scale: Scale,
-    verdicts: Sequence[str | None],
     threshold: float | None,
 ) -> dict[str, Any]:
     """Return a call's results as JSON values; an image that failed has its ``error`` and null numbers."""
@@ -186,7 +224,7 @@ def as_json(
                 "height": prediction.size[0] or None,
                 "width": prediction.size[1] or None,
                 "score": prediction.score,
-                "verdict": verdict,
+                "verdict": prediction.verdict,
                 "map_min": prediction.extremes[0] if prediction.error is None else None,
                 "map_max": prediction.extremes[1] if prediction.error is None else None,
                 "tiles": len(prediction.tiles.boxes) if prediction.tiles else 0,
@@ -194,7 +232,7 @@ def as_json(
                 "notes": list(prediction.notes),
                 "error": prediction.error,
             }
-            for prediction, verdict in zip(predictions, verdicts, strict=True)
+            for prediction in predictions
         ],
     }
 

@@ -66,7 +66,8 @@ class Setup:
 class Prediction:
     """What became of one image: a score and the extremes of its map, or the ``error`` that says why not.
 
-    ``size`` is height and width after the EXIF rotation; ``overlay`` the file written for it, if any.
+    ``size`` is height and width after the EXIF rotation; ``verdict`` that of a threshold, ``overlay`` the
+    file written for it and ``thumbnails`` small pictures of the photograph and of the overlay, if any.
     """
 
     path: Path
@@ -76,7 +77,9 @@ class Prediction:
     extremes: Scale = (0.0, 0.0)
     tiles: Tiling | None = None
     notes: tuple[str, ...] = ()
+    verdict: str | None = None
     overlay: Path | None = None
+    thumbnails: tuple[Path, ...] = ()
     error: str | None = None
 
 
@@ -226,6 +229,18 @@ class Predictor:
             "roi": list(setup.roi) if setup.roi else None,
         }
 
+    def names(self) -> dict[str, str]:
+        """Return what :meth:`identity` holds by digests as names that lead to the files again."""
+        setup, backbone = self.setup, self.method.backbone
+        checkpoint = str(getattr(self.method, "checkpoint", "") or "")
+        return {
+            "method": setup.method,
+            "backbone": _absolute(backbone.name),
+            "weights": _absolute(backbone.weights),
+            "activation": self.weights.activation,
+            "checkpoint": str(Path(checkpoint).resolve()) if checkpoint else "",
+        }
+
     def about(self) -> dict[str, Any]:
         """Return the identity and the environment, for files that hold scores."""
         return self.identity() | {
@@ -233,6 +248,11 @@ class Predictor:
             "weights": self.weights.tag,
             "environment": environment(self.encoder.device, self.setup.dtype),
         }
+
+
+def _absolute(name: str) -> str:
+    """Return a file's whole path, and the name of anything else as it is."""
+    return str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_file() else name
 
 
 def _check(setup: Setup) -> None:

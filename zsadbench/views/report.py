@@ -17,7 +17,7 @@ from ..errors import RecordError
 from ..records import Record, find_records
 from . import plots, provenance
 from .category import curve_plots, enter, halls, histogram_plots, open_replays, ranked
-from .overlay import palette
+from .overlay import ramp
 from .replay import Replay
 from .site import Names, Site
 
@@ -170,17 +170,11 @@ class _Builder:
         shared = {
             "record_pages": self.record_pages,
             "colour_count": len(plots.COLOURS),
-            "ramp": _ramp(),
+            "ramp": ramp(),
             "dashes": plots.dashes,
             "datasets": {part.board.group.dataset: part.dataset_page for part in self.parts},
         }
         self.site.page(name, template, {**shared, **context})
-
-
-def _ramp() -> str:
-    """Return the colours of maps as a gradient of CSS."""
-    stops = ", ".join(f"#{bytes(colour).hex()}" for colour in palette()[::15])
-    return f"linear-gradient(to right, {stops})"
 
 
 def _relative(problems: Sequence[str], paths: Sequence[Path]) -> list[str]:

@@ -10,9 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from ..boards import footer, percent, sources, subtitle, title
 from ..errors import RecordError, UsageError
 from ..metrics import METRICS
@@ -56,6 +53,9 @@ class Site:
     """
 
     def __init__(self, folder: Path) -> None:
+        import jinja2  # an extra: only who writes pages needs it
+        from markupsafe import Markup
+
         self.folder = folder
         self.files, self.bytes = 0, 0
         self._make_room()
