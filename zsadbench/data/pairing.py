@@ -90,6 +90,8 @@ def _abstract(parts: Parts, folder: Seen, others: Collection[str]) -> str:
     Every category in it must be the image's own; a name in it of another label folder rules it out.
     """
     pieces, used = [], set()
+    if any({*"{}"} & {*part} for part in parts):
+        return ""  # a template could not tell it from a capture
     for part in parts:
         name = next((n for n, value in folder.captured.items() if value == part and n not in used), None)
         if name is None:

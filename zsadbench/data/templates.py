@@ -9,7 +9,8 @@ case, everything else with regard to it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -27,6 +28,12 @@ UNREAD = (
     *("dng", "raw", "cr2", "cr3", "nef", "arw", "orf", "rw2"),
 )
 """Suffixes of images that are not read: such a file is never left out without a word."""
+
+LONGEST = 1024
+"""Characters of a name that is matched; file systems know none that is longer."""
+
+MOST_PIECES = 100
+"""Literal texts and captures in one name of a template."""
 
 _TOKEN = re.compile(r"\{([^{}]*)\}")
 _NAME = re.compile(r"([A-Za-z_]\w*)(?::(.+))?", re.DOTALL)
@@ -84,37 +91,106 @@ class Token:
         """What ``{ext}`` stands for."""
         return self.choices or SUFFIXES
 
-    def pattern(self) -> str:
-        """Return the regular expression for the text that is captured."""
-        return "|".join(map(re.escape, self.choices)) if self.choices else "[^/]+"
-
 
 Piece = str | Token
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One folder or file name of a template: a literal name, or a pattern with captures."""
+    """One folder or file name of a template: a literal name, or a pattern with captures.
+
+    ``suffix`` is the number of characters at its end that are compared without regard to case.
+    """
 
     pieces: tuple[Piece, ...]
-    pattern: re.Pattern[str] | None = field(compare=False)
+    suffix: int = field(default=0, compare=False)
 
     @cached_property
     def literal(self) -> str | None:
         """The name itself when nothing is captured and case counts everywhere."""
-        return None if self.pattern else "".join(map(str, self.pieces))
+        return None if self.suffix or self.tokens else "".join(map(str, self.pieces))
 
     @cached_property
     def tokens(self) -> tuple[Token, ...]:
         """The captures of this name, in order."""
         return tuple(piece for piece in self.pieces if isinstance(piece, Token))
 
+    @cached_property
+    def _repeated(self) -> tuple[str, int]:
+        """The capture that must hold the same text again later in this name, and the last place of it."""
+        names = [piece.name if isinstance(piece, Token) else "" for piece in self.pieces]
+        twice = [place for place, name in enumerate(names) if name not in ("", "ext", *names[place + 1 :])]
+        return next(((names[place], place) for place in twice if names[place] in names[:place]), ("", -1))
+
     def match(self, name: str) -> dict[str, str] | None:
-        """Return the captures of ``name``, or None."""
-        if self.pattern is None:
+        """Return the captures of ``name``, or None; of several ways the one whose first captures are longest.
+
+        It takes at most as many steps as the square of the name's length for each piece (its cube, where a
+        capture comes again), whatever the template.
+        """
+        if self.literal is not None:
             return {} if name == self.literal else None
-        found = self.pattern.fullmatch(name)
-        return found.groupdict() if found else None
+        if "/" in name or len(name) > LONGEST:
+            return None
+        return self._fit(name, 0, 0, {}, set())
+
+    def _fit(
+        self, name: str, number: int, start: int, found: dict[str, str], dead: set[tuple[int, int, str]]
+    ) -> dict[str, str] | None:
+        """Match the rest of ``name`` with the pieces from ``number`` on; ``dead`` was tried in vain."""
+        if number == len(self.pieces):
+            return found if start == len(name) else None
+        again, last = self._repeated
+        state = number, start, found.get(again, "") if number <= last else ""
+        if state in dead:
+            return None
+        piece = self.pieces[number]
+        captures = isinstance(piece, Token) and piece.name != "ext"
+        for end in self._ends(name, number, start, found):
+            taken = found | {piece.name: name[start:end]} if captures else found  # type: ignore[union-attr]
+            if (fits := self._fit(name, number + 1, end, taken, dead)) is not None:
+                return fits
+        dead.add(state)
+        return None
+
+    def _ends(self, name: str, number: int, start: int, found: Mapping[str, str]) -> Iterable[int]:
+        """Yield where the piece may end that begins at ``start``."""
+        piece = self.pieces[number]
+        if isinstance(piece, str):
+            cut = len(piece) - self.suffix * (number == len(self.pieces) - 1)
+            return _after(name, start, (piece[:cut],), (piece[cut:],))
+        if piece.name == "ext":
+            return _after(name, start, ("",), piece.suffixes)
+        if piece.name in found:
+            return _after(name, start, (found[piece.name],))
+        if piece.choices:
+            return _after(name, start, piece.choices)
+        shortest, longest = self._lengths[number + 1]
+        return range(len(name) - shortest, max(start, len(name) - longest - 1), -1)
+
+    @cached_property
+    def _lengths(self) -> list[tuple[int, int]]:
+        """The fewest and the most characters that the pieces from each one on can take."""
+        lengths = [(0, 0)]
+        for piece in reversed(self.pieces):
+            if isinstance(piece, str):
+                sizes = [len(piece)]
+            elif piece.name == "ext":
+                sizes = [*map(len, piece.suffixes)]
+            else:
+                sizes = [*map(len, piece.choices)] or [1, LONGEST]
+            lengths.append((lengths[-1][0] + min(sizes), lengths[-1][1] + max(sizes)))
+        return lengths[::-1]
+
+
+def _after(name: str, start: int, texts: Iterable[str], suffixes: Iterable[str] = ("",)) -> Iterator[int]:
+    """Yield where a text and a suffix end that stand at ``start``; the suffix in any case."""
+    for text in texts:
+        if name.startswith(text, start):
+            for suffix in suffixes:
+                end = start + len(text) + len(suffix)
+                if name[end - len(suffix) : end].lower() == suffix.lower():
+                    yield end
 
 
 @dataclass(frozen=True)
@@ -189,23 +265,11 @@ def _segment(text: str, last: bool) -> Segment:
     pieces = [nfc(p) if isinstance(p, str) else p for p in (*pieces, text[end:]) if p != ""]
     if any(isinstance(piece, str) and ("{" in piece or "}" in piece) for piece in pieces):
         raise TemplateError(f"'{text}' has a brace without its partner")
-    has_suffix = last and isinstance(pieces[-1], str) and "." in pieces[-1]
-    if not has_suffix and Token not in map(type, pieces):
-        return Segment(tuple(pieces), None)
-    seen: set[str] = set()
-    pattern = ""
-    for number, piece in enumerate(pieces, 1):
-        if isinstance(piece, str):
-            cut = piece.rfind(".") + 1 if has_suffix and number == len(pieces) else len(piece)
-            pattern += re.escape(piece[:cut]) + f"(?i:{re.escape(piece[cut:])})"
-        elif piece.name == "ext":
-            pattern += f"(?i:{'|'.join(map(re.escape, piece.suffixes))})"
-        elif piece.name in seen:
-            pattern += f"(?P={piece.name})"
-        else:
-            pattern += f"(?P<{piece.name}>{piece.pattern()})"
-            seen.add(piece.name)
-    return Segment(tuple(pieces), re.compile(pattern, re.DOTALL))
+    names = Counter(piece.name for piece in pieces if isinstance(piece, Token) and piece.name != "ext")
+    if sum(count > 1 for count in names.values()) > 1 or len(pieces) > MOST_PIECES:
+        raise TemplateError(f"'{text}' repeats more than one capture in one name; capture less")
+    ends = pieces[-1] if last and isinstance(pieces[-1], str) and "." in pieces[-1] else ""
+    return Segment(tuple(pieces), len(ends) - ends.rfind(".") - 1 if ends else 0)
 
 
 def _filled(piece: Piece, values: Mapping[str, str], suffix: str) -> str:
