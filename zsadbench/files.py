@@ -64,7 +64,7 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, remembered in the cache by path and state."""
     state, now = state_of(path), time.time_ns()
     stamp = "|".join(map(str, (path.resolve(), *(state or ()))))
-    note = cache_dir() / "digests" / hashlib.sha256(stamp.encode(errors="surrogateescape")).hexdigest()
+    note = cache_dir() / "digests" / hashlib.sha256(stamp.encode(errors="surrogatepass")).hexdigest()
     with suppress(OSError):
         if len(known := note.read_text()) == 64:
             return known
@@ -84,7 +84,7 @@ def digest_of(value: Any) -> str:
 def contents_digest(hashes: Mapping[str, str]) -> str:
     """Return the SHA-256 over a dataset's images: key -> SHA-256 of the file."""
     lines = "".join(f"{key}\t{digest}\n" for key, digest in sorted(hashes.items()))
-    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+    return hashlib.sha256(lines.encode(errors="surrogatepass")).hexdigest()
 
 
 def write_atomic(path: Path, content: bytes) -> None:

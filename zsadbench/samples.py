@@ -92,7 +92,8 @@ class Dataset:
         total = hashlib.sha256()
         for s in self.samples:
             mask = "" if s.mask is None else s.mask.relative_to(self.root).as_posix()
-            total.update("\t".join((s.key, s.category, str(int(s.anomalous)), nfc(mask))).encode() + b"\n")
+            line = "\t".join((s.key, s.category, str(int(s.anomalous)), nfc(mask)))
+            total.update(line.encode(errors="surrogatepass") + b"\n")
         return total.hexdigest()
 
     def backbone_or(self, asked: str | None) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from shlex import quote
 
 from ..errors import DatasetError
+from ..text import terminal
 from .descriptions import Description, parse_description
 from .layouts import Block, Layout, find_layout, image_folders, unnamed, without_masks
 from .names import TRAIN, means_normal
@@ -38,7 +39,7 @@ def draft(folder: Path, normal: str = "") -> tuple[str, tuple[str, ...]]:
     """
     tree = Tree(folder)
     images = image_folders(tree)
-    own = folder.resolve().name
+    own = terminal(folder.resolve().name)  # its name may hold what no TOML file does
     layout = None if unnamed(images) else find_layout(images, own, normal)
     listed = "" if normal or (layout and _is_plain(layout)) else _listed(tree)
     if listed:
@@ -110,7 +111,8 @@ def _question(folder: Path, images: Images, normal: str) -> str:
 
 def _described(layout: Layout, own: str, images: Images) -> str:
     """Return the description of a layout."""
-    needed = [block for block in layout.blocks if layout.label or not set(block.kinds) <= set(layout.normal)]
+    normal = set(layout.normal)
+    needed = [b for b in layout.blocks if layout.label or not b.closed or not set(b.kinds) <= normal]
     masked = [block for block in needed if block.masks]
     masks = "none" if not masked else "required" if len(masked) == len(needed) else "optional"
     more = f"exclude = [{_list(layout.exclude)}]   # masks beside the images\n" if layout.exclude else ""

@@ -163,9 +163,10 @@ def _images_below(root: Path) -> tuple[list[Path], list[str]]:
         if folder.real in seen:
             continue
         seen.add(folder.real)
+        bad = folder.odd.keys() & folder.links.keys()
         images += [root / place / name for name in folder.files if is_image(name)]
         others += [f"{place}/{name}".lstrip("/") for name in folder.files if not is_image(name)]
-        below = [f"{place}/{name}".lstrip("/") for name in folder.folders if name not in folder.odd]
+        below = [f"{place}/{name}".lstrip("/") for name in folder.folders if name not in bad]
         inner = [path for path in below if not means_masks(path.rpartition("/")[2], folder.folders)]
         masks += sorted(set(below) - set(inner))
         todo += reversed(inner)

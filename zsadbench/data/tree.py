@@ -27,7 +27,7 @@ class Folder:
     links: Mapping[str, str] = field(default_factory=dict)
     """Linked names and where they really lead."""
     odd: Mapping[str, Problem] = field(default_factory=dict)
-    """Linked names that must not be followed, and why."""
+    """Names that cannot be used, and why: links that must not be followed, names that are no text."""
 
     @cached_property
     def folder_names(self) -> dict[str, str]:
@@ -161,7 +161,7 @@ class Tree:
         return place
 
     def _allowed(self, folder: Folder, place: str, name: str) -> str | None:
-        """Return the path of a name in a folder, unless it is a link that must not be followed."""
+        """Return the path of a name in a folder, unless it cannot be used, which is reported."""
         path = _join(place, name)
         if name in folder.odd:
             self.problems[path] = folder.odd[name]
@@ -184,6 +184,10 @@ class Tree:
                         if reason:
                             odd[entry.name] = reason
                     is_folder = _is_dir(entry)
+                    if not _is_text(entry.name):
+                        odd[entry.name] = reason = _no_text(_join(path, entry.name))
+                        if is_folder or is_image(entry.name):
+                            self.problems[_join(path, entry.name)] = reason
                     if is_folder:
                         folders.append(entry.name)
                     elif _is_file(entry) or entry.name in odd:
@@ -288,6 +292,15 @@ def lower_suffix(name: str) -> str:
     """Return a file name with its suffix in lower case."""
     cut = name.rfind(".")
     return name[:cut] + name[cut:].lower() if cut > 0 else name
+
+
+def _is_text(name: str) -> bool:
+    return name.isprintable() or not any("\ud800" <= sign <= "\udfff" for sign in name)
+
+
+def _no_text(path: str) -> Problem:
+    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return Problem("error", shown, "its name is not UTF-8 text", "rename it, or leave it out with --skip-bad")
 
 
 def _join(folder: str, name: str) -> str:

@@ -13,6 +13,7 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 import zlib
@@ -137,7 +138,7 @@ def _file_module(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     content = b"".join(file.read_bytes() for file in source_files(path))
-    return _imported(path, zlib.crc32(str(path.resolve()).encode() + content))
+    return _imported(path, zlib.crc32(os.fsencode(path.resolve()) + content))
 
 
 @cache

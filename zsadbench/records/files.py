@@ -218,4 +218,5 @@ def _scalar(value: Any) -> Any:
 
 def encode(content: Mapping[str, Any]) -> bytes:
     """Return JSON for people and programs alike."""
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace")  # half of a surrogate pair, as in names that are no text
