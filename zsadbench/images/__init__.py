@@ -12,12 +12,13 @@ from ..surface import room
 
 if TYPE_CHECKING:
     from .ahead import ahead
-    from .decoding import decode, default_workers, looks_like_image, read
+    from .decoding import MAX_PIXELS, decode, default_workers, looks_like_image, probe, read
     from .loader import Loaded, preprocess, stream, to_batch_images, to_rgb
     from .masks import MaskRule, mask_at, mask_files, read_mask, vanished
     from .scan import scan
 
 __all__ = [
+    "MAX_PIXELS",
     "Loaded",
     "MaskRule",
     "ahead",
@@ -27,6 +28,7 @@ __all__ = [
     "mask_at",
     "mask_files",
     "preprocess",
+    "probe",
     "read",
     "read_mask",
     "scan",

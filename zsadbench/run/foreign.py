@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,18 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..environment import environment
-from ..errors import RecordError
+from ..errors import UsageError
 from ..files import contents_digest, digest_of
-from ..metrics import as_real
 from ..records import Record, write_observation
-from ..scoring import Maps, frame, read_scores, score_all
+from ..scoring import Maps, frame, score_all
 from ..scoring import protocol as make_protocol
 from .jobs import Request, describe_dataset, find_samples
+from .mapfiles import check_maps, find_maps, read_map, read_scores
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".npy", ".npz", ".tiff", ".tif", ".png")
+LONGEST_NAME = 200
 
 
 def score_maps(maps: str | Path, dataset: str, **options: Any) -> pd.DataFrame:
@@ -51,25 +52,26 @@ def score_maps_record(
 ) -> Record:
     """Score the maps below ``maps``, one per sample, and write an observation and a record.
 
-    The map of sample ``a/b.png`` is ``a/b.npy``, ``.npz`` (its only or ``map`` array), ``.tiff`` or ``.png``
-    (8 or 16 bit).  Image scores come from ``scores`` (csv with key,score), else each map's maximum.
+    The map of sample ``a/b.png`` is ``a/b.npy`` or ``a/b.png.npy``; the suffix may be ``.npz`` (its only or
+    ``map`` array), ``.tiff`` or ``.png`` (8 or 16 bit).  Image scores come from ``scores`` (csv with
+    key,score), else each map's maximum.
     Under ``reference`` maps are brought to the size of the image's own mask.
 
     Raises:
-        RecordError: listing samples without a map or score, or a file that is no map.
+        RecordError: listing samples without a map or score, or a file that is no map, lies on its side
+            or would be the map of two samples.
+        UsageError: for a name that no folder can have.
     """
+    folder = _folder_of(name)
     request = Request(data=data, categories=tuple(categories) if categories else None, workers=workers)
     samples, skipped = find_samples(dataset, request)
-    files = {sample.key: _file_of(maps, sample.key) for sample in samples.samples}
-    _refuse_missing(maps, [key for key, file in files.items() if file is None], "map")
-    table = read_scores(scores) if scores else None
-    if table is not None and scores is not None:
-        _refuse_missing(scores, [key for key in files if key not in table], "score")
     rules = make_protocol(protocol, reference_size="native", reference_masks="native", **options)
-    found = {key: file for key, file in files.items() if file is not None}
+    found = find_maps(maps, samples.samples)
+    check_maps(found, samples.samples)
+    table = read_scores(scores, found) if scores else None
     contents = contents_digest({key: _sha256(file) for key, file in found.items()})
     digest = digest_of([name, samples.digest, contents, sorted((table or {}).items())])
-    run_dir = out / samples.id / name.replace("/", "_") / digest[:12]
+    run_dir = out / samples.id / folder / digest[:12]
     about = {
         "id": name,
         "variant": "reference",
@@ -130,62 +132,19 @@ class ForeignMaps:
         return torch.tensor([self.scores[key] for key in self.keys], dtype=torch.float64)
 
 
-def read_map(path: Path) -> NDArray[np.floating[Any]]:
-    """Return the map in a .npy, .npz, .tiff or .png file as reals (H, W).
-
-    They are float64 where float32 cannot hold them.
-
-    Raises:
-        RecordError: if the file is damaged, holds no single map, or numbers that are not finite.
-    """
-    try:
-        values = _read(path)
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise RecordError(f"{path}: cannot be read as an anomaly map ({error}); write it again") from None
-    values = np.squeeze(values)
-    if values.ndim != 2 or not np.issubdtype(values.dtype, np.number):
-        raise RecordError(
-            f"{path}: an anomaly map is one array of numbers (H, W); this is {values.dtype} {values.shape}"
-        )
-    values = as_real(values)
-    if not np.isfinite(values).all():
-        raise RecordError(f"{path}: the map holds numbers that are not finite; write it again")
-    return values
-
-
-def _read(path: Path) -> NDArray[Any]:
-    if path.suffix == ".npy":
-        return np.asarray(np.load(path, allow_pickle=False))
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            names = list(archive.files)
-            if len(names) != 1 and "map" not in names:
-                raise ValueError(f"it holds {names}; name the array 'map'")
-            return np.asarray(archive["map" if "map" in names else names[0]])
-    import cv2
-
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise ValueError("not an image")
-    return np.asarray(pixels)
-
-
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _file_of(folder: Path, key: str) -> Path | None:
-    base = folder / key
-    candidates = (candidate for s in SUFFIXES for candidate in (base.with_suffix(s), Path(f"{base}{s}")))
-    return next((path for path in candidates if path.is_file()), None)
+def _folder_of(name: str) -> str:
+    """Return the folder of a foreign method's records.
 
-
-def _refuse_missing(place: Path, keys: Sequence[str], what: str) -> None:
-    if keys:
-        shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
-        raise RecordError(
-            f"{place}: no {what} for {len(keys)} samples: {shown}; {what}s are found by the sample's key "
-            f"(its path below the dataset), as in {Path(keys[0]).with_suffix('.npy')}"
-            if what == "map"
-            else f"{place}: no {what} for {len(keys)} samples: {shown}; add rows with their keys"
+    Raises:
+        UsageError: if the name is empty, a step to another folder, or too long.
+    """
+    folder = name.strip().replace("/", "_")
+    if folder in ("", ".", "..") or "\0" in folder or len(os.fsencode(folder)) > LONGEST_NAME:
+        raise UsageError(
+            f"--name '{name[:40]}': give a name of 1 to {LONGEST_NAME} bytes that can be a folder's"
         )
+    return folder

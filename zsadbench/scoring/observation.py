@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -336,29 +335,3 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
             for row in record.categories.values()
         ]
     )
-
-
-def read_scores(path: Path) -> dict[str, float]:
-    """Read image scores from a csv with the columns ``key`` and ``score``.
-
-    Raises:
-        RecordError: naming the file and line that is wrong.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
-            if not {"key", "score"} <= set(reader.fieldnames or ()):
-                raise RecordError(f"{path}: needs the columns 'key' and 'score'; has {reader.fieldnames}")
-            scores: dict[str, float] = {}
-            for row in reader:
-                try:
-                    scores[row["key"]] = float(row["score"])
-                except (TypeError, ValueError):
-                    raise RecordError(
-                        f"{path}: line {reader.line_num}: score {row['score']!r} is no number"
-                    ) from None
-            return scores
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(
-            f"{path}: cannot be read ({error}); give a csv with the columns key,score"
-        ) from None
