@@ -60,7 +60,7 @@ class HybridRecipe:
         observer = AdaClipObserver(method, clip, learned, texts)
 
         def features(batch: Batch) -> Features:
-            trace = Trace(clip.vision, batch, {"stream": {0}, "middle": set(), "values": set()})
+            trace = Trace(clip.vision, batch, {"stream": {0}})
             return {"tokens": trace.stream(0), "image": image_embedding(clip, trace)}
 
         def loss(inputs: Features, truth: Truth) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from zsadbench.maps import render
 from zsadbench.training import Features, Mosaic, Stage, Truth, dice, focal, leaves, two_way
 
 from ._shared import Anchors, as_grid
-from .april_gan import AprilGan, AprilGanObserver, check_layers
+from .april_gan import AprilGan, check_layers
 from .clip_ad import (
     ClipAdObserver,
     ClipAdPlus,
@@ -84,9 +84,8 @@ def _frozen(
         read, kind = ClipAdObserver(method, clip, anchors).tapped, method.tap
     else:
         check_layers(method, clip)
-        read = AprilGanObserver(method, clip, anchors, ()).after
-    taps = {"stream": set[int](), "middle": set[int](), "values": set[int]()}
-    taps["middle" if kind == "reference" else "stream"] = set(inner_layers(method, clip))
+        read = Trace.after
+    taps = {"middle" if kind == "reference" else "stream": set(inner_layers(method, clip))}
 
     def features(batch: Batch) -> Features:
         trace = Trace(clip.vision, batch, taps)

@@ -48,7 +48,7 @@ class ContextRecipe:
         """Return the one stage; categories and their words play no part."""
         check_fit(method, clip)
         learned = leaves(self.start(method, clip), clip.device)
-        wanted = {"stream": {*inner_layers(method, clip)}, "middle": set[int](), "values": set[int]()}
+        wanted = {"stream": {*inner_layers(method, clip)}}
 
         def features(batch: Batch) -> Features:
             trace = Trace(clip.vision, batch, wanted)

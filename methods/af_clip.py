@@ -92,13 +92,12 @@ class AfClipObserver:
 
 def taps(method: AfClip, clip: Clip) -> dict[str, set[int]]:
     """Return what a trace must keep: a block's output enters the next one, the last one's is kept anyway."""
-    return {"stream": {*method.features} - {len(clip.vision.blocks)}, "middle": set(), "values": set()}
+    return {"stream": {*method.features} - {len(clip.vision.blocks)}}
 
 
 def token_sets(method: AfClip, clip: Clip, trace: Trace, grid: tuple[int, int]) -> Tensor:
     """Return the token sets (sets, B, 1+N, W) in float32, block by block, neighbourhoods inside."""
-    last = len(clip.vision.blocks)
-    outputs = [trace.output if layer == last else trace.stream(layer) for layer in method.features]
+    outputs = [trace.after(layer) for layer in method.features]
     return torch.stack(
         [
             aggregated(tokens.float(), grid, side, method.kernel_sigma)

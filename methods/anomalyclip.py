@@ -113,11 +113,7 @@ class AnomalyClipObserver:
         attention reads the ordinary stream.
         """
         vision = self.clip.vision
-        ordinary = {
-            block: trace.output if block == len(vision.blocks) else trace.stream(block)
-            for block in {self.first, *self.layers}
-            if block <= self.first
-        }
+        ordinary = {block: trace.after(block) for block in {self.first, *self.layers} if block <= self.first}
         local = ordinary[self.first]
         found = {layer: ordinary[layer] for layer in self.layers if layer <= self.first}
         for block in range(self.first, max(self.layers)):
@@ -134,7 +130,7 @@ def reading(method: AnomalyClip, clip: Clip) -> tuple[tuple[int, ...], int, dict
     first = method.value_from - 1 if method.value_stream else depth
     plain = {block for block in (first, *layers) if block <= first}
     # What leaves the last block is kept in any case.
-    taps = {"stream": plain - {depth}, "middle": set[int](), "values": {*range(first, max(layers))}}
+    taps = {"stream": plain - {depth}, "values": {*range(first, max(layers))}}
     return layers, first, taps
 
 

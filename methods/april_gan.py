@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from zsadbench.clip import Clip, Trace, load_checkpoint
+from zsadbench.clip import Clip, load_checkpoint
 from zsadbench.errors import MethodError
 from zsadbench.inputs import Backbone, Batch, Preprocess
 from zsadbench.method import Evidence
@@ -116,14 +116,10 @@ class AprilGanObserver:
         """Read the ordinary stream after each block and compare its tokens with the texts."""
         anchors = self.anchors.of(batch.categories)
         trace = self.clip.vision.trace(batch)
-        tokens = [self.after(trace, layer)[:, 1:] for layer in self.method.features]
+        tokens = [trace.after(layer)[:, 1:] for layer in self.method.features]
         image = self.clip.vision.project(trace.output[:, 0])
         logits = layer_logits(tokens, self.linear, anchors)
         return {
             "layers": as_grid(logits, self.clip.vision.grid(batch.images)),
             "score": anomaly_probability(image, anchors, SCALE),
         }
-
-    def after(self, trace: Trace, layer: int) -> Tensor:
-        """Return the stream (B, 1+N, W) that leaves block ``layer`` (from 1)."""
-        return trace.output if layer == len(self.clip.vision.blocks) else trace.stream(layer)

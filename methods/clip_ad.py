@@ -183,9 +183,9 @@ class ClipAdObserver:
 
     def tapped(self, trace: Trace, layer: int) -> Tensor:
         """Return the ordinary stream (B, 1+N, W) read out for block ``layer`` (from 1)."""
-        if layer == len(self.clip.vision.blocks):
-            return trace.output
-        return trace.middle(layer) if self.method.tap == "reference" else trace.stream(layer)
+        if self.method.tap == "reference" and layer < len(self.clip.vision.blocks):
+            return trace.middle(layer)
+        return trace.after(layer)
 
     def surgery_tokens(self, trace: Trace, layer: int) -> Tensor:
         """Return projected tokens (B, 1+N, C) of the stage that ends at ``layer``, un-normalised.

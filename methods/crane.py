@@ -257,9 +257,9 @@ def fused(method: Crane, image: Tensor, patches: Tensor, logit: Tensor) -> Tenso
 def taps(method: Crane, clip: Clip) -> dict[str, set[int]]:
     """Return what a trace must keep."""
     first, last = method.refined_from - 1, len(clip.vision.blocks) - 1
-    wanted: dict[str, set[int]] = {"stream": {first}, "middle": set(), "values": set()}
+    wanted = {"stream": {first}}
     if isinstance(method, CranePlus):
-        wanted["middle" if method.values == "middle" else "stream"].add(last)
+        wanted.setdefault("middle" if method.values == "middle" else "stream", set()).add(last)
     return wanted | {method.attention: {*range(first, max(method.features))}}
 
 

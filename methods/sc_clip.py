@@ -152,7 +152,7 @@ class ScClipObserver:
 def taps(method: ScClip, clip: Clip) -> dict[str, set[int]]:
     """Return what a trace must keep: the output of block b is the stream that enters block b + 1."""
     outputs = {method.middle, method.early, *range(*method.fuse), len(clip.vision.blocks) - 2}
-    return {"stream": {block + 1 for block in outputs}, "middle": set(), "values": set()}
+    return {"stream": {block + 1 for block in outputs}}
 
 
 def window_boxes(size: tuple[int, int], side: int, stride: float) -> list[tuple[int, int, int, int]]:
@@ -171,7 +171,7 @@ def dense_tokens(method: ScClip, clip: Clip, trace: Trace, grid: tuple[int, int]
     vision, last = clip.vision, len(clip.vision.blocks) - 2
 
     def out(block: int) -> Tensor:
-        return trace.stream(block + 1).float()
+        return trace.after(block + 1).float()
 
     deep, fused = out(last), torch.stack([out(block) for block in range(*method.fuse)]).sum(dim=0)
     bad = outliers(method, deep[:, 1:])

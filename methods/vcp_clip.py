@@ -102,9 +102,7 @@ class VcpClipObserver:
 
 def patch_tokens(method: VcpClip, clip: Clip, trace: Trace) -> list[Tensor]:
     """Return the patches (B, N, V) that leave each block of ``features``, in float32."""
-    last = len(clip.vision.blocks)
-    outputs = (trace.output if layer == last else trace.stream(layer) for layer in method.features)
-    return [tokens[:, 1:].float() for tokens in outputs]
+    return [trace.after(layer)[:, 1:].float() for layer in method.features]
 
 
 def differences(

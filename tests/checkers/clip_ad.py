@@ -148,7 +148,7 @@ def _check_april_gan(golden: Golden) -> None:
     golden.near("text_features", _texts(observer, meta))
     batch = batch_of(meta)
     trace = observer.clip.vision.trace(batch)
-    streams = [observer.after(trace, layer) for layer in method.features]
+    streams = [trace.after(layer) for layer in method.features]
     golden.near("tokens", torch.stack(streams)[:, :, meta["token_index"]])
     golden.near("image_features", observer.clip.vision.project(trace.output[:, 0]))
     _check_linear(golden, observer, streams)

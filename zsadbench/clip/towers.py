@@ -16,7 +16,7 @@ Axis order is batch first everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any, Literal, get_args
@@ -182,8 +182,8 @@ class Trace:
     All tensors are (B*T, 1+N, W), tiles flattened into the batch.
     """
 
-    def __init__(self, vision: Vision, batch: Batch, taps: dict[str, set[int]]) -> None:
-        self.batch = batch
+    def __init__(self, vision: Vision, batch: Batch, taps: Mapping[str, set[int]]) -> None:
+        self.batch, self._depth = batch, len(vision.blocks)
         self._kept: dict[tuple[str, int], Tensor] = {}
         self._shared: dict[str, Tensor] = {}
         x = vision.embed(batch.images.flatten(0, 1))
@@ -191,8 +191,10 @@ class Trace:
             q, k, v = block.qkv(x)
             middle = x + block.attend(q, k, v)
             steps = {"stream": x, "middle": middle}
-            self._kept.update({(name, number): t for name, t in steps.items() if number in taps[name]})
-            if number in taps["values"]:
+            self._kept.update(
+                {(name, number): t for name, t in steps.items() if number in taps.get(name, ())}
+            )
+            if number in taps.get("values", ()):
                 self._kept["values", number] = block.attend(v, v, v)
             for kind in get_args(Correlation):
                 if number in taps.get(kind, ()):
@@ -203,6 +205,10 @@ class Trace:
     def stream(self, block: int) -> Tensor:
         """Return the residual stream as it enters ``block``."""
         return self._get("stream", block)
+
+    def after(self, layer: int) -> Tensor:
+        """Return the residual stream that leaves ``layer``, counted from 1."""
+        return self.output if layer == self._depth else self.stream(layer)
 
     def middle(self, block: int) -> Tensor:
         """Return the residual stream inside ``block``, after its attention and before its MLP."""
