@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.factory import make_folder
+from tests.kit.terminal import call
 from zsadbench import cli
 from zsadbench.cli.options import pairs
 from zsadbench.errors import UsageError
@@ -21,18 +21,8 @@ CLIP = ["--backbone", "tiny-l14", "--weights", "random", "--set", "size=28", "--
 
 def zsad(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     """Run the command line in this process; returns exit code, output and error output."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["zsad", *words])
-        handler = signal.getsignal(signal.SIGINT)
-        try:
-            with pytest.raises(SystemExit) as caught:
-                cli.main()
-                raise SystemExit(0)
-        finally:
-            signal.signal(signal.SIGINT, handler)
-    code = caught.value.code
-    out, err = capfd.readouterr()
-    return (code if isinstance(code, int) else 0 if code is None else 1), out, err
+    code = call(*words)
+    return code, *capfd.readouterr()
 
 
 def python(code: str) -> str:

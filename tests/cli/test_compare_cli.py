@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.boardkit import observation, protocol, row, save
-from zsadbench.cli import main
+from tests.kit.terminal import call
 from zsadbench.metrics import image_metrics
 from zsadbench.records.records import write_record
 
@@ -32,17 +32,12 @@ Compare = Callable[..., Answer]
 
 
 @pytest.fixture
-def zsad(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Compare:
-    def call(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["zsad", "compare", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        printed = capsys.readouterr()
-        code = caught.value.code
-        assert isinstance(code, int)
-        return Answer(code, printed.out, printed.err)
+def zsad(capsys: pytest.CaptureFixture[str]) -> Compare:
+    def compared(*arguments: object) -> Answer:
+        code = call("compare", *arguments)
+        return Answer(code, *capsys.readouterr())
 
-    return call
+    return compared
 
 
 @pytest.fixture

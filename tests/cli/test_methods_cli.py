@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import toy
-from zsadbench.cli import main
+from tests.kit.terminal import call
 from zsadbench.errors import UsageError
 from zsadbench.method.card import method_cards, read_method_card
 from zsadbench.method.draft import draft_method
@@ -18,13 +18,8 @@ from zsadbench.method.user import user_class
 
 def zsad(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     """Run the command line; return exit code, output and errors."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["zsad", *words])
-        with pytest.raises(SystemExit) as caught:
-            main()
-    out, err = capsys.readouterr()
-    code = caught.value.code
-    return (code if isinstance(code, int) else 0), out, err
+    code = call(*words)
+    return code, *capsys.readouterr()
 
 
 def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:

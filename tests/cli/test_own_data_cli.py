@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zsadbench import cli
+from tests.kit.terminal import call
 
 CLIP = ["--backbone", "tiny-l14", "--weights", "random", "--set", "size=28", "--workers", "1"]
 
@@ -33,17 +31,8 @@ def zsad(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("ZSAD_DATA", raising=False)
 
     def run(*words: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["zsad", *map(str, words)])
-        handler = signal.getsignal(signal.SIGINT)
-        try:
-            with pytest.raises(SystemExit) as caught:
-                cli.main()
-                raise SystemExit(0)
-        finally:
-            signal.signal(signal.SIGINT, handler)
-        code = caught.value.code
-        assert code is None or isinstance(code, int)
-        return Said(code or 0, *capfd.readouterr())
+        code = call(*words)
+        return Said(code, *capfd.readouterr())
 
     return run
 
