@@ -30,12 +30,22 @@ from methods.adaclip import (
     sentence_features,
     state_anchors,
 )
-from tests.checkers.common import Golden, Meta, begin, drawn_batch, mask_of, opened, padded, prepared
+from tests.checkers.common import (
+    Golden,
+    Meta,
+    begin,
+    drawn_batch,
+    mask_of,
+    opened,
+    padded,
+    prepared,
+    run_pictures,
+)
 from tests.kit import tiny
 from zsadbench.clip.towers import Clip
 from zsadbench.images.loader import preprocess, to_batch_images
 from zsadbench.inputs import Backbone, Preprocess
-from zsadbench.maps import exact_maps, render
+from zsadbench.maps import render
 from zsadbench.metrics import evaluate
 from zsadbench.training.losses import dice, focal, two_way
 from zsadbench.training.stages import Features, Truth
@@ -400,17 +410,10 @@ def _end2end(golden: Golden) -> None:
     meta = golden.meta
     method = method_of(meta)
     observer = _observer(method, meta)
-    files = [preprocess(Image.fromarray(image), method.preprocess) for image in golden["images"]]
-    batch = tiny.batch(to_batch_images(files, method.preprocess), list(meta["class_of_image"]))
-    evidence = observer.observe(batch)
-    size = (meta["size"], meta["size"])
-    scores = method.image_scores(evidence, torch.zeros(len(files), 2)).numpy()
+    _, maps, scores, masks = run_pictures(golden, method, observer, meta["class_of_image"])
     golden.near("scores", scores)
-    with exact_maps():
-        maps = method.maps(evidence, size).numpy()
     golden.near("final_maps", maps[: len(golden["final_maps"])])
 
-    masks = np.stack([mask_of(mask, size, "bilinear50") for mask in golden["masks"]])
     rows = []
     for category in meta["classes"]:
         own = np.asarray([name == category for name in meta["class_of_image"]])

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from methods._training_af_clip import AdaptorRecipe, alignment, focal, mutated_focal, on_patches
@@ -23,14 +22,22 @@ from methods.af_clip import (
     text_tokens,
     token_sets,
 )
-from tests.checkers.common import Golden, Meta, begin, drawn_batch, mask_of, opened, padded, prepared
+from tests.checkers.common import (
+    Golden,
+    Meta,
+    begin,
+    drawn_batch,
+    fixed_batches,
+    opened,
+    padded,
+    prepared,
+    run_pictures,
+)
 from tests.kit import tiny
 from zsadbench.clip.towers import Clip
-from zsadbench.images.loader import preprocess, to_batch_images
 from zsadbench.inputs import Backbone
-from zsadbench.maps import exact_maps, upsample
+from zsadbench.maps import upsample
 from zsadbench.metrics import evaluate
-from zsadbench.training.stages import Truth
 
 TOLERANCE = 2e-5
 PROBABILITY = 5e-5
@@ -147,16 +154,10 @@ def _train(golden: Golden) -> None:
     stage = recipe.stages(method, clip, {})[0]
     begin(stage, tensors)
     assert list(stage.parameters) == meta["parameters"]
-    batches = []
-    for number, seed in enumerate(meta["image_seeds"]):
-        names = ["any"] * meta["batch"]
-        masks, labels = golden.tensor("masks")[number].float(), golden.tensor("labels")[number]
-        reduced = on_patches(masks, golden["reduced"].shape[-2:])
+    batches = fixed_batches(golden, stage)
+    for number, (_, truth) in enumerate(batches):
+        reduced = on_patches(truth.masks, golden["reduced"].shape[-2:])
         golden.same("reduced", reduced[:, 0], golden["reduced"][number])
-        with torch.no_grad():
-            batches.append(
-                (stage.features(drawn_batch(seed, names, meta["size"])), Truth(masks, labels, names))
-            )
     found, norms = [], []
     for step in range(meta["steps"]):
         found.append(stage.step(*batches[step % len(batches)]))
@@ -200,17 +201,10 @@ def _end2end(golden: Golden) -> None:
     meta = golden.meta
     method, clip, tensors = _setup(meta)
     observer = prepared(method, "af-clip", clip, tensors, {"any": "any"})
-    files = [preprocess(Image.fromarray(image), method.preprocess) for image in golden["images"]]
-    batch = tiny.batch(to_batch_images(files, method.preprocess), ["any"] * len(files))
-    golden.near("inputs_first", batch.images[0, 0])
-    evidence = observer.observe(batch)
-    size = (meta["size"], meta["size"])
-    with exact_maps():
-        maps = method.maps(evidence, size).numpy()
-    scores = method.image_scores(evidence, torch.zeros(len(files), 2)).numpy()
+    inputs, maps, scores, masks = run_pictures(golden, method, observer)
+    golden.near("inputs_first", inputs[0, 0])
     golden.near("scores", scores, tolerance=PROBABILITY)
     golden.near("final_maps", maps[:, ::2, ::2], tolerance=PROBABILITY)
-    masks = np.stack([mask_of(mask, size, "bilinear50") for mask in golden["masks"]])
     golden.same("masks_at_size", masks, golden["masks_at_size"] > 0)
     rows = []
     for category in meta["categories"]:

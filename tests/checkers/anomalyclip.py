@@ -18,15 +18,24 @@ from methods._prompts import LearnedPrompts, checkpoint_shapes, encode_prompts, 
 from methods._shared import anomaly_probability
 from methods._training_anomalyclip import PromptRecipe
 from methods.anomalyclip import AnomalyClip
-from tests.checkers.common import Golden, Meta, begin, drawn_batch, mask_of, opened, padded, prepared
+from tests.checkers.common import (
+    Golden,
+    Meta,
+    begin,
+    drawn_batch,
+    fixed_batches,
+    mask_of,
+    opened,
+    padded,
+    prepared,
+    run_pictures,
+)
 from tests.kit import tiny
 from zsadbench.clip.towers import Clip
 from zsadbench.images.loader import preprocess, to_batch_images
 from zsadbench.inputs import Backbone, Preprocess
-from zsadbench.maps import exact_maps
 from zsadbench.metrics import evaluate, legacy_aupro200
 from zsadbench.training.losses import segmentation
-from zsadbench.training.stages import Truth
 
 TOLERANCE = 2e-5
 STD = 0.5
@@ -140,12 +149,7 @@ def _train(golden: Golden) -> None:
     )
     stage = recipe.stages(method, clip, {})[0]
     begin(stage, tensors)
-    batches = []
-    for seed, masks, labels in zip(meta["image_seeds"], golden["masks"], golden["labels"], strict=True):
-        names = ["any"] * meta["batch"]
-        with torch.no_grad():
-            features = stage.features(drawn_batch(seed, names, meta["size"]))
-        batches.append((features, Truth(torch.from_numpy(masks).float(), torch.from_numpy(labels), names)))
+    batches = fixed_batches(golden, stage)
     found, norms = [], []
     for step in range(meta["steps"]):
         found.append(stage.step(*batches[step % len(batches)]))
@@ -172,17 +176,10 @@ def _end2end(golden: Golden) -> None:
     meta = golden.meta
     method, clip, tensors = _setup(meta, features=tuple(meta["features_list"]))
     observer = prepared(method, "anomalyclip", clip, tensors, {"any": "any"})
-    files = [preprocess(Image.fromarray(image), method.preprocess) for image in golden["images"]]
-    batch = tiny.batch(to_batch_images(files, method.preprocess), ["any"] * len(files))
-    evidence = observer.observe(batch)
-    size = (meta["size"], meta["size"])
-    with exact_maps():
-        maps = method.maps(evidence, size).numpy()
-    scores = method.image_scores(evidence, torch.zeros(len(files), 2)).numpy()
+    _, maps, scores, masks = run_pictures(golden, method, observer)
     golden.near("scores", scores)
     golden.near("final_maps", maps[: len(golden["final_maps"])])
 
-    masks = np.stack([mask_of(mask, size, "bilinear50") for mask in golden["masks"]])
     rows = []
     for category in meta["classes"]:
         chosen = np.asarray([name == category for name in meta["class_of_image"]])

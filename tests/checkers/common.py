@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -39,11 +39,12 @@ from torch import Tensor
 from tests.kit import tiny
 from zsadbench.clip.checkpoints import Provenance, save_checkpoint
 from zsadbench.clip.towers import Clip
+from zsadbench.images.loader import preprocess, to_batch_images
 from zsadbench.images.masks import MaskRule, mask_at
 from zsadbench.inputs import Batch
 from zsadbench.maps import exact_maps
 from zsadbench.samples import Sample
-from zsadbench.training.stages import Stage
+from zsadbench.training.stages import Features, Stage, Truth
 
 Scale = Literal["max", "span", "one"]
 Meta = Mapping[str, Any]
@@ -177,6 +178,41 @@ def gradient(stage: Stage, name: str) -> Tensor:
     found = stage.parameters[name].grad
     assert found is not None, f"{name}: no gradient"
     return found
+
+
+def fixed_batches(golden: Golden, stage: Stage) -> list[tuple[Features, Truth]]:
+    """Return the batches of a training file: frozen features of its images, its masks and labels."""
+    meta, batches = golden.meta, []
+    for seed, masks, labels in zip(meta["image_seeds"], golden["masks"], golden["labels"], strict=True):
+        names = ["any"] * meta["batch"]
+        with torch.no_grad():
+            features = stage.features(drawn_batch(seed, names, meta["size"]))
+        batches.append((features, Truth(torch.from_numpy(masks).float(), torch.from_numpy(labels), names)))
+    return batches
+
+
+class Pictures(NamedTuple):
+    """What a run makes of the pictures of a file: inputs, exact maps, image scores, and the masks."""
+
+    inputs: Tensor
+    maps: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    masks: NDArray[np.bool_]
+
+
+def run_pictures(
+    golden: Golden, method: Any, observer: Any, categories: Sequence[str] | None = None
+) -> Pictures:
+    """Read the pictures of an end-to-end file as a run reads files, and observe them as one batch."""
+    files = [preprocess(Image.fromarray(image), method.preprocess) for image in golden["images"]]
+    inputs = to_batch_images(files, method.preprocess)
+    evidence = observer.observe(tiny.batch(inputs, list(categories or ["any"] * len(files))))
+    size = (golden.meta["size"], golden.meta["size"])
+    with exact_maps():
+        maps = method.maps(evidence, size).numpy()
+    scores = method.image_scores(evidence, torch.zeros(len(files), 2)).numpy()
+    masks = np.stack([mask_of(mask, size, "bilinear50") for mask in golden["masks"]])
+    return Pictures(inputs, maps, scores, masks)
 
 
 def padded(tokens: Tensor, width: int) -> Tensor:

@@ -31,6 +31,7 @@ from tests.checkers.common import (
     Meta,
     begin,
     drawn_batch,
+    fixed_batches,
     gradient,
     mask_of,
     opened,
@@ -304,15 +305,9 @@ def _begun(
     golden: Golden, recipe: CraneRecipe, method: Crane, clip: Clip, tensors: dict[str, Tensor]
 ) -> tuple[Stage, list[tuple[Features, Truth]]]:
     """Return the stage with the file's vectors, and both batches."""
-    meta = golden.meta
     (stage,) = recipe.stages(method, clip, {})
     begin(stage, tensors)
-    batches = []
-    for seed, masks, labels in zip(meta["image_seeds"], golden["masks"], golden["labels"], strict=True):
-        names = ["any"] * meta["batch"]
-        with torch.no_grad():
-            features = stage.features(drawn_batch(seed, names, meta["size"]))
-        batches.append((features, Truth(torch.from_numpy(masks).float(), torch.from_numpy(labels), names)))
+    batches = fixed_batches(golden, stage)
     return stage, batches
 
 

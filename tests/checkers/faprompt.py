@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from methods._training_faprompt import PriorRecipe
@@ -26,14 +25,22 @@ from methods.faprompt import (
     sentences,
     texts_of,
 )
-from tests.checkers.common import Golden, Meta, begin, drawn_batch, mask_of, opened, padded, prepared
+from tests.checkers.common import (
+    Golden,
+    Meta,
+    begin,
+    drawn_batch,
+    fixed_batches,
+    opened,
+    padded,
+    prepared,
+    run_pictures,
+)
 from tests.kit import tiny
 from zsadbench.clip.towers import Clip
-from zsadbench.images.loader import preprocess, to_batch_images
 from zsadbench.inputs import Backbone
-from zsadbench.maps import exact_maps, upsample
+from zsadbench.maps import upsample
 from zsadbench.metrics import evaluate, legacy_aupro200
-from zsadbench.training.stages import Truth
 
 TOLERANCE = 2e-5
 LOSSES = {
@@ -173,13 +180,7 @@ def _steps(
     meta, clip = golden.meta, tiny.clip(golden.meta["config"], "quick_gelu", "bilinear")
     stage = recipe.stages(method, clip, {})[0]
     begin(stage, tensors)
-    batches = []
-    for number, seed in enumerate(meta["image_seeds"]):
-        names = ["any"] * meta["batch"]
-        masks, labels = golden.tensor("masks")[number].float(), golden.tensor("labels")[number]
-        with torch.no_grad():
-            frozen = stage.features(drawn_batch(seed, names, meta["size"]))
-        batches.append((frozen, Truth(masks, labels, names)))
+    batches = fixed_batches(golden, stage)
     if method.selection == "first":
         _first(golden, method, clip, stage.parameters, batches[0][0])
     found, norms = [], []
@@ -216,15 +217,9 @@ def _end2end(golden: Golden) -> None:
     meta = golden.meta
     method, clip, tensors = _setup(meta)
     observer = prepared(method, "faprompt", clip, tensors, {"any": "any"})
-    files = [preprocess(Image.fromarray(image), method.preprocess) for image in golden["images"]]
-    batch = tiny.batch(to_batch_images(files, method.preprocess), ["any"] * len(files))
-    evidence, size = observer.observe(batch), (meta["size"], meta["size"])
-    with exact_maps():
-        maps = method.maps(evidence, size).numpy()
-    scores = method.image_scores(evidence, torch.zeros(len(files), 2)).numpy()
+    _, maps, scores, masks = run_pictures(golden, method, observer)
     golden.near("scores", scores)
     golden.near("final_maps", maps[: len(golden["final_maps"])])
-    masks = np.stack([mask_of(mask, size, "bilinear50") for mask in golden["masks"]])
     binary = np.unpackbits(golden["mask_binary"])[: masks.size].reshape(meta["mask_shape"])
     golden.same("mask_binary", masks, binary > 0)
     assert meta["metrics"] == list(METRICS)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from methods._training_vcp_clip import ContextRecipe
@@ -28,14 +27,20 @@ from methods.vcp_clip import (
     prompt_tokens,
     top_mean,
 )
-from tests.checkers.common import Golden, Meta, begin, drawn_batch, mask_of, opened, prepared
+from tests.checkers.common import (
+    Golden,
+    Meta,
+    begin,
+    drawn_batch,
+    fixed_batches,
+    opened,
+    prepared,
+    run_pictures,
+)
 from tests.kit import tiny
 from zsadbench.clip.towers import Clip
-from zsadbench.images.loader import preprocess, to_batch_images
 from zsadbench.inputs import Backbone
-from zsadbench.maps import exact_maps
 from zsadbench.metrics import evaluate, legacy_aupro200
-from zsadbench.training.stages import Truth
 
 TOLERANCE = 2e-5
 Floats = NDArray[np.float32]
@@ -146,13 +151,7 @@ def _train(golden: Golden) -> None:
     )
     stage = recipe.stages(method, clip, {})[0]
     begin(stage, tensors)
-    batches = []
-    for number, seed in enumerate(meta["image_seeds"]):
-        names = ["any"] * meta["batch"]
-        masks, labels = golden.tensor("masks")[number].float(), golden.tensor("labels")[number]
-        with torch.no_grad():
-            features = stage.features(drawn_batch(seed, names, meta["size"]))
-        batches.append((features, Truth(masks, labels, names)))
+    batches = fixed_batches(golden, stage)
 
     features, truth = batches[0]
     packed = np.unpackbits(golden["dropout_keep"])[: int(np.prod(meta["dropout_keep_shape"]))]
@@ -194,15 +193,9 @@ def _end2end(golden: Golden) -> None:
     meta = golden.meta
     method, clip, tensors = _setup(meta)
     observer = prepared(method, "vcp-clip", clip, tensors, {"any": "any"})
-    files = [preprocess(Image.fromarray(image), method.preprocess) for image in golden["images"]]
-    evidence = observer.observe(tiny.batch(to_batch_images(files, method.preprocess), ["any"] * len(files)))
-    size = (meta["size"], meta["size"])
-    with exact_maps():
-        maps = method.maps(evidence, size).numpy()
-    scores = method.image_scores(evidence, torch.zeros(len(files), 2)).numpy()
+    _, maps, scores, masks = run_pictures(golden, method, observer)
     golden.near("scores", scores)
     golden.near("final_maps", maps[: len(golden["final_maps"])])
-    masks = np.stack([mask_of(mask, size, "bilinear50") for mask in golden["masks"]])
     binary = np.unpackbits(golden["mask_binary"])[: masks.size].reshape(meta["mask_shape"])
     golden.same("mask_binary", masks, binary > 0)
 
