@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
-    from .archives import examine, reason, room_for, sound
+    from .archives import LARGEST_PICKLE, examine, reason, room_for, sound
     from .checkpoints import (
         AuthorTable,
         Provenance,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "LARGEST_PICKLE",
     "PROMPT_LISTS",
     "SECOND_MINIATURE",
     "AuthorTable",

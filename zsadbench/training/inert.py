@@ -18,13 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..clip import LARGEST_PICKLE
 from ..errors import WeightsError
 
 TENSOR, MODULE = "bare tensor", "pickled module"
 """Under which names the contents of such files stand beside tables of ordinary ones."""
-
-LARGEST = 16 * 2**20
-"""Bytes of the pickle itself, which holds names and shapes but no numbers."""
 
 
 class Inert:
@@ -76,7 +74,7 @@ def read_inert(path: Path) -> dict[str, dict[str, Tensor]]:
 
 def _root(archive: zipfile.ZipFile) -> tuple[Any, str]:
     names = [item for item in archive.infolist() if item.filename.endswith("/data.pkl")]
-    if len(names) != 1 or names[0].file_size > LARGEST:
+    if len(names) != 1 or names[0].file_size > LARGEST_PICKLE:
         raise WeightsError("not one pickle of a sensible size; give a complete file that torch.save wrote")
     with archive.open(names[0]) as stream:
         return _Reader(stream).load(), names[0].filename.removesuffix("/data.pkl")
