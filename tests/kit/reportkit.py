@@ -18,6 +18,7 @@ from zsadbench.inputs import Backbone
 from zsadbench.run import engine
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
+from zsadbench.scoring.code import UserMethods
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 CATEGORY = 'bolt"><script>alert(2)</script>'.replace("/", "")
@@ -35,6 +36,11 @@ def make_results(folder: Path) -> tuple[Path, Path]:
     run(results, data, "clip")
     run(results, data, toy.write(folder))
     return results, data
+
+
+def users(results: Path) -> UserMethods:
+    """Return the user's method of results made here."""
+    return UserMethods((f"{results.parent / 'mine.py'}:Mine",))
 
 
 def run(results: Path, data: Path, method: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import tracemalloc
 import zipfile
@@ -189,6 +190,7 @@ def tiff(width: int, height: int) -> bytes:
         ("a.npy", claiming((2, 2), "|V4"), r"this is \|V4 \(2, 2\)"),
         ("a.npy", claiming((2, 2), "<m8[s]"), r"this is timedelta64\[s\] \(2, 2\)"),
     ],
+    ids=itertools.count(),  # archives hold the time they were made
 )
 def test_a_file_is_judged_by_its_header(name: str, content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)

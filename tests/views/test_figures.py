@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.kit import boardkit
-from tests.kit.reportkit import CATEGORY, HOSTILE, app, make_results
+from tests.kit.reportkit import CATEGORY, HOSTILE, app, make_results, users
 from zsadbench.boards.rows import Cell
 from zsadbench.errors import RecordError, UsageError
 from zsadbench.metrics.bootstrap import Interval
@@ -166,7 +166,7 @@ def test_qualitative_figures_show_image_mask_and_maps(
     labels = [row.label for row in board.rows]
     assert sorted(labels) == ["clip", "mine.Mine"]
     keys = [f"{CATEGORY}/test/hole/{HOSTILE}.png", "cloth/test/good/1.png"]
-    qualitative_figure(board, tmp_path / "q.png", keys=keys)
+    qualitative_figure(board, tmp_path / "q.png", keys=keys, users=users(results))
     assert [heading for heading, _ in shown] == ["image", "mask", *labels, "", "", "", ""]
     mask = np.zeros((40, 40), bool)
     mask[4:14, 4:12] = True
@@ -187,23 +187,23 @@ def test_qualitative_figures_spread_over_categories_and_ranks(
         return real(entries, key)
 
     monkeypatch.setattr(figures, "_pictures", note)
-    qualitative_figure(choose([results]), tmp_path / "q.pdf", rows=3)
+    qualitative_figure(choose([results]), tmp_path / "q.pdf", rows=3, users=users(results))
     assert (tmp_path / "q.pdf").read_bytes().startswith(b"%PDF")
     assert [key.split("/")[0] for key in found] == [CATEGORY, CATEGORY, "cloth"]
     assert all("/hole/" in key for key in found)
     found.clear()
-    qualitative_figure(choose([results]), tmp_path / "q.png", category="cloth", rows=9)
+    qualitative_figure(choose([results]), tmp_path / "q.png", category="cloth", rows=9, users=users(results))
     assert len(found) == len(set(found)) == 5  # every anomalous image once
     assert Image.open(tmp_path / "q.png").width == pytest.approx(200 * 1.3 * 4, abs=2)
 
 
 def test_curves_of_one_category(results: Path, tmp_path: Path) -> None:
     board = choose([results])
-    curves_figure(board, tmp_path / "c.svg", category="cloth")
+    curves_figure(board, tmp_path / "c.svg", category="cloth", users=users(results))
     text = (tmp_path / "c.svg").read_text()
     for name in ("Image ROC", "Image PR", "Pixel ROC", "Pixel PR", "Pixel PRO", " mine.Mine", " clip"):
         assert f">{name}<" in text, name
-    curves_figure(board, tmp_path / "one.svg", category="cloth", kinds=["pixel-pro"])
+    curves_figure(board, tmp_path / "one.svg", category="cloth", kinds=["pixel-pro"], users=users(results))
     assert ">Pixel PRO<" in (tmp_path / "one.svg").read_text()
     assert ">Image ROC<" not in (tmp_path / "one.svg").read_text()
     with pytest.raises(UsageError, match=r"unknown curve 'pixel-prc'. Did you mean 'pixel-pr"):

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.kit import boardkit
-from tests.kit.reportkit import CATEGORIES, CATEGORY, HOSTILE, Page, app, make_results, pages
+from tests.kit.reportkit import CATEGORIES, CATEGORY, HOSTILE, Page, app, make_results, pages, users
 from zsadbench.boards.compare import boards
 from zsadbench.boards.rows import percent
 from zsadbench.errors import RecordError, UsageError
@@ -49,7 +49,7 @@ def records(results: Path) -> list[Record]:
 @pytest.fixture(scope="module")
 def site(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site") / "report"
-    summary = build_report([results], folder, gallery=4)
+    summary = build_report([results], folder, gallery=4, users=users(results))
     assert summary.problems == ()
     assert summary.bytes == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return folder
@@ -89,9 +89,9 @@ def test_numbers_are_those_of_the_records(records: list[Record], parsed: dict[st
         assert str(record.value("cloth", "pixel_aupro")) in own.text
 
 
-def test_curves_are_those_the_numbers_were_read_from(records: list[Record]) -> None:
+def test_curves_are_those_the_numbers_were_read_from(records: list[Record], results: Path) -> None:
     for record in records:
-        maps = Replay(record).category("cloth")
+        maps = Replay(record, users=users(results)).category("cloth")
         found = maps.pixel_curve()
         assert found.curve.auroc == record.value("cloth", "pixel_auroc")
         assert found.curve.aupro() == record.value("cloth", "pixel_aupro")
@@ -150,7 +150,7 @@ def test_a_record_page_tells_everything_but_the_machine(
 
 def test_equal_records_give_equal_files(results: Path, site: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
-    build_report([results], again, gallery=4)
+    build_report([results], again, gallery=4, users=users(results))
     files = sorted(path.relative_to(site) for path in site.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
     assert not [name for name in files if (site / name).read_bytes() != (again / name).read_bytes()]
@@ -230,7 +230,7 @@ def test_data_may_lie_elsewhere_and_other_images_are_noticed(made: tuple[Path, P
     image = data / "cloth" / "test" / "good" / "0.png"
     pixels = np.array(Image.open(image))
     Image.fromarray(255 - pixels).save(image)
-    summary = build_report([made[0]], tmp_path / "report", data=data, gallery=10)
+    summary = build_report([made[0]], tmp_path / "report", data=data, gallery=10, users=users(made[0]))
     assert summary.problems == ()
     site = pages(tmp_path / "report")
     page = next(page for name, page in site.items() if name.startswith("parts-cloth"))

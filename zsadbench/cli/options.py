@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..scoring import UserMethods
 
 DATA = "Where the data lie"
 CLIP = "CLIP"
@@ -198,6 +201,41 @@ class Evaluation:
             rich_help_panel=EVALUATION,
         ),
     ] = False
+
+
+AllowChanged = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changed",
+        help="Let --method run though it is not the code that made the evidence; a mark says so.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Whose code may render maps: results do not say what runs."""
+
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="FILE:CLASS",
+            help="The code of a user's method in these results, which never say what runs; repeatable.",
+        ),
+    ] = None
+    allow_changed: AllowChanged = False
+
+    def users(self) -> UserMethods:
+        """Return the methods named.
+
+        Raises:
+            UsageError: for the name of a method of the toolkit.
+        """
+        from ..scoring import UserMethods
+
+        return UserMethods(tuple(self.method or ()), self.allow_changed)
 
 
 @dataclass(frozen=True)

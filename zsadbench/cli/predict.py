@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import UsageError
+from ..errors import RecordError, UsageError
 from ..text import say, terminal
-from .options import PROMPTS, Machine, Parameters, Quiet, Towers, examples, grouped, method_ids
+from .options import PROMPTS, Code, Machine, Parameters, Quiet, Towers, examples, grouped, method_ids
 from .report import require
 from .run import interruptible
 
@@ -238,7 +238,9 @@ def calibrate(
         raise typer.Exit(3)
 
 
+@grouped
 def inspect(
+    *,
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder: results/...")],
     key: Annotated[
         str | None, typer.Option("--key", metavar="KEY", help="The image: its path below the dataset.")
@@ -256,17 +258,23 @@ def inspect(
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write the answer as JSON; - prints it.")
     ] = None,
+    code: Code,
 ) -> None:
     """Show what a run knows of one image: score parts, score, rank in its category, neighbours, map."""
     from ..views import describe, inspect_image, write_map
 
-    found = inspect_image(run_dir, key or "", protocol)
-    if out:
-        found["map"]["picture"] = str(write_map(run_dir, found, out))
+    found, missing, users = inspect_image(run_dir, key or "", protocol), None, code.users()
+    try:
+        if out:
+            found["map"]["picture"] = str(write_map(run_dir, found, out, users))
+    except RecordError as error:  # the numbers are shown all the same
+        missing = error
     if json_file:
         _write_json(json_file, found)
     if json_file != "-":
         say("\n".join(describe(found)))
+    if missing:
+        raise missing
 
 
 def _given(subject: Subject, view: View, context: typer.Context) -> dict[str, Any]:

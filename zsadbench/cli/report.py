@@ -11,10 +11,11 @@ import typer
 
 from ..errors import UsageError
 from ..text import say
-from .options import Quiet, dataset_ids, examples, grouped, method_ids
+from .options import AllowChanged, Code, Quiet, dataset_ids, examples, grouped, method_ids
 
 if TYPE_CHECKING:
     from ..boards import Board
+    from ..scoring import UserMethods
 
 Results = Annotated[
     list[Path] | None,
@@ -42,9 +43,10 @@ class Choice:
         typer.Option(
             "--method",
             "-m",
-            metavar="ID",
+            metavar="ID|FILE:CLASS",
             autocompletion=method_ids,
-            help="Only this method, in this order; repeatable.",
+            help="Only this method, in this order; FILE:CLASS for a user's, whose code renders its maps; "
+            "repeatable.",
         ),
     ] = None
     dataset: Annotated[
@@ -54,6 +56,20 @@ class Choice:
     protocol: Annotated[str | None, typer.Option("--protocol", metavar="ID", help="Only this protocol.")] = (
         None
     )
+    allow_changed: AllowChanged = False
+
+    def methods(self) -> list[str]:
+        """Return the ids of the methods to show; users' methods are imported for theirs."""
+        from ..method import is_users, parse_spec
+
+        return [parse_spec(name)[0].id if is_users(name) else name for name in self.method or ()]
+
+    def users(self) -> UserMethods:
+        """Return the users' methods among them, whose code may run."""
+        from ..method import is_users
+        from ..scoring import UserMethods
+
+        return UserMethods(tuple(filter(is_users, self.method or ())), self.allow_changed)
 
 
 figure = typer.Typer(
@@ -71,7 +87,9 @@ def register(app: typer.Typer) -> None:
     app.add_typer(figure, name="figure")
 
 
+@grouped
 def report(
+    *,
     paths: Results = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the report.")] = Path(
         "report"
@@ -81,6 +99,7 @@ def report(
         int, typer.Option("--gallery", metavar="N", min=0, help="Images in each gallery.")
     ] = 8,
     intervals: Intervals = False,
+    code: Code,
     quiet: Quiet = False,
 ) -> None:
     """Write a static site: boards, curves, histograms, galleries and the origin of every number."""
@@ -93,6 +112,7 @@ def report(
         data=data,
         gallery=gallery,
         intervals=intervals,
+        users=code.users(),
         say=(lambda line: None) if quiet else _say,
     )
     for problem in done.problems:
@@ -122,7 +142,9 @@ def qualitative(
     from ..views import qualitative_figure
 
     board = _chosen(paths, choice)
-    qualitative_figure(board, out, keys=keys or [], category=category, rows=rows, data=data)
+    qualitative_figure(
+        board, out, keys=keys or [], category=category, rows=rows, data=data, users=choice.users()
+    )
     say(out)
 
 
@@ -145,7 +167,7 @@ def curves(
     from ..views import curves_figure
 
     board = _chosen(paths, choice)
-    curves_figure(board, out, category=category, kinds=kind or [], data=data)
+    curves_figure(board, out, category=category, kinds=kind or [], data=data, users=choice.users())
     say(out)
 
 
@@ -175,7 +197,7 @@ def bars(
 def _chosen(paths: list[Path] | None, choice: Choice, **options: Any) -> Board:
     from ..views import choose
 
-    return choose(paths or [Path("results")], choice.dataset, choice.protocol, choice.method, **options)
+    return choose(paths or [Path("results")], choice.dataset, choice.protocol, choice.methods(), **options)
 
 
 def require(*modules: Literal["jinja2", "matplotlib"]) -> None:

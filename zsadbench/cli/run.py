@@ -20,6 +20,7 @@ from .options import (
     PROMPTS,
     AllowMissing,
     Categories,
+    Code,
     Data,
     Evaluation,
     Limit,
@@ -227,6 +228,7 @@ def score(
         typer.Option("--category", metavar="NAME", help="Foreign maps: only this category; repeatable."),
     ] = None,
     settings: Settings = None,
+    code: Code,
     evaluation: Evaluation,
     workers: Workers = None,
 ) -> None:
@@ -244,7 +246,8 @@ def score(
     if run_dir is not None:
         from ..scoring import score_run
 
-        show([score_run(run_dir, evaluation.protocol, settings=pairs(settings), **options)])
+        users = code.users()
+        show([score_run(run_dir, evaluation.protocol, settings=pairs(settings), users=users, **options)])
         return
     if dataset is None or maps is None:
         raise UsageError("foreign maps need the dataset they belong to: --dataset ID")

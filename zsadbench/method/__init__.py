@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .registry import Resolved, load_method, parse_spec, recipe_of, resolve, wordings
     from .settings import convert, describe, flattened, hints, override, places
     from .trial import miniature, prompts_sent, with_checkpoint
+    from .user import blamed, is_users, source_digest
 
 __all__ = [
     "OPENAI_MEAN",
@@ -35,6 +36,7 @@ __all__ = [
     "Preprocess",
     "Resolved",
     "SecondTower",
+    "blamed",
     "check",
     "convert",
     "describe",
@@ -42,6 +44,7 @@ __all__ = [
     "draft_prompts",
     "flattened",
     "hints",
+    "is_users",
     "load_method",
     "method_cards",
     "miniature",
@@ -51,6 +54,7 @@ __all__ = [
     "prompts_sent",
     "recipe_of",
     "resolve",
+    "source_digest",
     "with_checkpoint",
     "wordings",
 ]

@@ -18,7 +18,7 @@ from ..errors import MethodError, UsageError, suggest
 from ..inputs import second_towers
 from .card import REFERENCE, WORDINGS, Layer, MethodCard, method_cards
 from .settings import convert, describe, hints, override, parameters, places
-from .user import card_of, user_class
+from .user import blamed, card_of, is_users, user_class
 
 if TYPE_CHECKING:
     from .protocol import Method
@@ -79,7 +79,7 @@ def parse_spec(spec: str) -> tuple[MethodCard, str]:
         UsageError: for an unknown method or variant, with the nearest one.
         MethodError: for a user's class that is no method.
     """
-    if ":" in spec or spec.endswith(".py"):
+    if is_users(spec):
         return card_of(spec), REFERENCE
     name, _, variant = spec.partition("@")
     cards = method_cards()
@@ -124,7 +124,8 @@ def recipe_of(resolved: Resolved, dataset: str) -> Any:
     """
     method: Any = resolved.method
     if hasattr(method, "recipe"):
-        return method.recipe(dataset)
+        with blamed(method, "recipe"):
+            return method.recipe(dataset)
     training = resolved.card.training
     if training is None:
         return None

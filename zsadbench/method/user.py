@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -17,7 +18,8 @@ import os
 import sys
 import traceback
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -25,7 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..errors import MethodError, UsageError, ZsadError, suggest
+from ..errors import MethodError, UsageError, ZsadError, is_out_of_memory, suggest
 from .card import WORDINGS, MethodCard, Training, method_cards
 
 _KEYS = {
@@ -39,6 +41,11 @@ _KEYS = {
     "inductive": dict,
     "words": dict,
 }
+
+
+def is_users(spec: str) -> bool:
+    """Tell whether ``spec`` names a user's class and not a method of the toolkit."""
+    return ":" in spec or spec.endswith(".py")
 
 
 def user_class(spec: str) -> type:
@@ -72,7 +79,7 @@ def card_of(spec: str) -> MethodCard:
         "title", cls.__name__ if summary.startswith(f"{cls.__name__}(") else summary or cls.__name__
     )
     values.setdefault("trained", "checkpoint" in {field.name for field in dataclasses.fields(cls)})
-    version = zlib.crc32(b"".join(file.read_bytes() for file in source_files(path)))
+    version = zlib.crc32(_source(path))
     return MethodCard(
         id=f"{path.stem}.{cls.__name__}",
         version=version,
@@ -137,8 +144,7 @@ def _class_value(cls: type, key: str, kind: type, spec: str) -> Any:
 def _file_module(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    content = b"".join(file.read_bytes() for file in source_files(path))
-    return _imported(path, zlib.crc32(os.fsencode(path.resolve()) + content))
+    return _imported(path, zlib.crc32(os.fsencode(path.resolve()) + _source(path)))
 
 
 @cache
@@ -158,12 +164,53 @@ def _imported(path: Path, stamp: int) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise MethodError(
-            f"{path}{_line(error, path)}: cannot be imported ({type(error).__name__}: {error})"
-        ) from error
+        raise MethodError(f"{_where(error, path)}: cannot be imported ({_said(error)})") from error
     return module
+
+
+def source_digest(card: MethodCard) -> str:
+    """Return the SHA-256 of the file a user's method is in and those beside it that it imports.
+
+    It is that of the file where it imports none, and empty for a method of the toolkit.
+    """
+    return "" if card.path.suffix == ".toml" else hashlib.sha256(_source(card.path)).hexdigest()
+
+
+def _source(path: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in source_files(path))
+
+
+@contextmanager
+def blamed(owner: object, name: str) -> Iterator[None]:
+    """Say of whatever the function ``name`` of a user's object raises in which file and line that was.
+
+    ``owner`` is a method or its observer.  Used-up memory and interruptions pass, and so does what is
+    raised while the toolkit's own methods work.
+
+    Raises:
+        MethodError: for anything else, a call of ``sys.exit`` included.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if type(owner).__module__.startswith(f"{__package__.partition('.')[0]}.") or is_out_of_memory(error):
+            raise
+        said = str(error) if isinstance(error, ZsadError) else f"{name}() failed ({_said(error)})"
+        raise MethodError(f"{said} ({raised_at(error, owner, name)})") from error
+
+
+def raised_at(error: BaseException, owner: object, name: str) -> str:
+    """Return ``file.py:12``: the last line that ``error`` went through in the file of the function ``name``.
+
+    Where it went through none it is the line on which that function begins.
+    """
+    cls = type(owner)
+    function = getattr(getattr(cls, name, None), "__code__", None)
+    path = Path(function.co_filename if function else inspect.getfile(cls))
+    line = _line(error, path)
+    return f"{path}:{function.co_firstlineno}" if line is None and function else _where(error, path)
 
 
 def source_files(path: Path) -> list[Path]:
@@ -213,13 +260,21 @@ class _Shipped(MetaPathFinder, Loader):
 _SHIPPED = _Shipped()
 
 
-def _line(error: Exception, path: Path) -> str:
-    if isinstance(error, SyntaxError):
-        return f":{error.lineno}"
-    lines = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path
-    ]
-    return f":{lines[-1]}" if lines else ""
+def _where(error: BaseException, path: Path) -> str:
+    """Return ``path`` with the last of its lines that ``error`` went through."""
+    line = _line(error, path)
+    return str(path) if line is None else f"{path}:{line}"
+
+
+def _line(error: BaseException, path: Path) -> int | None:
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame.lineno for frame in reversed(frames) if Path(frame.filename) == path), None)
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
 def _package_module(name: str) -> ModuleType:
@@ -229,5 +284,5 @@ def _package_module(name: str) -> ModuleType:
         raise UsageError(
             f"{name}: cannot be imported ({error}); is it installed in this environment?"
         ) from error
-    except Exception as error:
-        raise MethodError(f"{name}: cannot be imported ({type(error).__name__}: {error})") from error
+    except (Exception, SystemExit) as error:
+        raise MethodError(f"{name}: cannot be imported ({_said(error)})") from error

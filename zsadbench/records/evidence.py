@@ -122,16 +122,30 @@ class EvidenceStore:
         self.write(number, other.read(number))
 
     def category(self, numbers: Sequence[int]) -> Slice:
-        """Return the slices ``numbers`` joined into one."""
+        """Return the slices ``numbers`` joined into one.
+
+        Raises:
+            RecordError: if a slice is missing or damaged, or holds evidence of other shapes than the first.
+        """
         parts = [self.read(number) for number in numbers]
         filled = [part for part in parts if part.keys]
         names = list(filled[0].evidence) if filled else []
+        for part in filled[1:]:
+            if _shapes(part) != _shapes(filled[0]):
+                raise RecordError(
+                    f"{self.folder}: holds evidence of {_shapes(filled[0])} for some images and of "
+                    f"{_shapes(part)} for others; the method must keep the same of every image"
+                )
         return Slice(
             {name: torch.cat([part.evidence[name] for part in filled]) for name in names},
             [key for part in parts for key in part.keys],
             [digest for part in parts for digest in part.hashes],
             {key: reason for part in parts for key, reason in part.failed.items()},
         )
+
+
+def _shapes(part: Slice) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape[1:]) for name, value in part.evidence.items()}
 
 
 def _decoded(content: bytes, tensors: bool) -> Slice:

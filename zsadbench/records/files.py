@@ -65,6 +65,7 @@ _RECORD_KEYS: _Shape = {
     "metric_version": (int,),
     "categories": (list,),
     "?masks": (str,),
+    "?changed_code": (bool,),
     "?tables": (dict,),
     "?warnings": (list,),
     "?created": (str,),

@@ -95,11 +95,6 @@ class Record:
         return self.method_id if self.variant == "reference" else f"{self.method_id}@{self.variant}"
 
     @property
-    def source_digest(self) -> str:
-        """SHA-256 of the file a user's method came from; empty for a method with a card."""
-        return str(self.observation["method"].get("source_sha256") or "")
-
-    @property
     def masks_digest(self) -> str:
         """Digest of the masks and how they are read; ``unknown`` where schema 1 did not keep it."""
         return str(self.content.get("masks") or UNKNOWN)
@@ -218,6 +213,7 @@ class Record:
             "legacy": self.legacy,
             "custom": self.protocol["id"] == "custom",
             "random weights": self.untrained,
+            "changed code": bool(self.content.get("changed_code")),
             "incomplete": self.observation.get("complete") is False,
             EDITED: bool(self.edited),
         }

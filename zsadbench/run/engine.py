@@ -21,7 +21,7 @@ from ..clip import Clip, load_clip
 from ..errors import MethodError, is_out_of_memory
 from ..images import Loaded, stream, to_batch_images
 from ..inputs import Backbone, Batch, Preprocess
-from ..method import Evidence, Method, Observer
+from ..method import Evidence, Method, Observer, blamed
 from ..records import EvidenceStore, Slice, plan
 from ..samples import Sample
 
@@ -122,7 +122,9 @@ class Encoder:
             clip = self.clip(task.method.backbone)
             start = time.perf_counter()
             wordings = {category: task.wordings[category]} if task.order_dependent else task.wordings
-            task.observer, task.prepared = task.method.prepare(clip, wordings), scope
+            with blamed(task.method, "prepare"):
+                task.observer = _observer(task.method.prepare(clip, wordings), task.name)
+            task.prepared = scope
             self.report.add("text", time.perf_counter() - start)
         return task.observer
 
@@ -142,7 +144,7 @@ class Encoder:
             for part, evidence in zip(parts, found, strict=True):
                 part.append(evidence)
             rest = rest[len(now) :]
-        return [{name: torch.cat([e[name] for e in part]) for name in part[0]} for part in parts]
+        return [_joined(part, task.name) for part, task in zip(parts, tasks, strict=True)]
 
     def _observe(self, loaded: Sequence[Loaded], tasks: Sequence[Task]) -> list[dict[str, Tensor]]:
         observers = [self.prepare(task, loaded[0].sample.category) for task in tasks]
@@ -155,9 +157,9 @@ class Encoder:
                 batches[spec] = self.batch(loaded, spec)
                 self.report.add("transfer", time.perf_counter() - start)
             start = time.perf_counter()
-            with torch.no_grad():
+            with torch.no_grad(), blamed(observer, "observe"):
                 evidence = observer.observe(batches[spec])
-            found.append(_to_rows(evidence, batches[spec], task.name))
+                found.append(_to_rows(evidence, batches[spec], task.name))
             self.report.add("encode", time.perf_counter() - start)
         for clip in self.clips.values():
             clip.vision.forget()
@@ -195,13 +197,27 @@ class Encoder:
             torch.cuda.empty_cache()
 
 
+def _observer(made: Any, name: str) -> Observer:
+    if not isinstance(made, Observer):
+        raise MethodError(f"{name}: prepare() returns {type(made).__name__}, which has no observe(batch)")
+    return made
+
+
 def _to_rows(evidence: Evidence, batch: Batch, name: str) -> dict[str, Tensor]:
     """Return evidence on the CPU in float32 with the frame added, checked for rows and finite numbers."""
-    rows = {key: value.detach().to("cpu", torch.float32) for key, value in evidence.items()}
-    rows["frame"] = batch.frame.to("cpu", torch.float32)
+    if not isinstance(evidence, Mapping):
+        raise MethodError(f"{name}: observe() returns {type(evidence).__name__}, not a dict of tensors")
+    rows = {}
+    for key, value in {**evidence, "frame": batch.frame}.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor) or value.is_complex():
+            raise MethodError(f"{name}: evidence {key!r:.40} is {_kind(value)}, not a tensor of real numbers")
+        if not value.ndim or len(value) != len(batch.keys):
+            raise MethodError(
+                f"{name}: evidence '{key}' has shape {tuple(value.shape)} for {len(batch.keys)} images; its "
+                "first axis is the image"
+            )
+        rows[key] = value.detach().to("cpu", torch.float32)
     for key, value in rows.items():
-        if len(value) != len(batch.keys):
-            raise MethodError(f"{name}: evidence '{key}' has {len(value)} rows for {len(batch.keys)} images")
         finite = torch.isfinite(value.flatten(1) if value.ndim > 1 else value[:, None]).all(dim=1)
         if not bool(finite.all()):
             bad = batch.keys[int((~finite).nonzero()[0])]
@@ -209,6 +225,19 @@ def _to_rows(evidence: Evidence, batch: Batch, name: str) -> dict[str, Tensor]:
                 f"{name}: evidence '{key}' of {bad} is not finite; with half precision try --dtype fp32"
             )
     return rows
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]], name: str) -> dict[str, Tensor]:
+    """Return the evidence of several batches as one."""
+    shapes = [{key: tuple(value.shape[1:]) for key, value in part.items()} for part in parts]
+    other = next((found for found in shapes if found != shapes[0]), None)
+    if other is not None:
+        raise MethodError(f"{name}: observe() returns {shapes[0]} for some images and {other} for others")
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
 def observe(
@@ -255,7 +284,7 @@ def observe(
             start = time.perf_counter()
             for t, number in owners:
                 if indices[-1] == tasks[t].slices[number][-1]:
-                    tasks[t].store.write(number, _join(buffers.pop((t, number))))
+                    tasks[t].store.write(number, _slice(buffers.pop((t, number)), tasks[t].name))
                     tasks[t].missing.discard(number)
             report.add("store", time.perf_counter() - start)
             if stop and stop.is_set() and not buffers:
@@ -277,13 +306,12 @@ def _groups(
             yield part, needed
 
 
-def _join(parts: Sequence[tuple[list[Loaded], dict[str, Tensor]]]) -> Slice:
+def _slice(parts: Sequence[tuple[list[Loaded], dict[str, Tensor]]], name: str) -> Slice:
     loaded = [item for items, _ in parts for item in items]
     good = [item for item in loaded if item.error is None]
     filled = [rows for _, rows in parts if rows]
-    names = filled[0].keys() if filled else []
     return Slice(
-        {name: torch.cat([rows[name] for rows in filled]) for name in names},
+        _joined(filled, name) if filled else {},
         [item.sample.key for item in good],
         [item.sha256 for item in good],
         {item.sample.key: item.error for item in loaded if item.error is not None},

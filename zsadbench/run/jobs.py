@@ -15,7 +15,7 @@ from ..errors import DatasetError
 from ..files import digest_of, sha256_of
 from ..images import scan
 from ..inputs import Preprocess
-from ..method import Resolved, wordings
+from ..method import Resolved, source_digest, wordings
 from ..records import EvidenceStore
 from ..samples import Dataset
 from ..scoring import map_settings, without
@@ -192,10 +192,11 @@ def make_job(
 
 def _describe_method(resolved: Resolved) -> dict[str, Any]:
     card = resolved.card
-    spec = resolved.id if card.path.suffix == ".toml" else card.entry
+    source = source_digest(card)
     return {
         "id": card.id,
-        "spec": spec,
+        "spec": card.entry if source else resolved.id,
+        **({"source_sha256": source} if source else {}),
         "variant": resolved.variant,
         "title": card.title,
         "version": card.version,

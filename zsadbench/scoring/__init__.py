@@ -12,11 +12,11 @@ from ..surface import room
 
 if TYPE_CHECKING:
     from .category import EvidenceMaps, Map, MapReader, Maps, score_category
+    from .code import NOBODY, UserMethods, restore
     from .observation import (
         StoredMaps,
         frame,
         map_settings,
-        restore,
         rules_for,
         score,
         score_all,
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from .protocol import EvaluationProtocol, protocol
 
 __all__ = [
+    "NOBODY",
     "EvaluationProtocol",
     "EvidenceMaps",
     "Map",
     "MapReader",
     "Maps",
     "StoredMaps",
+    "UserMethods",
     "frame",
     "map_settings",
     "protocol",

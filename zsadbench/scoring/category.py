@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DatasetError
+from ..errors import DatasetError, MethodError
 from ..images import ahead, default_workers, mask_at, vanished
 from ..maps import exact_maps
-from ..method import Method
+from ..method import Method, blamed
 from ..metrics import LegacyAupro, PixelMetrics, image_metrics, image_reasons
 from ..records import Slice, select_rows
 from ..samples import Dataset, Sample
@@ -66,14 +66,32 @@ class EvidenceMaps:
 
     def render(self, row: int, size: tuple[int, int] | None) -> Map:
         """Return one map."""
-        with exact_maps(self.exact):
-            maps = self.method.maps(select_rows(self.evidence, [row]), size or self.own_size(row))
-        rendered: Map = maps[0].numpy()
+        size = size or self.own_size(row)
+        with exact_maps(self.exact), blamed(self.method, "maps"):
+            maps = self.method.maps(select_rows(self.evidence, [row]), size)
+            _check_numbers("maps", maps, (1, *size), self.keys[row : row + 1])
+        rendered: Map = maps[0].detach().numpy()
         return rendered
 
     def image_scores(self, extrema: Tensor) -> Tensor:
         """Return the method's image scores of the category."""
-        return self.method.image_scores(self.evidence, extrema.float())
+        with blamed(self.method, "image_scores"):
+            scores = self.method.image_scores(self.evidence, extrema.float())
+            _check_numbers("image_scores", scores, (len(self.keys),), self.keys)
+        return scores
+
+
+def _check_numbers(name: str, found: Any, shape: tuple[int, ...], keys: Sequence[str]) -> None:
+    """Refuse what a method returns unless it is a finite float tensor of ``shape``, one row per key."""
+    kind = str(found.dtype) if isinstance(found, Tensor) else type(found).__name__
+    if kind not in ("torch.float32", "torch.float64"):
+        raise MethodError(f"{name}() returns {kind}, not a tensor of float32")
+    if tuple(found.shape) != shape:
+        raise MethodError(f"{name}() returns a tensor of shape {tuple(found.shape)}; it must be {shape}")
+    finite = torch.isfinite(found).flatten(1).all(dim=1) if found.ndim > 1 else torch.isfinite(found)
+    if not bool(finite.all()):
+        bad = keys[int((~finite).nonzero()[0])]
+        raise MethodError(f"{name}() returns numbers for {bad} that are not finite")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..data import load_dataset, subset
 from ..errors import RecordError, UsageError, suggest
 from ..files import contents_digest
-from ..method import Resolved, flattened, override, resolve
+from ..method import Resolved, override
 from ..metrics import METRIC_VERSION
 from ..records import (
     EDITED,
@@ -27,6 +27,7 @@ from ..records import (
 )
 from ..samples import Dataset, Sample
 from .category import CategoryScores, EvidenceMaps, MapReader, Maps, score_category
+from .code import NOBODY, UserMethods, changed_code, restore
 from .masks import Masks
 from .protocol import EvaluationProtocol, protocol
 
@@ -72,7 +73,8 @@ def score_observation(
                 "command, it sets that right"
             )
 
-    return score_all(run_dir, observation, dataset, rules, maps(), workers, contents)
+    changed = changed_code(observation, resolved)
+    return score_all(run_dir, observation, dataset, rules, maps(), workers, contents, changed_code=changed)
 
 
 class StoredMaps:
@@ -88,18 +90,19 @@ class StoredMaps:
         self._slices = dict(by_category(dataset.samples, slices))
 
     @classmethod
-    def of(cls, record: Record, data: Path | None = None) -> StoredMaps:
+    def of(cls, record: Record, data: Path | None = None, users: UserMethods = NOBODY) -> StoredMaps:
         """Return the maps a record was computed from.
 
         Raises:
-            RecordError: for foreign maps, which are not kept, and evidence of another version of a method.
+            RecordError: for foreign maps, which are not kept, evidence of another version of a method, and
+                users' methods that ``users`` lacks.
             DatasetError: if the dataset is not found.
         """
         said = record.observation
         if said["method"].get("foreign") or not said["method"].get("spec"):
             raise RecordError(f"{record.method}: maps of other code, scored here; they are not stored")
         rules = EvaluationProtocol.of(record.protocol)
-        return cls(record.path.parents[1], restore(said), observed_dataset(said, data), rules)
+        return cls(record.path.parents[1], restore(said, users), observed_dataset(said, data), rules)
 
     @property
     def categories(self) -> list[str]:
@@ -140,6 +143,7 @@ def score_all(
     categories: Iterable[tuple[str, Maps]],
     workers: int | None,
     contents: Contents | None = None,
+    changed_code: bool = False,
 ) -> Record:
     """Score the maps of every category and write the record into ``run_dir``.
 
@@ -172,6 +176,7 @@ def score_all(
         "categories": [scores.row for scores in done],
         "warnings": [warning for scores in done for warning in scores.warnings],
         "seconds": {"score": time.perf_counter() - start},
+        **({"changed_code": True} if changed_code else {}),
     }
     rows = [masks.beside(row) for scores in done for row in scores.images]
     written = write_record(run_dir, rules.folder, record, rows)
@@ -190,10 +195,14 @@ def score(
     aupro_limits: Sequence[float] = (),
     exact_maps: bool = False,
     workers: int | None = None,
+    method: str | None = None,
+    allow_changed: bool = False,
 ) -> pd.DataFrame:
     """Score a finished run again from its evidence, without CLIP; returns one row per category.
 
     ``settings`` may change the card's map parameters only.  The images are not read, only the masks.
+    ``method`` names the file and class of a user's method, whose code must be what it was unless
+    ``allow_changed``: the record does not decide which code runs.
 
     Raises:
         RecordError: if the run is unfinished, damaged, or its dataset has changed since.
@@ -205,6 +214,7 @@ def score(
         data=Path(data) if data else None,
         settings=settings or {},
         workers=workers,
+        users=UserMethods((method,) if method else (), allow_changed),
         size=size,
         mask_resize=mask_resize,
         limits=tuple(aupro_limits),
@@ -220,6 +230,7 @@ def score_run(
     data: Path | None = None,
     settings: Mapping[str, Any],
     workers: int | None = None,
+    users: UserMethods = NOBODY,
     **options: Any,
 ) -> Record:
     """Do what :func:`score` does and return the record."""
@@ -230,7 +241,7 @@ def score_run(
         raise RecordError(
             f"{run_dir}: this run did not finish; repeat the zsad run command, it goes on where it was"
         )
-    resolved = restore(observation)
+    resolved = restore(observation, users)
     changes = map_settings(resolved, settings)
     dataset = observed_dataset(observation, data)
     rules = rules_for(resolved, name, {**options, "map_parameters": changes})
@@ -261,28 +272,6 @@ def map_settings(resolved: Resolved, settings: Mapping[str, Any]) -> dict[str, A
         for name in settings
         if getattr(changed, name) != getattr(resolved.method, name)
     }
-
-
-def restore(observation: Mapping[str, Any]) -> Resolved:
-    """Return the method of an observation with every recorded parameter.
-
-    Raises:
-        RecordError: if the method's card has another version now.
-    """
-    said, dataset = observation["method"], observation["dataset"]
-    resolved = resolve(said["spec"], dataset=dataset["id"], domain=dataset["domain"])
-    if resolved.card.version != said["version"]:
-        raise RecordError(
-            f"evidence was made by version {said['version']} of {said['id']}, this is version "
-            f"{resolved.card.version}; run the method again"
-        )
-    method = override(resolved.method, flattened(resolved.method, said["parameters"]))
-    return dataclasses.replace(
-        resolved,
-        method=method,
-        inductive=override(method, resolved.card.inductive),
-        parameters=said["parameters"],
-    )
 
 
 def observed_dataset(observation: Mapping[str, Any], data: Path | None) -> Dataset:

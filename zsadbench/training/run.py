@@ -17,6 +17,7 @@ from ..errors import UsageError, suggest
 from ..files import digest_of, sha256_of
 from ..method import (
     Resolved,
+    blamed,
     convert,
     describe,
     hints,
@@ -258,7 +259,8 @@ def make_stages(recipe: Any, resolved: Resolved, clip: Clip, words: Mapping[str,
         UsageError: if the optimiser does not accept a number of the recipe.
     """
     try:
-        return list(recipe.stages(resolved.method, clip, words))
+        with blamed(recipe, "stages"):
+            return list(recipe.stages(resolved.method, clip, words))
     except ValueError as error:
         raise UsageError(f"{resolved.id}: {error}; change it with --set") from None
 

@@ -15,7 +15,7 @@ from ..errors import ZsadError
 from ..images import default_workers
 from ..metrics import Curve, image_curve
 from ..records import ImageRow, Record
-from ..scoring import Map
+from ..scoring import NOBODY, Map, UserMethods
 from . import plots
 from .galleries import Gallery, Standing, galleries, standings
 from .overlay import Scale
@@ -107,12 +107,14 @@ def enter(
         return list(pool.map(lambda row: _entry(row, category, replays[row.record.path], pixels), held))
 
 
-def open_replays(records: Iterable[Record], data: Path | None) -> dict[Path, Replay | str]:
+def open_replays(
+    records: Iterable[Record], data: Path | None, users: UserMethods = NOBODY
+) -> dict[Path, Replay | str]:
     """Return what renders the maps of each record, by its path, or why nothing does."""
     found: dict[Path, Replay | str] = {}
     for record in records:
         try:
-            found[record.path] = Replay(record, data)
+            found[record.path] = Replay(record, data, users)
         except ZsadError as error:
             found[record.path] = str(error)
     return found
@@ -285,7 +287,10 @@ def _values(entry: Entry, key: str, photo: Image.Image | None) -> Map | str:
     if key not in entry.maps.hashes:
         return "no evidence of this image"
     size = (photo.height, photo.width) if photo else (LONGEST, LONGEST)
-    return entry.maps.map(key, size)
+    try:
+        return entry.maps.map(key, size)
+    except ZsadError as error:  # a user's code
+        return str(error)
 
 
 def _caption(entry: Entry, image: Standing, index: int) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..boards import MEAN, Board, Cell, Row, boards, nothing_there
 from ..errors import RecordError, UsageError, suggest
 from ..records import Record, find_records
+from ..scoring import NOBODY, UserMethods
 from . import plots
 from .category import CURVES, Entry, curves_of, enter, open_replays, pro_limit, ranked, title
 from .galleries import Standing
@@ -87,6 +88,7 @@ def qualitative_figure(
     category: str | None = None,
     rows: int = 6,
     data: Path | None = None,
+    users: UserMethods = NOBODY,
 ) -> None:
     """Write a figure of images in rows: the image, its mask and the map of every method in columns.
 
@@ -98,7 +100,7 @@ def qualitative_figure(
         ZsadError: if maps or images of a method cannot be had.
     """
     plots.check_format(out)
-    replays = open_replays(board.records, data)
+    replays = open_replays(board.records, data, users)
     categories = [known_category(board, category)] if category else _categories(board)
     entered = {name: _enter(board, name, replays, pixels=False) for name in categories}
     shown = _by_key(entered, keys) if keys else _spread(entered, rows)
@@ -171,6 +173,7 @@ def curves_figure(
     category: str | None = None,
     kinds: Sequence[str] = (),
     data: Path | None = None,
+    users: UserMethods = NOBODY,
 ) -> None:
     """Write the curves of all methods in one category, one plot for each of ``kinds``, a legend below.
 
@@ -185,7 +188,7 @@ def curves_figure(
             raise UsageError(f"unknown curve '{kind}'.{suggest(kind, known)}")
     name = known_category(board, category)
     pixels = any(kind.startswith("pixel") for kind in kinds) or not kinds
-    entries = _enter(board, name, open_replays(board.records, data), pixels=pixels)
+    entries = _enter(board, name, open_replays(board.records, data, users), pixels=pixels)
     for entry in entries:
         if "pixels" in entry.reasons and any(kind.startswith("pixel") for kind in kinds):
             raise RecordError(f"{entry.label}: {entry.reasons['pixels']}")

@@ -22,7 +22,7 @@ from ..records import (
     read_record,
     select_rows,
 )
-from ..scoring import EvidenceMaps, restore
+from ..scoring import NOBODY, EvidenceMaps, UserMethods, restore
 from ..text import terminal
 from .overlay import Scale, draw_scale, heat, resized, write_png
 
@@ -70,20 +70,21 @@ def inspect_image(run_dir: Path, key: str, protocol: str | None = None) -> dict[
     }
 
 
-def write_map(run_dir: Path, found: Mapping[str, Any], out: Path) -> Path:
+def write_map(run_dir: Path, found: Mapping[str, Any], out: Path, users: UserMethods = NOBODY) -> Path:
     """Write a picture of the map of the image ``inspect_image`` has ``found``; returns the file.
 
     ``out`` is a .png or a folder.  Its colours span the maps of the whole category, so that pictures of one
     category can be compared.
 
     Raises:
-        RecordError: if the run has no evidence, or its method has another version now.
+        RecordError: if the run has no evidence, its method has another version now, or it is a user's that
+            ``users`` lacks.
     """
     observation = read_observation(run_dir)
     if not _has_evidence(observation):
         raise RecordError(f"{terminal(run_dir)}: foreign maps leave no evidence; look at the maps themselves")
     record = _record(run_dir, found["protocol"])
-    part, resolved = _find(run_dir, found["key"]), restore(observation)
+    part, resolved = _find(run_dir, found["key"]), restore(observation, users)
     said = record.protocol
     method = override(resolved.method, said.get("map_parameters") or {})
     size = said.get("size")

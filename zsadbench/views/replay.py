@@ -16,7 +16,7 @@ from ..images import decode, read, read_mask, to_rgb
 from ..metrics import Curve, PixelMetrics
 from ..records import Record
 from ..samples import Dataset, Sample
-from ..scoring import Map, MapReader, StoredMaps
+from ..scoring import NOBODY, Map, MapReader, StoredMaps, UserMethods
 
 Mask = NDArray[np.bool_]
 
@@ -94,15 +94,16 @@ class Replay:
     """A record with everything needed to render its maps.
 
     Raises:
-        RecordError: for foreign maps, unfinished runs and evidence of another version of a method.
+        RecordError: for foreign maps, unfinished runs, evidence of another version of a method, and users'
+            methods that ``users`` lacks.
         DatasetError: if the dataset is not found.
     """
 
-    def __init__(self, record: Record, data: Path | None = None) -> None:
+    def __init__(self, record: Record, data: Path | None = None, users: UserMethods = NOBODY) -> None:
         said = record.observation["method"]
         if not said.get("foreign") and "spec" not in said:
             raise RecordError(f"{record.method}: the record does not say where the method is; run it again")
-        self._stored = StoredMaps.of(record, data)
+        self._stored = StoredMaps.of(record, data, users)
         self.dataset, self.rules = self._stored.dataset, self._stored.rules
 
     def category(self, name: str) -> CategoryMaps:

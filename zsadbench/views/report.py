@@ -15,6 +15,7 @@ from typing import Any
 from ..boards import Board, boards, nothing_there, to_csv
 from ..errors import RecordError
 from ..records import Record, find_records
+from ..scoring import NOBODY, UserMethods
 from . import plots, provenance
 from .category import curve_plots, enter, halls, histogram_plots, open_replays, ranked
 from .overlay import ramp
@@ -56,13 +57,14 @@ def build_report(
     data: Path | None = None,
     gallery: int = GALLERY,
     intervals: bool = False,
+    users: UserMethods = NOBODY,
     say: Say = lambda line: None,
 ) -> Summary:
     """Write the report of all records at or below ``paths`` into the folder ``out``.
 
     ``data`` is where the datasets lie now, by default where they lay when they were observed;
     ``gallery`` is the number of images of each gallery; ``intervals`` adds 95 % intervals and ranks to
-    the boards, which takes longer.
+    the boards, which takes longer; ``users`` are the users' methods whose code may render maps.
 
     Raises:
         RecordError: if there is no record, or a file cannot be written.
@@ -75,7 +77,7 @@ def build_report(
     means = boards(records, intervals=intervals, say=say)
     details = boards(records, by="category", intervals=intervals, say=say)
     tables = list(zip(means, details, strict=True))
-    return _Builder(site, tables, _relative(unreadable, paths), data, gallery, say).build()
+    return _Builder(site, tables, _relative(unreadable, paths), data, users, gallery, say).build()
 
 
 class _Builder:
@@ -87,10 +89,11 @@ class _Builder:
         tables: Sequence[tuple[Board, Board]],
         unreadable: Sequence[str],
         data: Path | None,
+        users: UserMethods,
         gallery: int,
         say: Say,
     ) -> None:
-        self.site, self.data, self.gallery, self.say = site, data, gallery, say
+        self.site, self.data, self.users, self.gallery, self.say = site, data, users, gallery, say
         self.names = Names()
         self.problems = list(unreadable)
         self.unreadable = tuple(unreadable)
@@ -104,7 +107,7 @@ class _Builder:
     def build(self) -> Summary:
         for part in self.parts:
             self.say(f"{part.board.group}")
-            replays = open_replays(part.board.records, self.data)
+            replays = open_replays(part.board.records, self.data, self.users)
             for category, page in part.categories.items():
                 self._category(part, category, page, replays)
         for page in dict.fromkeys(part.dataset_page for part in self.parts):
