@@ -613,3 +613,21 @@ def test_a_tolerance_that_would_let_anything_pass_is_refused(tmp_path: Path, tol
     records = [save(tmp_path, observation())]
     with pytest.raises(UsageError, match="give 0 or more"):
         judged(tmp_path, records, records, tolerance)
+
+
+def test_where_lower_is_better_the_lowest_is_best(tmp_path: Path) -> None:
+    def records(where: str, **values: float) -> list[Record]:
+        return [
+            save(tmp_path / where, observation(name), row(image_fpr95=value))
+            for name, value in values.items()
+        ]
+
+    board = one(records("old", clip=0.4, winclip=0.1, anoclip=0.2), metrics=["image_fpr95"])
+    assert [line.label for line in board.rows] == ["winclip", "anoclip", "clip"]
+    assert [board.is_best(line, "image_fpr95") for line in board.rows] == [True, False, False]
+    assert board.is_second(board.rows[1], "image_fpr95")
+    (baseline,) = write_boards([board], tmp_path, ["csv"])
+    worse = gate(records("worse", clip=0.4, winclip=0.3, anoclip=0.2), baseline, 0.1)
+    assert len(worse.fell) == 1 and "image_fpr95: 10.00 -> 30.00 (+20.00 points)" in worse.fell[0]
+    better = gate(records("better", clip=0.3, winclip=0.1, anoclip=0.2), baseline, 0.1)
+    assert not better.fell and len(better.improved) == 1

@@ -26,6 +26,7 @@ from zsadbench.run import engine
 from zsadbench.run.foreign import score_maps
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
+from zsadbench.scoring.code import UserMethods
 from zsadbench.scoring.observation import StoredMaps, score_run
 
 DRAWS = 120
@@ -56,14 +57,19 @@ def record(source: Path, tmp_path: Path) -> Record:
     return found
 
 
+def users(record: Record) -> UserMethods:
+    spec = record.observation["method"].get("spec")
+    return UserMethods((spec,) if spec else ())
+
+
 def draws(record: Record, **options: Any) -> Draws:
-    return draws_of(record, replicates=DRAWS, workers=1, **options)
+    return draws_of(record, replicates=DRAWS, workers=1, users=users(record), **options)
 
 
 def test_every_metric_of_large_enough_categories_is_drawn(record: Record) -> None:
     found = draws(record)
     metrics = {metric for _, metric in found.values}
-    assert metrics == {*record.metrics}
+    assert metrics == {*record.metrics} - {"image_ece"}  # its scores are no probabilities
     assert {category for category, _ in found.values} == {"bolt", "cloth"}
     assert all(each.shape == (DRAWS,) for each in found.values.values())
     assert found.notes == (
@@ -74,7 +80,7 @@ def test_every_metric_of_large_enough_categories_is_drawn(record: Record) -> Non
 
 def test_draws_are_metrics_of_the_drawn_maps_and_masks(record: Record) -> None:
     found = draws(record)
-    reader = StoredMaps.of(record).reader("cloth")
+    reader = StoredMaps.of(record, users=users(record)).reader("cloth")
     rows = sorted(range(12), key=lambda row: reader.maps.keys[row])
     assert found.images["cloth"].keys == tuple(reader.maps.keys[row] for row in rows)
     weights = resample("cloth", found.images["cloth"].labels, DRAWS)
@@ -129,6 +135,9 @@ def test_image_metrics_need_no_evidence(record: Record) -> None:
         "image_auroc",
         "image_ap",
         "image_f1max",
+        "image_fpr95",
+        "image_pg@5",
+        "image_pb@5",
     }
     found = draws(record)
     assert not any(metric.startswith("pixel") for _, metric in found.values)
@@ -158,14 +167,15 @@ def test_scores_that_do_not_give_the_record_are_refused(record: Record) -> None:
 
 
 def test_legacy_aupro_has_no_interval(record: Record) -> None:
-    legacy = score_run(record.path.parents[1], "legacy200", settings={}, workers=1)
+    legacy = score_run(record.path.parents[1], "legacy200", settings={}, workers=1, users=users(record))
     found = draws(legacy)
     assert ("bolt", "pixel_auroc") in found.values and ("bolt", "pixel_aupro") not in found.values
     assert "AUPRO from 200 thresholds has no interval" in found.notes
 
 
 def test_another_protocol_draws_its_own_maps(record: Record) -> None:
-    other = score_run(record.path.parents[1], "reference", settings={"sigma": 9.0}, size=30, workers=1)
+    options: dict[str, Any] = {"size": 30, "workers": 1, "users": users(record)}
+    other = score_run(record.path.parents[1], "reference", settings={"sigma": 9.0}, **options)
     plain, changed = draws(record), draws(read_record(other.path))
     for each, said in ((plain, record), (changed, other)):
         drawn = each.values["bolt", "pixel_ap"]

@@ -150,6 +150,7 @@ def test_binned_replicates_are_near_the_exact_ones() -> None:
     }
     allowed = dict.fromkeys(draws, 2e-4) | {"pixel_auroc": 2e-6, "pixel_f1max": 9e-5, "pixel_iou": 9e-5}
     allowed |= {"pixel_aupro": 5e-6, "pixel_aupro@0.05": 5e-6}
+    allowed |= {"pixel_fpr95": 1e-3}  # read off at one edge of a bin, not summed over all
     for draw, counts in enumerate(weights.astype(int)):
         wanted = pixels_of(maps, masks, counts).compute()
         for name, values in draws.items():

@@ -55,7 +55,9 @@ def stream(maps: Any, masks: Any, **options: Any) -> PixelMetrics:
 def test_ids_and_version() -> None:
     maps, masks = small()
     result = evaluate(maps, masks, scores=maps.max(axis=(1, 2)))
-    assert set(METRICS) <= set(result)
+    on_request = {"image_pg", "image_pb", "image_ece"}
+    assert set(METRICS) - on_request <= set(result)
+    assert not on_request & set(result)
     assert {name for name in result if name not in METRICS} == {
         "image_f1max_threshold",
         "pixel_f1max_threshold",
@@ -76,11 +78,13 @@ def test_known_values_by_hand() -> None:
         "image_ap": 1,
         "image_f1max": 1,
         "image_f1max_threshold": 2,
+        "image_fpr95": 0,
         "pixel_auroc": 11 / 12,
         "pixel_ap": (1 + 2 / 3) / 2,
         "pixel_f1max": 0.8,
         "pixel_f1max_threshold": 4,
         "pixel_iou": 2 / 3,
+        "pixel_fpr95": 1 / 6,
         # One of two regions up to FPR 1/6, both from there on.
         "pixel_aupro": pytest.approx((0.5 / 6 + (0.3 - 1 / 6)) / 0.3),
         "pixel_aupro@0.5": pytest.approx((0.5 / 6 + (0.5 - 1 / 6)) / 0.5),
@@ -313,24 +317,27 @@ def test_undefined_values_have_reasons() -> None:
 
     nothing = undefined(evaluate(maps, np.zeros_like(masks), scores=scores))
     assert set(nothing.values()) == {"no anomalous image", "no anomalous pixel"}
-    assert len(nothing) == 4 + 8
+    assert len(nothing) == 5 + 9
 
     full = undefined(evaluate(maps, np.ones_like(masks), scores=scores))
     assert full == {
         "image_auroc": "no normal image",
+        "image_fpr95": "no normal image",
         "pixel_auroc": "no normal pixel",
+        "pixel_fpr95": "no normal pixel",
         "pixel_aupro": "no normal pixel",
         "pixel_aupro@0.05": "no normal pixel",
         "pixel_aupimo": "no normal image",
     }
     assert undefined(evaluate(maps[1:], masks[1:], scores=scores[1:])) == {
         "image_auroc": "no normal image",
+        "image_fpr95": "no normal image",
         "pixel_aupimo": "no normal image",
     }
     blind = undefined(evaluate(maps, None, [0, 1, 1], scores))
-    assert set(blind.values()) == {"no masks given"} and len(blind) == 8
+    assert set(blind.values()) == {"no masks given"} and len(blind) == 9
     unscored = undefined(evaluate(maps, masks))
-    assert set(unscored.values()) == {"no image scores given"} and len(unscored) == 4
+    assert set(unscored.values()) == {"no image scores given"} and len(unscored) == 5
     empty = PixelMetrics()
     assert set(empty.reasons().values()) == {"no image"} and set(empty.compute().values()) == {None}
     assert empty.per_image() == []
@@ -338,7 +345,8 @@ def test_undefined_values_have_reasons() -> None:
 
 def test_image_reasons() -> None:
     assert image_reasons(image_metrics([0.1, 0.2], [0, 1])) == {}
-    assert image_reasons(image_metrics([0.1, 0.2], [1, 1])) == {"image_auroc": "no normal image"}
+    one_kind = image_reasons(image_metrics([0.1, 0.2], [1, 1]))
+    assert one_kind == dict.fromkeys(("image_auroc", "image_fpr95"), "no normal image")
     assert set(image_reasons(image_metrics([0.1, 0.2], [0, 0])).values()) == {"no anomalous image"}
 
 

@@ -77,9 +77,9 @@ def counts(positive: Sequence[float], negative: Sequence[float]) -> list[tuple[f
 
 
 def ranking(positive: Sequence[float], negative: Sequence[float]) -> dict[str, float | None]:
-    """AUROC, AP, F1-max, its threshold and IoU-max by their definitions."""
+    """AUROC, AP, F1-max, its threshold, IoU-max and FPR at 95 % TPR by their definitions."""
     if not positive:
-        return dict.fromkeys(("auroc", "ap", "f1max", "f1max_threshold", "iou"))
+        return dict.fromkeys(("auroc", "ap", "f1max", "f1max_threshold", "iou", "fpr95"))
     wins = sum(Fraction(2 * (p > n) + (p == n), 2) for p in positive for n in negative)
     ap, best, iou, before = Fraction(0), (Fraction(-1), 0.0), Fraction(0), 0
     for t, tp, fp in counts(positive, negative):
@@ -87,12 +87,18 @@ def ranking(positive: Sequence[float], negative: Sequence[float]) -> dict[str, f
         best = max(best, (Fraction(2 * tp, tp + fp + len(positive)), t))
         iou = max(iou, Fraction(tp, len(positive) + fp))
         before = tp
+    kept = [
+        Fraction(fp, max(len(negative), 1))
+        for _, tp, fp in counts(positive, negative)
+        if tp >= Fraction(95, 100) * len(positive)
+    ]
     return {
         "auroc": float(wins / (len(positive) * len(negative))) if negative else None,
         "ap": float(ap),
         "f1max": float(best[0]),
         "f1max_threshold": best[1],
         "iou": float(iou),
+        "fpr95": float(min(kept)) if negative else None,
     }
 
 
@@ -176,7 +182,8 @@ def test_image_metrics_are_the_definitions(items: list[tuple[float, bool]]) -> N
         [s for s, anomalous in zip(scores, labels, strict=True) if not anomalous],
     )
     got = image_metrics(scores, labels)
-    assert set(got) == {"image_auroc", "image_ap", "image_f1max", "image_f1max_threshold"}
+    shown = ("auroc", "ap", "f1max", "f1max_threshold", "fpr95")
+    assert set(got) == {f"image_{name}" for name in shown}
     for name, value in got.items():
         assert close(value, wanted[name.removeprefix("image_")]), name
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..metrics import worth
 from ..records import Group, Record
 from .beside import MEAN
 from .pairs import Comparison
@@ -28,6 +29,11 @@ DEFAULT_METRICS = (
     "pixel_aupro",
 )
 FEWEST_REPLICATES = 100
+
+
+def _ranked(metric: str, values: Sequence[float]) -> list[float]:
+    """Return values of a metric, best first."""
+    return sorted(values, key=lambda value: worth(metric, value), reverse=True)
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,8 @@ class Board:
                 if (value := row.cell(metric).value) is not None:
                     values.setdefault((metric, row.category), []).append(value)
         return {
-            place: list(dict.fromkeys(map(percent, sorted(several, reverse=True))))
-            for place, several in values.items()
+            (metric, category): list(dict.fromkeys(map(percent, _ranked(metric, several))))
+            for (metric, category), several in values.items()
             if len(several) > 1
         }
 

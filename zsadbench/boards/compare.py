@@ -9,8 +9,9 @@ from typing import TypedDict, Unpack, cast, get_args
 import pandas as pd
 
 from ..errors import RecordError, UsageError, suggest
-from ..metrics import METRICS
+from ..metrics import METRICS, worth
 from ..records import Group, Record, is_metric, load_records, near_runs
+from ..scoring import NOBODY, UserMethods
 from .beside import Choice
 from .board import DEFAULT_METRICS, FEWEST_REPLICATES, Board, frame_of, paired_frame
 from .pairs import in_order
@@ -29,6 +30,7 @@ class BoardOptions(TypedDict, total=False):
     intervals: bool
     paired: bool
     replicates: int
+    users: UserMethods
 
 
 def boards(
@@ -42,6 +44,7 @@ def boards(
     intervals: bool = False,
     paired: bool = False,
     replicates: int = 1000,
+    users: UserMethods = NOBODY,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Board]:
     """Return one board per group of records, sorted by dataset and protocol.
@@ -51,8 +54,8 @@ def boards(
     demands a single board.  ``published`` are the published figures beside ours: those that were made
     under the same conditions (``"fitting"``, or True), ``"all"``, marked with what differs, or ``"none"``
     (False).  ``intervals`` adds 95 % intervals and ranks from ``replicates`` draws of
-    the test images, ``paired`` also every pair of methods, in the order of ``records``; ``say`` is
-    told what takes long.
+    the test images, ``paired`` also every pair of methods, in the order of ``records``; ``users`` are
+    the users' methods whose code may render maps for them; ``say`` is told what takes long.
 
     Raises:
         UsageError: for an unknown metric, ``by`` or ``published``, or too few ``replicates``.
@@ -78,7 +81,15 @@ def boards(
     if paired and all(len({row.label for row in board.rows}) < 2 for board in tables):
         raise RecordError(_no_pair(groups))
     return [
-        with_statistics(board, sort or board.shown[0], records, paired=paired, replicates=replicates, say=say)
+        with_statistics(
+            board,
+            sort or board.shown[0],
+            records,
+            paired=paired,
+            replicates=replicates,
+            users=users,
+            say=say,
+        )
         for board in tables
     ]
 
@@ -98,6 +109,8 @@ def compare(paths: str | Path | Sequence[str | Path], **options: Unpack[BoardOpt
     * ``paired=False``: one row per pair of methods and metric instead, as
       :func:`zsadbench.boards.board.paired_frame` has it.
     * ``replicates=1000``: how many draws.
+    * ``users``: the users' methods whose code may run for intervals of pixel metrics
+      (:class:`zsadbench.scoring.UserMethods`).
 
     Raises:
         RecordError: if there is no record, or as :func:`boards` says.
@@ -167,7 +180,7 @@ def _board(
 
     def order(row: Row) -> tuple[int, float, str]:
         value = row.cell(key).value
-        return (categories[row.category], -value if value is not None else 1.0, row.label)
+        return (categories[row.category], -worth(key, value) if value is not None else 2.0, row.label)
 
     return Board(group, by, metrics, tuple(sorted(rows, key=order)))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import RecordError, UsageError
+from ..metrics import worth
 from ..records import UNKNOWN, Group, Record, is_metric, read_text, shared_rules
 from .beside import MEAN
 from .compare import boards
@@ -174,12 +175,13 @@ def _judge(verdict: Verdict, old: Line, new: Line | None, metrics: Sequence[str]
         points = 100 * (now - before)
         change += f" ({points:+.2f} points)"
         fewer = _used(new, metric) < _used(old, metric)
-        if points < -verdict.tolerance - 1e-9:
+        gained = worth(metric, points)
+        if gained < -verdict.tolerance - 1e-9:
             note("fell", change, **values)
         elif fewer:
             change += f", over {_used(new, metric)} categories, were {_used(old, metric)}"
             note("fell", change, **values)
-        elif points > verdict.tolerance + 1e-9:
+        elif gained > verdict.tolerance + 1e-9:
             note("improved", change, **values)
 
 

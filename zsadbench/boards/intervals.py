@@ -23,6 +23,7 @@ from ..files import write_atomic
 from ..metrics import (
     FEW,
     FEWEST,
+    MORE_IMAGE_METRICS,
     REPLICATES,
     PixelHistograms,
     PixelMetrics,
@@ -34,6 +35,7 @@ from ..metrics import (
     resample,
 )
 from ..records import IMAGES_CSV, RESCORE, ImageRow, Record, is_metric
+from ..scoring import NOBODY, UserMethods
 
 if TYPE_CHECKING:
     from ..scoring import MapReader
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 Place = tuple[str, str]
 """A category and a metric."""
 
-_VERSION = 1
+_VERSION = 2
 """Raised whenever stored draws would come out otherwise."""
 _ROUNDING = 1e-9
 _DRIFT = 1e-4
@@ -78,6 +80,7 @@ def draws_of(
     pixels: bool = True,
     replicates: int = REPLICATES,
     workers: int | None = None,
+    users: UserMethods = NOBODY,
     say: Callable[[str], None] = lambda line: None,
 ) -> Draws:
     """Return the draws of a record; pixel metrics only with ``pixels``, which may take a while.
@@ -95,13 +98,14 @@ def draws_of(
     weights = {name: resample(name, found.labels, replicates) for name, found in large.items()}
     notes = _doubts(images)
     values: dict[Place, Reals] = {}
+    more = [metric for metric in MORE_IMAGE_METRICS if metric in record.metrics]
     for name, found in large.items():
-        drawn = image_replicates(found.scores, found.labels, weights[name])
+        drawn = image_replicates(found.scores, found.labels, weights[name], more)
         values |= {(name, metric): draws for metric, draws in drawn.items()}
     if pixels and large and _has_pixels(record):
         try:
             values |= _stored(record, replicates) or _keep(
-                record, replicates, _pixel_draws(record, large, weights, workers, say)
+                record, replicates, _pixel_draws(record, large, weights, workers, users, say)
             )
         except ZsadError as error:
             notes.append(f"no interval of pixel metrics of {record.method}: {error}")
@@ -161,13 +165,14 @@ def _pixel_draws(
     images: Mapping[str, Images],
     weights: Mapping[str, Reals],
     workers: int | None,
+    users: UserMethods,
     say: Callable[[str], None],
 ) -> dict[Place, Reals]:
     """Return the draws of every pixel metric a category of ``images`` has."""
     from ..scoring import StoredMaps
 
     values: dict[Place, Reals] = {}
-    stored = StoredMaps.of(record)
+    stored = StoredMaps.of(record, users=users)
     for name in stored.categories:
         if name in images and record.value(name, "pixel_auroc") is not None:
             say(f"{record.dataset}: {record.method}: maps of {name} are made again for intervals")

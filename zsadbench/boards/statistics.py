@@ -22,8 +22,10 @@ from ..metrics import (
     interval,
     placements,
     wilcoxon_p,
+    worth,
 )
 from ..records import Record
+from ..scoring import NOBODY, UserMethods
 from .beside import MEAN
 from .intervals import Draws, draws_of
 from .pairs import SIGNIFICANT, Comparison
@@ -45,6 +47,7 @@ def with_statistics(
     paired: bool = False,
     replicates: int = REPLICATES,
     workers: int | None = None,
+    users: UserMethods = NOBODY,
     say: Callable[[str], None] = lambda line: None,
 ) -> Board:
     """Return the board with an interval for every number, ranks by ``ranked_by`` and, if asked, all pairs.
@@ -58,7 +61,9 @@ def with_statistics(
     metrics = list(dict.fromkeys([*board.shown, ranked_by]))
     pixels = any(metric.startswith("pixel_") for metric in metrics)
     draws = {
-        record.digest: draws_of(record, pixels=pixels, replicates=replicates, workers=workers, say=say)
+        record.digest: draws_of(
+            record, pixels=pixels, replicates=replicates, workers=workers, users=users, say=say
+        )
         for record in board.records
     }
     places = {record.digest: place for place, record in enumerate(order)}
@@ -188,7 +193,7 @@ def _ranks(rows: Sequence[Row], pairs: Sequence[Comparison], metric: str) -> lis
 
 
 def _loser(pair: Comparison) -> str:
-    return pair.second if pair.difference > 0 else pair.first
+    return pair.second if worth(pair.metric, pair.difference) > 0 else pair.first
 
 
 def _notes(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..text import put, say
-from .options import examples, grouped
+from .options import Code, examples, grouped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,6 +99,7 @@ def compare(
         Path | None,
         typer.Option(metavar="FILE", help="Keep what is told here too, with the time."),
     ] = None,
+    code: Code,
 ) -> None:
     """Compare records: one table per dataset and protocol, written beside the records of one folder.
 
@@ -131,6 +132,7 @@ def compare(
         intervals=intervals,
         paired=paired,
         replicates=replicates,
+        users=code.users(),
         say=_say,
     )
     if not as_json:

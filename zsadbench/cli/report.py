@@ -197,7 +197,8 @@ def bars(
 def _chosen(paths: list[Path] | None, choice: Choice, **options: Any) -> Board:
     from ..views import choose
 
-    return choose(paths or [Path("results")], choice.dataset, choice.protocol, choice.methods(), **options)
+    where = paths or [Path("results")]
+    return choose(where, choice.dataset, choice.protocol, choice.methods(), users=choice.users(), **options)
 
 
 def require(*modules: Literal["jinja2", "matplotlib"]) -> None:

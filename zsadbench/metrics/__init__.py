@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .counters import check_backend
     from .curve import Curve
     from .evaluation import Evaluation, MetricWarning, evaluate
-    from .ids import METRIC_VERSION, METRICS
+    from .ids import METRIC_VERSION, METRICS, MORE_IMAGE_METRICS, worth
     from .image import image_curve, image_metrics, image_reasons
     from .inputs import as_real
     from .legacy import (
@@ -54,6 +54,7 @@ __all__ = [
     "FEWEST",
     "METRICS",
     "METRIC_VERSION",
+    "MORE_IMAGE_METRICS",
     "REPLICATES",
     "Curve",
     "DeLong",
@@ -87,5 +88,6 @@ __all__ = [
     "resample",
     "trapezoid_ap",
     "wilcoxon_p",
+    "worth",
 ]
 room(__name__)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import MetricError
 from .curve import Curve
+from .image import CALIBRATION_BINS, calibration_bins, calibration_error, share_of
 from .inputs import as_labels, as_map, as_mask, as_scores
 from .keys import Keys, from_keys, to_keys
 from .pixel import aupro_id
@@ -75,9 +77,13 @@ def centred(replicates: Reals, value: float | None, binned: float) -> Reals:
     return np.clip(replicates + (value - binned), 0.0, 1.0)
 
 
-def image_replicates(scores: Any, labels: Any, weights: Reals) -> Replicates:
-    """Return the image metrics of every draw, exactly; ``scores`` and ``labels`` (n,) as in ``weights``."""
-    keys, anomalous = to_keys(as_scores(scores)), as_labels(labels)
+def image_replicates(scores: Any, labels: Any, weights: Reals, more: Sequence[str] = ()) -> Replicates:
+    """Return the image metrics of every draw, exactly; ``scores`` and ``labels`` (n,) as in ``weights``.
+
+    ``more`` are further ids as :func:`image_metrics` takes them.
+    """
+    values, anomalous = as_scores(scores), as_labels(labels)
+    keys = to_keys(values)
     if not keys.size == anomalous.size == weights.shape[1]:
         raise MetricError(
             f"{keys.size} image scores, {anomalous.size} labels, weights of {weights.shape[1]}: one of each"
@@ -90,8 +96,10 @@ def image_replicates(scores: Any, labels: Any, weights: Reals) -> Replicates:
     for chunk in _chunks(weights, keys.size):
         drawn, hit = chunk[:, order], anomalous[order]
         hits, misses = (np.add.reduceat(drawn * kind, start, axis=1) for kind in (hit, ~hit))
-        parts.append(_ranking(hits, misses, "image"))
-    return _joined(parts)
+        metrics = _ranking(hits, misses, "image")
+        parts.append(metrics | {name: _at(name, hits, misses) for name in more if "@" in name})
+    drawn_errors = {"image_ece": _calibration(values, anomalous, weights)} if "image_ece" in more else {}
+    return _joined(parts) | drawn_errors
 
 
 def bin_edges(curve: Curve, bins: int = BINS) -> Keys:
@@ -218,8 +226,38 @@ def _ranking(hits: Reals, misses: Reals, of: str) -> Replicates:
         precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
         ap = np.sum(hits * precision, axis=1) / positives[:, 0]
         f1 = np.where(positives[:, 0] > 0, np.max(2 * found / (called + positives), axis=1), np.nan)
-    metrics = {f"{of}_auroc": auroc, f"{of}_ap": ap, f"{of}_f1max": f1}
+        fpr95 = _fpr_at(Fraction(95, 100), found, wrong)
+    metrics = {f"{of}_auroc": auroc, f"{of}_ap": ap, f"{of}_f1max": f1, f"{of}_fpr95": fpr95}
     return metrics | {"pixel_iou": f1 / (2 - f1)} if of == "pixel" else metrics
+
+
+def _fpr_at(tpr: Fraction, found: Reals, wrong: Reals) -> Reals:
+    """Return the smallest false-positive rate (B,) at which ``tpr`` of the anomalous items are found."""
+    wanted = np.ceil(found[:, -1:] * tpr.numerator / tpr.denominator)
+    first = np.argmax(found >= wanted, axis=1)
+    reached = np.where(wanted[:, 0] > 0, np.take_along_axis(wrong, first[:, None], axis=1)[:, 0], 0.0)
+    return np.asarray(np.where(found[:, -1] > 0, reached, np.nan) / wrong[:, -1])
+
+
+def _at(name: str, hits: Reals, misses: Reals) -> Reals:
+    """Return ``image_pg@n`` or ``image_pb@n`` (B,) of every draw."""
+    found, wrong = np.cumsum(hits, axis=1), np.cumsum(misses, axis=1)
+    share = share_of(name, name.partition("@")[2])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if name.startswith("image_pg"):
+            return np.asarray(1 - _fpr_at(1 - share, found, wrong))
+        allowed = np.floor(wrong[:, -1:] * share.numerator / share.denominator)
+        reached = np.max(np.where(wrong <= allowed, found, 0.0), axis=1)
+        return np.asarray(np.where(wrong[:, -1] > 0, reached, np.nan) / found[:, -1])
+
+
+def _calibration(scores: Reals, anomalous: NDArray[np.bool_], weights: Reals) -> Reals:
+    """Return the calibration error (B,) of every draw; NaN where scores are no probabilities."""
+    if calibration_error(scores, anomalous) is None:
+        return np.full(len(weights), np.nan)
+    inside = calibration_bins(scores)[:, None] == np.arange(CALIBRATION_BINS)
+    gaps = weights @ (inside * (scores - anomalous)[:, None])
+    return np.asarray(np.abs(gaps).sum(axis=1) / weights.sum(axis=1))
 
 
 def _aupro(overlap: Reals, misses: Reals, limit: float) -> Reals:

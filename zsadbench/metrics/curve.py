@@ -7,11 +7,14 @@ what they weigh in their regions, and how many normal items lie above it and exa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import MetricError
 from .keys import Counts, Floats
 
 Points = NDArray[np.float64]
@@ -83,6 +86,22 @@ class Curve:
         found = int(self.hits[: k + 1].sum())
         return found / (self.anomalous + int(self.above[k] + self.equal[k]))
 
+    def fpr_at(self, tpr: float | Fraction) -> float | None:
+        """Smallest false-positive rate of a threshold that keeps at least ``tpr`` of the anomalous items."""
+        if not self.hits.size or not self.normals:
+            return None
+        wanted = math.ceil(_as_written(tpr) * self.anomalous)
+        k = int(np.searchsorted(np.cumsum(self.hits), wanted))
+        return float((self.above[k] + self.equal[k]) / self.normals) if wanted else 0.0
+
+    def tpr_at(self, fpr: float | Fraction) -> float | None:
+        """Largest true-positive rate of a threshold with a false-positive rate of at most ``fpr``."""
+        if not self.hits.size or not self.normals:
+            return None
+        allowed = math.floor(_as_written(fpr) * self.normals)
+        reached = int(np.searchsorted(self.above + self.equal, allowed, side="right"))
+        return float(self.hits[:reached].sum() / self.anomalous)
+
     def aupro(self, limit: float = 0.3) -> float | None:
         """Area under mean region overlap against false-positive rate, up to ``limit``, over ``limit``."""
         if not self.hits.size or not self.normals or not self.regions:
@@ -139,6 +158,13 @@ class Curve:
         x[0], x[1:-1:2], x[2:-1:2], x[-1] = 0, self.above, self.above + self.equal, self.normals
         y[0], y[1], y[3:-1:2], y[2:-1:2], y[-1] = 0, 0, heights[:-1], heights, heights[-1]
         return thin(x / self.normals, y, points)
+
+
+def _as_written(rate: float | Fraction) -> Fraction:
+    """Return a rate as it is written: 0.95 of 20 items are 19, not a little more."""
+    if not 0 <= rate <= 1:
+        raise MetricError(f"{rate} is no rate: give a number from 0 to 1")
+    return Fraction(repr(rate)) if isinstance(rate, float) else Fraction(rate)
 
 
 def thin(x: Points, y: Points, points: int) -> tuple[Points, Points]:

@@ -46,6 +46,7 @@ def evaluate(
     aupimo: tuple[float, float] | None = (1e-5, 1e-4),
     resize: str | None = None,
     backend: str = "auto",
+    metrics: Sequence[str] = (),
 ) -> Evaluation:
     """Return the exact image and pixel metrics of one category.
 
@@ -58,7 +59,8 @@ def evaluate(
 
     ``limits`` are the AUPRO limits, ``aupimo`` the AUPIMO interval; ``resize="bilinear"`` brings maps
     to the size of their mask; ``backend`` is auto, numba, numpy or torch (same digits).  ``image_ids``
-    name images in rows and errors, by default their positions.
+    name images in rows and errors, by default their positions.  ``metrics`` are further ids:
+    ``image_pg@n``, ``image_pb@n`` (n in percent) and ``image_ece``, see :func:`image_metrics`.
 
     Raises :class:`MetricError` for NaN or infinity, for sizes or lengths that differ, and where labels
     are neither given nor to be had from masks.  Warns (:class:`MetricWarning`) where labels and masks
@@ -96,7 +98,8 @@ def evaluate(
         for i in np.argsort(~has_region, kind="stable"):
             score = None if image_scores is None else float(image_scores[i])
             pixel.update(maps[i], truth[i](), ids[i], score=score, label=known[i])
-    image = image_metrics([], []) if image_scores is None else image_metrics(image_scores, is_anomalous)
+    scored = image_scores is not None
+    image = image_metrics(image_scores if scored else [], is_anomalous if scored else [], metrics)
 
     result = Evaluation(image | pixel.compute())
     result.reasons = image_reasons(image) | pixel.reasons()

@@ -9,12 +9,28 @@ METRICS = {
     "image_auroc": "Image AUROC",
     "image_ap": "Image AP",
     "image_f1max": "Image F1-max",
+    "image_fpr95": "Image FPR at 95 % TPR",
+    "image_pg": "Image PG at 5",
+    "image_pb": "Image PB at 5",
+    "image_ece": "Image ECE",
     "pixel_auroc": "Pixel AUROC",
     "pixel_ap": "Pixel AP",
     "pixel_f1max": "Pixel F1-max",
     "pixel_iou": "Pixel IoU-max",
+    "pixel_fpr95": "Pixel FPR at 95 % TPR",
     "pixel_aupro": "AUPRO at 0.3",
     "pixel_aupro@0.05": "AUPRO at 0.05",
     "pixel_aupimo": "AUPIMO",
 }
-"""Metric id -> short title for people."""
+"""Metric id -> short title for people; ``image_pg@n`` and ``image_pb@n`` take any n in percent."""
+
+_LOWER_IS_BETTER = frozenset({"image_fpr95", "pixel_fpr95", "image_ece"})
+
+
+MORE_IMAGE_METRICS = ("image_pg@5", "image_pb@5", "image_ece")
+"""What records hold beside the metrics that :func:`image_metrics` gives unasked."""
+
+
+def worth(metric: str, value: float) -> float:
+    """Return what to rank a metric's values by: the higher the better, also where 0 is the best value."""
+    return -value if metric in _LOWER_IS_BETTER else value

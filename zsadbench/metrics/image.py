@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import MetricError
 from .curve import Curve
 from .inputs import as_labels, as_scores
 from .keys import from_keys, to_keys
+
+CALIBRATION_BINS = 15
 
 
 def image_curve(scores: Any, labels: Any) -> Curve:
@@ -34,21 +39,76 @@ def image_curve(scores: Any, labels: Any) -> Curve:
     )
 
 
-def image_metrics(scores: Any, labels: Any) -> dict[str, float | None]:
-    """Return ``image_auroc``, ``image_ap``, ``image_f1max`` and ``image_f1max_threshold``.
+def image_metrics(scores: Any, labels: Any, more: Sequence[str] = ()) -> dict[str, float | None]:
+    """Return ``image_auroc``, ``image_ap``, ``image_f1max``, ``image_f1max_threshold`` and ``image_fpr95``.
 
+    ``more`` adds others: ``image_pg@n``, the share of normal images below every threshold that misses at
+    most n % of the anomalous ones, ``image_pb@n``, the share of anomalous images found while at most n % of
+    the normal ones are called anomalous (both at their best; PGn and PBn, arXiv 2503.23451), and
+    ``image_ece``, the calibration error (Guo et al., 2017; :func:`calibration_error`).
     Undefined values are None; :func:`image_reasons` says why.
+
+    Raises:
+        MetricError: for an id that is none of these, and as :func:`image_curve` says.
     """
     curve = image_curve(scores, labels)
-    return {
+    values = {
         "image_auroc": curve.auroc,
         "image_ap": curve.ap,
         "image_f1max": curve.f1max,
         "image_f1max_threshold": curve.f1max_threshold,
+        "image_fpr95": curve.fpr_at(0.95),
     }
+    for name in more:
+        base, _, percent = name.partition("@")
+        if base == "image_pg":
+            wrong = curve.fpr_at(1 - share_of(name, percent))
+            values[name] = None if wrong is None else 1 - wrong
+        elif base == "image_pb":
+            values[name] = curve.tpr_at(share_of(name, percent))
+        elif name == "image_ece":
+            values[name] = calibration_error(scores, labels)
+        else:
+            raise MetricError(f"unknown metric '{name}': known here are image_pg@n, image_pb@n and image_ece")
+    return values
+
+
+def share_of(name: str, percent: str) -> Fraction:
+    """Return the n of ``image_pg@n`` as a share, exactly."""
+    try:
+        share = Fraction(percent) / 100
+    except (ValueError, ZeroDivisionError):
+        share = Fraction(-1)
+    if not 0 <= share <= 1:
+        raise MetricError(
+            f"unknown metric '{name}': after the @ stands a number of percent, as in image_pg@5"
+        )
+    return share
+
+
+def calibration_error(scores: Any, labels: Any) -> float | None:
+    """Return how far scores are from the share of anomalous images among those of like score.
+
+    The scores (n,) are probabilities in [0, 1], cut into 15 bins of equal width; of each bin the mean score
+    less the share of anomalous images counts with its size.  None where scores are no probabilities.
+    """
+    values, anomalous = as_scores(scores).astype(np.float64), as_labels(labels)
+    if not values.size or values.min() < 0 or values.max() > 1:
+        return None
+    bins = calibration_bins(values)
+    gaps = np.bincount(bins, values - anomalous, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / values.size)
+
+
+def calibration_bins(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the bin of every score; 1 belongs to the last one."""
+    return np.minimum((scores * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
 
 
 def image_reasons(metrics: dict[str, float | None]) -> dict[str, str]:
     """Return why values of :func:`image_metrics` are None."""
     why = "no anomalous image" if metrics["image_ap"] is None else "no normal image"
-    return {name: why for name, value in metrics.items() if value is None}
+    reasons = {name: why for name, value in metrics.items() if value is None}
+    if "image_ece" in reasons:
+        reasons["image_ece"] = "the scores are no probabilities"
+    return reasons

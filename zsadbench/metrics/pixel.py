@@ -303,6 +303,7 @@ class PixelMetrics:
             "pixel_f1max": curve.f1max,
             "pixel_f1max_threshold": curve.f1max_threshold,
             "pixel_iou": curve.iou,
+            "pixel_fpr95": curve.fpr_at(0.95),
         }
         for limit in self._limits:
             values[aupro_id(limit)] = curve.aupro(limit)

@@ -19,7 +19,7 @@ from ..errors import DatasetError, MethodError
 from ..images import ahead, default_workers, mask_at, vanished
 from ..maps import exact_maps
 from ..method import Method, blamed
-from ..metrics import LegacyAupro, PixelMetrics, image_metrics, image_reasons
+from ..metrics import MORE_IMAGE_METRICS, LegacyAupro, PixelMetrics, image_metrics, image_reasons
 from ..records import Slice, select_rows
 from ..samples import Dataset, Sample
 from .protocol import MASK_RULES, EvaluationProtocol
@@ -132,7 +132,7 @@ def score_category(
     _require_finite(scores, maps.keys)
     values, reasons = _pixel_values(pixels, rules, reader, extrema) if pixels else _no_pixels(rules)
     warnings = [*reader.warnings, *pixels.warnings] if pixels else []
-    image = image_metrics(scores, labels)
+    image = image_metrics(scores, labels, MORE_IMAGE_METRICS)
     row_out = {
         "category": category,
         "normal": int((~labels).sum()),

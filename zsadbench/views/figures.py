@@ -34,11 +34,12 @@ def choose(
     *,
     by: str | None = None,
     intervals: bool = False,
+    users: UserMethods = NOBODY,
 ) -> Board:
     """Return the one board of the records at or below ``paths`` that a figure is made of.
 
     ``protocol`` is an id, with or without its version; ``methods`` (ids, or labels of the board) choose
-    rows and their order; ``by`` and ``intervals`` are those of :func:`zsadbench.board.boards`.
+    rows and their order; ``by``, ``intervals`` and ``users`` are those of :func:`zsadbench.board.boards`.
 
     Raises:
         UsageError: if the choice leaves several boards, or names what is not there.
@@ -51,7 +52,7 @@ def choose(
         records = _only(records, "dataset", dataset, {record.dataset: record for record in records})
     if protocol is not None:
         records = _only(records, "protocol", protocol, {r.protocol_label: r for r in records})
-    found = boards(records, by=by, published=False, intervals=intervals)
+    found = boards(records, by=by, published=False, intervals=intervals, users=users)
     if len(found) > 1:
         names = "; ".join(str(board.group) for board in found)
         raise UsageError(f"these results hold several boards ({names}); choose with --dataset and --protocol")

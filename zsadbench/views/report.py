@@ -74,8 +74,8 @@ def build_report(
     if not records:
         raise RecordError(nothing_there(paths))
     site = Site(out)
-    means = boards(records, intervals=intervals, say=say)
-    details = boards(records, by="category", intervals=intervals, say=say)
+    means = boards(records, intervals=intervals, users=users, say=say)
+    details = boards(records, by="category", intervals=intervals, users=users, say=say)
     tables = list(zip(means, details, strict=True))
     return _Builder(site, tables, _relative(unreadable, paths), data, users, gallery, say).build()
 
