@@ -37,6 +37,7 @@ from .options import (
     method_ids,
     pairs,
 )
+from .repeat import Config, Like
 
 if TYPE_CHECKING:
     from ..records import Record
@@ -136,6 +137,8 @@ def run(
         ),
     ] = False,
     telling: Telling,
+    config: Config = None,
+    like: Like = None,
 ) -> None:
     """Run one or several methods on a dataset in one pass over its images."""
     if not method:

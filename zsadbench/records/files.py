@@ -50,6 +50,7 @@ _OBSERVATION_KEYS: _Shape = {
     "?environment": (dict,),
     "?complete": (bool,),
     "?family": (str,),
+    "?command": (list,),
     "?seal": (str,),
 }
 _RECORD_KEYS: _Shape = {
@@ -66,13 +67,14 @@ _RECORD_KEYS: _Shape = {
     "categories": (list,),
     "?masks": (str,),
     "?changed_code": (bool,),
+    "?command": (list,),
     "?tables": (dict,),
     "?warnings": (list,),
     "?created": (str,),
     "?seal": (str,),
 }
 
-_TIMES = ("created", "seconds", "images_per_second", "peak_memory_mb")
+_TIMES = ("created", "seconds", "images_per_second", "peak_memory_mb", "command")
 
 
 class NewerSchema(RecordError):
@@ -84,7 +86,10 @@ class RecordWarning(UserWarning):
 
 
 def timeless(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record or an observation without what differs from one time to the next, and without seals."""
+    """Return a record or an observation without what differs from one time to the next, and without seals.
+
+    The command is among it: other words may ask for the same.
+    """
     return {key: value for key, value in content.items() if key not in _TIMES and key != "seal"}
 
 

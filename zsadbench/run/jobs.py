@@ -15,10 +15,10 @@ from ..errors import DatasetError
 from ..files import digest_of, sha256_of
 from ..images import scan
 from ..inputs import Preprocess
-from ..method import Resolved, source_digest, wordings
+from ..method import Resolved, places, source_digest, wordings
 from ..records import EvidenceStore
 from ..samples import Dataset
-from ..scoring import map_settings, without
+from ..scoring import OBSERVED, map_settings, observed, without
 from .engine import Task
 from .zeroshot import marks_of
 
@@ -186,8 +186,45 @@ def make_job(
         "seed": seed,
         "marks": marks_of(resolved.parameters.get("checkpoint") or "", data),
         "complete": False,
+        "command": _command(resolved, seed, spec, data, request),
     }
     return Job(resolved, task, run_dir, observation, changes, identity)
+
+
+def _command(resolved: Resolved, seed: int | None, spec: str, data: Dataset, request: Request) -> list[str]:
+    """Return the words of ``zsad run`` that make this job again, alone and from any folder."""
+    card, known = resolved.card, places(resolved.method)
+    at_scoring = (*card.map_parameters, "checkpoint")
+    settings = {k: v for k, v in request.settings.items() if k in known and k not in at_scoring}
+    weights = request.weights
+    if seed is not None and "seed" in known:
+        settings["seed"] = str(seed)
+    if seed is not None and resolved.method.backbone.weights.partition(":")[0] == "random":
+        weights = resolved.method.backbone.weights
+    checkpoint = resolved.parameters.get("checkpoint")
+    options = {name: getattr(request, name) for name in OBSERVED if hasattr(request, name)} | {
+        "data": request.data and request.data.resolve(),
+        "category": request.categories,
+        "settings": settings,
+        "checkpoint": Path(checkpoint).resolve() if checkpoint else None,
+        "backbone": data.backbone_or(request.backbone),
+        "weights": _absolute(weights),
+        "prompts": request.prompts and request.prompts.resolve(),
+    }
+    plain = Request()
+    given = {k: v for k, v in options.items() if v != getattr(plain, k, None)}
+    method = resolved.id if card.path.suffix == ".toml" else _absolute_spec(card.entry)
+    return observed(method, spec if spec in card_paths("datasets") else str(Path(spec).resolve()), given)
+
+
+def _absolute(weights: str | None) -> str | None:
+    """Return a weight file's whole path, and a tag as it is."""
+    return str(Path(weights).resolve()) if weights and Path(weights).is_file() else weights
+
+
+def _absolute_spec(entry: str) -> str:
+    place, _, name = entry.rpartition(":")
+    return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else entry
 
 
 def _describe_method(resolved: Resolved) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..files import contents_digest
 from ..inputs import Backbone
 from ..progress import Progress
 from ..records import Record, find_records, write_observation
-from ..scoring import EvaluationProtocol, frame, rules_for, score_observation
+from ..scoring import EvaluationProtocol, evaluated, frame, rules_for, score_observation
 from .engine import DTYPES, Encoder, observe, peak_memory_mb, pick_device
 from .found import observed
 from .jobs import Job, Request
@@ -76,7 +76,8 @@ def execute(
         raise UsageError(f"unknown dtype '{request.dtype}'.{suggest(request.dtype, DTYPES)}")
     plans = plan_run(methods, datasets, request)
     for job in (job for plan in plans for job in plan.jobs):
-        _rules(job, request)  # a wrong protocol or size says so before the first image
+        # A wrong protocol or size says so before the first image.
+        rules_for(job.resolved, request.protocol, _asked(job, request))
     outcome = Outcome([], {}, {}, [note for plan in plans for note in plan.notes])
     if say:
         for note in outcome.notes:
@@ -166,14 +167,22 @@ def _finish(job: Job, encoder: Encoder | None) -> None:
     job.observation = write_observation(job.run_dir, job.observation)
 
 
-def _score(job: Job, plan: Plan, request: Request, rules: EvaluationProtocol | None = None) -> Record:
-    rules = rules or _rules(job, request)
+def _score(job: Job, plan: Plan, request: Request) -> Record:
+    asked = _asked(job, request)
+    rules = rules_for(job.resolved, request.protocol, asked)
+    return _scored(job, plan, request, rules, evaluated(request.protocol, asked))
+
+
+def _scored(
+    job: Job, plan: Plan, request: Request, rules: EvaluationProtocol, command: Sequence[str]
+) -> Record:
     return score_observation(
         job.run_dir,
         job.observation,
         job.resolved,
         plan.data,
         rules,
+        command=command,
         workers=request.workers,
         contents=plan.contents,
     )
@@ -188,19 +197,20 @@ def _score_others_again(job: Job, plan: Plan, request: Request) -> list[str]:
     contents = job.observation["dataset"]["contents"]
     stale = [record for record in found if record.observation["dataset"]["contents"] != contents]
     for record in stale:
-        _score(job, plan, request, EvaluationProtocol.of(record.protocol))
+        asked = record.content.get("command", [])[len(record.observation.get("command", [])) :]
+        _scored(job, plan, request, EvaluationProtocol.of(record.protocol), asked)
     return [f"{record.path.parent}: its evidence has changed, so it was scored again" for record in stale]
 
 
-def _rules(job: Job, request: Request) -> EvaluationProtocol:
-    options = {
+def _asked(job: Job, request: Request) -> dict[str, Any]:
+    """Return the overrides of the protocol as ``scoring.protocol`` takes them."""
+    return {
         "size": request.size,
         "mask_resize": request.mask_resize,
         "limits": request.aupro_limits,
         "exact": request.exact_maps,
         "map_parameters": job.map_settings,
     }
-    return rules_for(job.resolved, request.protocol, options)
 
 
 def _now() -> str:

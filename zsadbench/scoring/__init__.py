@@ -13,6 +13,7 @@ from ..surface import room
 if TYPE_CHECKING:
     from .category import EvidenceMaps, Map, MapReader, Maps, score_category
     from .code import NOBODY, UserMethods, restore
+    from .command import OBSERVED, evaluated, observed
     from .observation import (
         StoredMaps,
         frame,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOBODY",
+    "OBSERVED",
     "EvaluationProtocol",
     "EvidenceMaps",
     "Map",
@@ -35,8 +37,10 @@ __all__ = [
     "Maps",
     "StoredMaps",
     "UserMethods",
+    "evaluated",
     "frame",
     "map_settings",
+    "observed",
     "protocol",
     "restore",
     "rules_for",

@@ -28,6 +28,7 @@ from ..records import (
 from ..samples import Dataset, Sample
 from .category import CategoryScores, EvidenceMaps, MapReader, Maps, score_category
 from .code import NOBODY, UserMethods, changed_code, restore
+from .command import evaluated
 from .masks import Masks
 from .protocol import EvaluationProtocol, protocol
 
@@ -49,10 +50,12 @@ def score_observation(
     *,
     workers: int | None = None,
     contents: Contents | None = None,
+    command: Sequence[str] = (),
 ) -> Record:
     """Score the evidence in ``run_dir`` under ``rules`` and write its record.
 
-    ``contents`` is what is known of the dataset's files, where that was found out already.
+    ``contents`` is what is known of the dataset's files, where that was found out already; ``command`` are
+    the words that ask for these rules.
 
     Raises:
         RecordError: if evidence is missing, damaged or of other images than the observation says, or the
@@ -73,8 +76,10 @@ def score_observation(
                 "command, it sets that right"
             )
 
-    changed = changed_code(observation, resolved)
-    return score_all(run_dir, observation, dataset, rules, maps(), workers, contents, changed_code=changed)
+    about: dict[str, Any] = {"changed_code": True} if changed_code(observation, resolved) else {}
+    if observation.get("command"):
+        about["command"] = [*observation["command"], *command]
+    return score_all(run_dir, observation, dataset, rules, maps(), workers, contents, about)
 
 
 class StoredMaps:
@@ -143,9 +148,9 @@ def score_all(
     categories: Iterable[tuple[str, Maps]],
     workers: int | None,
     contents: Contents | None = None,
-    changed_code: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> Record:
-    """Score the maps of every category and write the record into ``run_dir``.
+    """Score the maps of every category and write the record into ``run_dir``, which holds ``about`` too.
 
     The record keeps the digest of every mask; where one has changed since the protocol was scored last, the
     record has a note that says so.
@@ -176,7 +181,7 @@ def score_all(
         "categories": [scores.row for scores in done],
         "warnings": [warning for scores in done for warning in scores.warnings],
         "seconds": {"score": time.perf_counter() - start},
-        **({"changed_code": True} if changed_code else {}),
+        **(about or {}),
     }
     rows = [masks.beside(row) for scores in done for row in scores.images]
     written = write_record(run_dir, rules.folder, record, rows)
@@ -244,8 +249,16 @@ def score_run(
     resolved = restore(observation, users)
     changes = map_settings(resolved, settings)
     dataset = observed_dataset(observation, data)
-    rules = rules_for(resolved, name, {**options, "map_parameters": changes})
-    record = score_observation(run_dir, observation, resolved, dataset, rules, workers=workers)
+    asked = {**options, "map_parameters": changes}
+    record = score_observation(
+        run_dir,
+        observation,
+        resolved,
+        dataset,
+        rules_for(resolved, name, asked),
+        workers=workers,
+        command=evaluated(name, asked),
+    )
     if EDITED not in (observation.get("marks") or ()):
         return record
     note = f"{run_dir / OBSERVATION}: was changed after it was written; repeat the zsad run command"

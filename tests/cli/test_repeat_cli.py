@@ -1,0 +1,158 @@
+"""A run as a file: options from a TOML file, and the run of a record again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kit import tiny, toy
+from tests.kit.factory import make_folder
+from tests.kit.terminal import call
+from zsadbench.clip.towers import Clip
+from zsadbench.inputs import Backbone
+from zsadbench.records.records import Record, find_records
+from zsadbench.run import engine
+
+TABLE = """
+method = ["clip"]
+dataset = {dataset}
+backbone = "tiny-l14"
+weights = "random"
+set = {{ size = 42 }}
+category = "bolt"
+protocol = "common-1"
+aupro-limit = [0.1, 0.2]
+exact_maps = true
+quiet = true
+"""
+
+
+@pytest.fixture(autouse=True)
+def cached_towers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(backbone: Backbone, device: Any, dtype: Any) -> Clip:
+        return tiny.clip(backbone.name, backbone.activation, backbone.position)
+
+    monkeypatch.setattr(engine, "load_clip", load)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "parts")
+
+
+@pytest.fixture
+def config(data: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(TABLE.format(dataset=json.dumps(str(data))))
+    return path
+
+
+def only(folder: Path) -> Record:
+    (record,), _ = find_records([folder])
+    return record
+
+
+def test_a_file_says_what_options_say(config: Path, data: Path, tmp_path: Path) -> None:
+    assert call("run", "--config", config, "--out", tmp_path / "file") == 0
+    words = ["--method", "clip", "--dataset", data, "--backbone", "tiny-l14", "--weights", "random"]
+    words += ["--set", "size=42", "--category", "bolt", "--protocol", "common-1", "--exact-maps", "-q"]
+    words += ["--aupro-limit", "0.1", "--aupro-limit", "0.2", "--out", tmp_path / "words"]
+    assert call("run", *words) == 0
+    assert only(tmp_path / "file").digest == only(tmp_path / "words").digest
+    assert only(tmp_path / "file").protocol["aupro_limits"] == [0.3, 0.1, 0.2]
+
+
+def test_the_command_line_goes_before_the_file(config: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out")
+    assert call("run", "--config", config, "--category", "cloth", "--protocol", "reference", *out) == 0
+    record = only(tmp_path / "out")
+    assert list(record.categories) == ["cloth"] and record.protocol["size"] == "frame"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("metod = ['clip']", "'metod' is no option. Did you mean 'method'?"),
+        ("config = 'other.toml'", "'config' is no option."),
+        ("limit = [1, 2]", "'limit' takes one value, not a list"),
+        ("limit = true", "'limit' must be a value, not true or false"),
+        ("skip-bad = 'yes'", "'skip-bad' must be true or false"),
+        ("limit = 'many'", "Invalid value for '--limit'"),
+        ("limit = ", "cannot be read as TOML"),
+    ],
+)
+def test_a_wrong_file_is_one_line(
+    line: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(line)
+    assert call("run", "--config", path) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+    assert call("run", "--config", tmp_path / "none.toml") == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_a_record_holds_the_command_that_repeats_it(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("run", "--config", config, "--out", tmp_path / "first") == 0
+    first = only(tmp_path / "first")
+    monkeypatch.chdir(tmp_path)
+    assert call("run", "--like", first.path, "--out", tmp_path / "again", "-q") == 0
+    again = only(tmp_path / "again")
+    assert again.digest == first.digest and again.content["command"] == first.content["command"]
+    words = first.content["command"]
+    assert call("run", *words, "--out", tmp_path / "third", "-q") == 0
+    assert only(tmp_path / "third").digest == first.digest
+
+
+def test_seeds_are_repeated_one_by_one(data: Path, tmp_path: Path) -> None:
+    words = ["--method", "clip", "--dataset", data, "--backbone", "tiny-l14", "--weights", "random"]
+    words += ["--set", "size=42", "--seeds", "2", "--limit", "4", "-q"]
+    assert call("run", *words, "--out", tmp_path / "both") == 0
+    both, _ = find_records([tmp_path / "both"])
+    assert {record.seed for record in both} == {0, 1}
+    for record in both:
+        out = tmp_path / f"seed-{record.seed}"
+        assert call("run", "--like", record.path.parent, "--out", out, "-q") == 0
+        assert only(out).observation_digest == record.observation_digest
+
+
+def test_scoring_again_adds_its_own_words(config: Path, tmp_path: Path) -> None:
+    assert call("run", "--config", config, "--out", tmp_path / "first") == 0
+    run_dir = only(tmp_path / "first").path.parents[1]
+    assert call("score", run_dir, "--protocol", "reference", "--size", 60) == 0
+    records, _ = find_records([run_dir])
+    custom = next(record for record in records if record.protocol["size"] == 60)
+    assert call("run", "--like", custom.path, "--out", tmp_path / "again", "-q") == 0
+    assert only(tmp_path / "again").digest == custom.digest
+
+
+def test_a_record_never_says_which_code_runs(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = toy.write(tmp_path)
+    assert call("run", "-m", spec, "-d", data, "--set", "size=42", "-q", "--out", tmp_path / "out") == 0
+    record = only(tmp_path / "out")
+    capsys.readouterr()
+    assert call("run", "--like", record.path, "--out", tmp_path / "again", "-q") == 2
+    said = capsys.readouterr().err
+    assert "its method is a user's; name the file again" in said and "name a method with --method" in said
+    assert call("run", "--like", record.path, "--method", spec, "--out", tmp_path / "again", "-q") == 0
+    assert only(tmp_path / "again").observation_digest == record.observation_digest
+
+
+def test_records_without_a_command_are_refused(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("run", "--like", tmp_path) == 2
+    assert "no record is there" in capsys.readouterr().err
+    shutil.copytree(Path(__file__).parents[1] / "records" / "stored", tmp_path / "old")
+    old, _ = find_records([tmp_path / "old"])
+    assert call("run", "--like", old[0].path) == 2
+    assert "holds no command" in capsys.readouterr().err
