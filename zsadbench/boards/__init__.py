@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from .gate import gate
     from .latex import joined_to_latex
     from .pairs import in_order
+    from .reproducing import (
+        REPRODUCTION_COLUMNS,
+        Reproduction,
+        board_figures,
+        reproduction,
+        reproduction_cells,
+        write_reproductions,
+    )
     from .rows import Cell, Row, percent
     from .text import FORMATS, file_name, known_formats, pairs_to_csv, print_boards, to_csv, write_boards
     from .verdict import Verdict
@@ -25,10 +33,13 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMATS",
     "MEAN",
+    "REPRODUCTION_COLUMNS",
     "Board",
     "Cell",
+    "Reproduction",
     "Row",
     "Verdict",
+    "board_figures",
     "boards",
     "compare",
     "file_name",
@@ -42,10 +53,13 @@ __all__ = [
     "pairs_to_csv",
     "percent",
     "print_boards",
+    "reproduction",
+    "reproduction_cells",
     "sources",
     "subtitle",
     "title",
     "to_csv",
     "write_boards",
+    "write_reproductions",
 ]
 room(__name__)

@@ -8,7 +8,7 @@ import typer
 
 from ..environment import VERSION
 from ..text import say
-from . import bench, compare, datasets, demo, methods, predict, report, run, train, weights
+from . import bench, compare, datasets, demo, methods, predict, report, reproduce, run, train, weights
 from .options import examples
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 run.register(app)
 train.register(app)
 compare.register(app)
+reproduce.register(app)
 predict.register(app)
 report.register(app)
 app.add_typer(methods.app, name="methods")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         read_provenance,
         save_checkpoint,
     )
-    from .downloads import fetch, tags
+    from .downloads import fetch, missing, tags
     from .normalisation import normalisation
     from .prompts import PROMPT_LISTS, anchor, encode, ensemble, has_one_slot, read_prompts
     from .second import SECOND_MINIATURE, Second, SecondWeights, find_seconds
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         native_size,
         shipped_weights,
         verify,
+        vision_width,
     )
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "layers_and_patch",
     "load_checkpoint",
     "load_clip",
+    "missing",
     "native_size",
     "normalisation",
     "read_prompts",
@@ -80,5 +82,6 @@ __all__ = [
     "sound",
     "tags",
     "verify",
+    "vision_width",
 ]
 room(__name__)

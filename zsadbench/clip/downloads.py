@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.error
 import urllib.request
 from contextlib import suppress
@@ -54,6 +55,25 @@ def fetch(name: str, tag: str) -> Path:
     return obtain(entry(name, tag), f"{name}/{tag}", "--weights FILE")
 
 
+def missing(name: str, tag: str) -> str:
+    """Return in words what to fetch for weights ``tag``, from where, with which digest; empty if it is here.
+
+    Raises:
+        WeightsError: if there is no such tag.
+    """
+    published = entry(name, tag)
+    if _cached(published):
+        return ""
+    digest = published_digest(published["url"])
+    return f"{_whereabouts(published)}{f' (SHA-256 {digest})' if digest else ''}"
+
+
+def published_digest(url: str) -> str:
+    """Return the digest, or its first 8 digits, that stands in the address of published weights."""
+    found = re.search(r"/([0-9a-f]{64})/|-([0-9a-f]{8})\.pt$", url)
+    return next(filter(None, found.groups()), "") if found else ""
+
+
 def obtain(published: dict[str, Any], what: str, option: str) -> Path:
     """Return the file of ``published`` (``hub``, ``url``), downloading it on first use.
 
@@ -73,21 +93,40 @@ def _from_hub(hub: str) -> Path:
     import huggingface_hub
     from open_clip import pretrained
 
+    if cached := _cached_from_hub(hub):
+        return cached
+    if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        _knock(huggingface_hub.constants.ENDPOINT)
+    return Path(pretrained.download_pretrained({"hf_hub": hub}))
+
+
+def _cached(published: dict[str, Any]) -> Path | None:
+    if published["hub"]:
+        return _cached_from_hub(published["hub"])
+    return _cached_from_url(published["url"])
+
+
+def _cached_from_hub(hub: str) -> Path | None:
+    import huggingface_hub
+
     repository, _, file = hub.rpartition("/")
     for candidate in [file] if file else _HUB_FILES:
         cached = huggingface_hub.try_to_load_from_cache(repository, candidate)
         if isinstance(cached, str):
             return Path(cached)
-    if not huggingface_hub.constants.HF_HUB_OFFLINE:
-        _knock(huggingface_hub.constants.ENDPOINT)
-    return Path(pretrained.download_pretrained({"hf_hub": hub}))
+    return None
+
+
+def _cached_from_url(url: str) -> Path | None:
+    path = Path.home() / ".cache" / "clip" / url.rpartition("/")[2]
+    return path if path.is_file() else None
 
 
 def _from_url(url: str) -> Path:
     from open_clip import pretrained
 
     # open_clip compares a file that is there with the digest in its name before it asks the network.
-    if not (Path.home() / ".cache" / "clip" / url.rpartition("/")[2]).is_file():
+    if not _cached_from_url(url):
         _knock(url)
     return Path(pretrained.download_pretrained({"url": url}))
 

@@ -22,7 +22,7 @@ from ..errors import WeightsError, suggest
 from ..files import sha256_of
 from ..inputs import Backbone
 from .archives import examine, is_torchscript, read_state, reason, room_for, sound
-from .downloads import entry, fetch, tags
+from .downloads import entry, fetch, published_digest, tags
 from .random import random_state
 from .tokens import PrunedTokenizer
 
@@ -218,6 +218,11 @@ def layers_and_patch(name: str) -> tuple[int, int]:
     return int(vision["layers"]), int(vision["patch_size"])
 
 
+def vision_width(name: str) -> int:
+    """Return the width of a backbone's image tower."""
+    return int(_config(name)["vision_cfg"]["width"])
+
+
 def find_weights(backbone: Backbone) -> Weights:
     """Resolve ``backbone.weights``: ``random[:SEED]``, a file, or one of open_clip's tags.
 
@@ -318,8 +323,7 @@ def _published_digest(url: str, file: Path) -> str:
     # The digest in a release's URL is that of the .pt file, not of a converted copy.
     if file.suffix == ".safetensors":
         return file.resolve().name if re.fullmatch(r"[0-9a-f]{64}", file.resolve().name) else ""
-    found = re.search(r"/([0-9a-f]{64})/|-([0-9a-f]{8})\.pt$", url)
-    return next(filter(None, found.groups()), "") if found else ""
+    return published_digest(url)
 
 
 # Buffers and sizes that published files carry beside the weights.
