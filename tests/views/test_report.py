@@ -6,8 +6,9 @@ import importlib.util
 import json
 import re
 import shutil
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.kit import boardkit
+from tests.kit.browser import CHROMIUM, Browser, browser
 from tests.kit.reportkit import CATEGORIES, CATEGORY, HOSTILE, Page, app, make_results, pages, users
 from zsadbench.boards.compare import boards
 from zsadbench.boards.rows import percent
@@ -27,8 +29,6 @@ from zsadbench.views.replay import Replay, shrink_mask
 from zsadbench.views.report import build_report
 from zsadbench.views.site import Names, metric_name
 from zsadbench.views.thumbnails import outlined
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -239,21 +239,30 @@ def test_data_may_lie_elsewhere_and_other_images_are_noticed(made: tuple[Path, P
     assert len(tiles) == 3 * 3 * 9  # three galleries; image and two maps of every image but one
 
 
-def test_the_browser_shows_it_without_errors(site: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium here (Debian's package: apt-get install chromium)")
+    with browser(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+def test_the_browser_shows_it_without_errors(site: Path, chromium: Browser) -> None:
     kinds = ("index.html", "parts.html", "parts-cloth-*.html", "record-clip-*.html")
     for page in (next(site.glob(kind)) for kind in kinds):
-        dom, log = browse(page.as_uri(), tmp_path)
-        assert "CONSOLE" not in log, log
-        assert 'id="theme"' in dom and re.search(r'<button[^>]*id="theme"[^>]*>Theme: system', dom)
+        for width in (400, 1400):
+            chromium.open(page, width=width)
+            assert not chromium.log
+            assert chromium.js("document.getElementById('theme').textContent") == "Theme: system"
+            assert chromium.js("document.documentElement.scrollWidth") <= width  # tables scroll, not the page
 
 
-def test_the_browser_sorts_tables(site: Path, tmp_path: Path, records: list[Record]) -> None:
-    def order(direction: str) -> list[str]:
-        dom, log = browse(f"{page.as_uri()}#sort=images:2:{direction}", tmp_path)
-        assert "CONSOLE" not in log, log
-        body = dom[dom.index('id="images"') : dom.index("</table>", dom.index('id="images"'))]
-        assert re.search(rf'<th[^>]*aria-sort="{direction}"[^>]*><button', body)
-        return re.findall(r'<tr><th scope="row">([^<]*)</th>', body)
+def test_the_browser_sorts_tables(site: Path, chromium: Browser, records: list[Record]) -> None:
+    def order(direction: str) -> Any:
+        chromium.open(page, f"#sort=images:2:{direction}")
+        assert not chromium.log
+        assert chromium.js(f"!!document.querySelector('#images th[aria-sort={direction}] button')")
+        return chromium.js("[...document.querySelectorAll('#images tbody th')].map((e) => e.textContent)")
 
     page = next(site.glob("parts-cloth*.html"))
     first = next(record for record in records if record.method == boards(records)[0].rows[0].label)
@@ -263,41 +272,95 @@ def test_the_browser_sorts_tables(site: Path, tmp_path: Path, records: list[Reco
     assert order("descending") == rising[::-1]
 
 
-def test_the_browser_runs_nothing_from_names(site: Path, tmp_path: Path) -> None:
-    page = next(path for path in site.glob("parts-bolt*.html"))
-    dom, _ = browse(page.as_uri(), tmp_path)
-    assert "&lt;img src=x onerror=alert(1)&gt;" in dom and "<img src=" not in dom.replace(
-        '<img src="images/', ""
-    )
-    assert dom.count("<script") == 1
+def test_the_browser_runs_nothing_from_names(site: Path, chromium: Browser) -> None:
+    chromium.open(next(site.glob("parts-bolt*.html")))
+    assert HOSTILE in chromium.js("document.body.innerText")
+    assert chromium.js("document.scripts.length") == 1
+    for link in range(chromium.js("document.querySelectorAll('a.zoom').length")):
+        chromium.js(f"document.querySelectorAll('a.zoom')[{link}].click()")
+        assert chromium.js("[...document.images].every((e) => e.src.includes('/images/'))")
+        chromium.js("document.querySelector('.lens').close()")
+    assert not chromium.log
 
 
-def browse(address: str, folder: Path) -> tuple[str, str]:
-    """Return the document a browser makes of an address, and what it logs."""
-    if BROWSER is None:
-        pytest.skip("no chromium here (Debian's package: apt-get install chromium)")
-    done = subprocess.run(
-        [
-            BROWSER,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={folder / 'profile'}",
-            "--enable-logging=stderr",
-            "--virtual-time-budget=2000",
-            "--dump-dom",
-            address,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stdout, done.stderr
-    return done.stdout, done.stderr
+PLACES = """(() => {
+  const head = document.querySelector("HEADING"), body = head.closest("table").querySelector("tbody th");
+  const scroll = head.closest(".scroll"), at = scroll.getBoundingClientRect().x;
+  scroll.scrollLeft = 10000;
+  const places = [head, body, scroll.querySelector("caption span")].map(
+    (e) => Math.round(e.getBoundingClientRect().x - at));
+  return [places, body.getBoundingClientRect().width / scroll.clientWidth, scroll.scrollLeft];
+})()"""
+
+
+def test_what_names_a_row_stays_in_view_at_400_pixels(site: Path, chromium: Browser) -> None:
+    pages = {"index.html": ".name", "parts-cloth-*.html": ".name", "record-clip-*.html": "#full .name"}
+    for kind, heading in pages.items():
+        chromium.open(next(site.glob(kind)), width=400)
+        left, width, moved = chromium.js(PLACES.replace("HEADING", heading))
+        assert moved > 0 and left == [0, 0, 0], kind
+        assert width < 0.5, kind  # the larger part is left to the numbers
+
+
+def test_pictures_enlarge_by_mouse_and_by_keys(site: Path, chromium: Browser) -> None:
+    lens = "document.querySelector('dialog.lens')"
+    shown = f"[{lens}.open, {lens}.querySelector('img').getAttribute('src') || '']"
+    files = "[...document.querySelectorAll('a.zoom')].map((e) => e.href)"
+    for width in (400, 1400):
+        chromium.open(next(site.glob("parts-cloth-*.html")), width=width)
+        first, second, *_, last = chromium.js(files)
+        chromium.js("document.querySelector('a.zoom').focus()")
+        chromium.press("Enter", "\r")
+        assert chromium.js(shown) == [True, first]
+        chromium.press("ArrowRight")
+        assert chromium.js(shown) == [True, second]
+        said = chromium.js(f"{lens}.querySelector('p').textContent")
+        assert said.startswith("cloth/test/") and "score" in said and "rank" in said
+        chromium.press("Escape")
+        assert chromium.js(shown) == [False, second]
+        assert chromium.until(f"document.activeElement.href === '{second}'")  # one goes on from there
+        chromium.click("a.zoom")
+        assert chromium.js(shown) == [True, first]
+        small, large = chromium.js(
+            "['a.zoom img', '.lens img'].map((e) => document.querySelector(e).getBoundingClientRect().width)"
+        )
+        assert large > 1.5 * small
+        chromium.press("ArrowLeft")
+        assert chromium.js(shown) == [True, last]
+        chromium.click(".lens img")
+        assert chromium.js(f"{lens}.open") is False and not chromium.log
+
+
+def test_it_prints_light_and_whole(site: Path, chromium: Browser) -> None:
+    chromium.open(next(site.glob("parts-cloth-*.html")))
+    chromium.js("document.documentElement.dataset.theme = 'dark'")
+    colour = "getComputedStyle(document.body).color"
+    assert chromium.js(colour) == "rgb(232, 234, 237)"
+    chromium.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert chromium.js(colour) == "rgb(27, 27, 27)"
+        styles = chromium.js(
+            """[["header", "display"], [".scroll", "overflowX"], [".scroll tbody th", "position"],
+                ["tbody tr", "breakInside"], [".tiles figure", "breakInside"]].map(
+              ([name, rule]) => getComputedStyle(document.querySelector(name))[rule])"""
+        )
+        assert styles == ["none", "visible", "static", "avoid", "avoid"]
+    finally:
+        chromium.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_pages_hold_what_the_script_and_the_style_need(site: Path, parsed: dict[str, Page]) -> None:
+    category = next(page for name, page in parsed.items() if name.startswith("parts-cloth"))
+    links = [attributes for tag, attributes in category.elements if attributes.get("class") == "zoom"]
+    pictures = [attributes for tag, attributes in category.elements if tag == "img"]
+    assert len(links) == len(pictures) > 0
+    assert all(link["href"] == picture["src"] for link, picture in zip(links, pictures, strict=True))
+    for page in parsed.values():  # where a table scrolls, one heading says what its rows are named by
+        opened = [attributes.get("class") for tag, attributes in page.elements if tag in ("thead", "th")]
+        tables = sum(tag == "thead" for tag, _ in page.elements)
+        assert opened.count("name") == tables
+    style = (site / "assets" / "report.css").read_text()
+    assert "position: sticky; left: 0" in style and "@media print" in style
 
 
 def row(key: str, anomalous: bool, score: float | None) -> ImageRow:

@@ -13,8 +13,8 @@ from .overlay import Scale, overlay, resized
 
 Mask = NDArray[np.bool_]
 
-LONGEST = 320
-"""Longer side of a thumbnail in pixels."""
+LONGEST = 512
+"""Longer side of a small picture in pixels: twice what a page shows, so that it can be enlarged."""
 
 
 def with_map(photo: Image.Image, values: NDArray[np.float32], scale: Scale) -> Image.Image:

@@ -1,4 +1,4 @@
-// Sorting of tables and the choice of light or dark. The pages are whole without it.
+// Sorting of tables, pictures in large, the choice of light or dark. The pages are whole without it.
 "use strict";
 (() => {
   const THEMES = ["system", "light", "dark"];
@@ -85,10 +85,61 @@
     table.scrollIntoView();
   };
 
+  const captionOf = (link) => {
+    const key = link.closest("li").querySelector(".key").textContent;
+    const lines = link.closest("figure").querySelector("figcaption").innerText.split("\n");
+    return [key, ...lines].join(", ");
+  };
+
+  // A picture opens over the page, by mouse or Enter; arrows lead to its neighbours, Escape back to it.
+  const enlarge = () => {
+    const links = [...document.querySelectorAll("a.zoom")];
+    if (!links.length) return;
+    const lens = document.createElement("dialog");
+    const picture = document.createElement("img");
+    const caption = document.createElement("p");
+    const menu = document.createElement("menu");
+    let place = 0;
+    const show = (index) => {
+      place = (index + links.length) % links.length;
+      picture.src = links[place].href;
+      picture.alt = links[place].querySelector("img").alt;
+      caption.textContent = captionOf(links[place]);
+    };
+    const acts = {
+      Previous: () => show(place - 1),
+      Next: () => show(place + 1),
+      Close: () => lens.close(),
+    };
+    const keys = { ArrowLeft: acts.Previous, ArrowRight: acts.Next };
+    for (const [name, act] of Object.entries(acts)) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = name;
+      button.autofocus = act === acts.Close;
+      button.addEventListener("click", act);
+      menu.append(button);
+    }
+    lens.className = "lens";
+    lens.setAttribute("aria-label", "Picture in large");
+    lens.append(picture, caption, menu);
+    lens.addEventListener("keydown", (event) => keys[event.key]?.());
+    lens.addEventListener("close", () => links[place].focus());
+    picture.addEventListener("click", acts.Close);
+    document.body.append(lens);
+    links.forEach((link, index) => link.addEventListener("click", (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return;  // in a window of its own
+      event.preventDefault();
+      show(index);
+      lens.showModal();
+    }));
+  };
+
   apply(remembered());
   document.addEventListener("DOMContentLoaded", () => {
     offerThemes();
     document.querySelectorAll("table.sortable").forEach(makeSortable);
+    enlarge();
     sortByLink();
     window.addEventListener("hashchange", sortByLink);
   });
