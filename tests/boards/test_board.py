@@ -177,6 +177,20 @@ def test_rows_are_named_by_what_differs(tmp_path: Path) -> None:
     assert labels(sized(240, wordings={"tile": "tile"}), asked) == ["clip", "clip (prompts: p.toml)"]
     words = [sized(240, wordings={"tile": name}) for name in ("tile", "a ceramic tile")]
     assert labels(*words) == ["clip (tile: 'a ceramic tile')", "clip (tile: 'tile')"]
+    many = [sized(240, wordings={f"c{i}": f"{kind} {i}" for i in range(15)}) for kind in ("nut", "bolt")]
+    last = sized(240, wordings=many[0]["wordings"] | {"c14": "screw"})
+    assert labels(*many) == ["clip (c0: 'bolt 0')", "clip (c0: 'nut 0')"]
+    assert labels(many[0], last) == ["clip (c14: 'nut 14')", "clip (c14: 'screw')"]
+    assert labels(*many, last) == [
+        "clip (c0: 'bolt 0', c14: 'bolt 14')",
+        "clip (c0: 'nut 0', c14: 'nut 14')",
+        "clip (c0: 'nut 0', c14: 'screw')",
+    ]
+    edited = [
+        observation(prompts="p.toml", parameters={"normal": ["good {}", *more], "anomalous": ["bad {}"]})
+        for more in ([], ["flawless {}"])
+    ]
+    assert labels(*edited) == ["clip", "clip (normal: 'flawless {}')"]
     assert labels(trained("demo-aux", 3), trained("demo-aux", 4), trained("visa", 3, "theirs.pth")) == [
         "anomalyclip (authors' file on visa, epoch 3)",
         "anomalyclip (trained on demo-aux, epoch 3)",
@@ -227,7 +241,9 @@ def test_by_category_has_a_row_for_each(tmp_path: Path) -> None:
     assert list(board.frame()["category"]) == ["tile", "tile", "wood", "wood"]
     markdown = to_markdown([board])
     assert markdown.count("| category | a, incomplete set | b, incomplete set |") == len(board.shown)
-    assert "| tile | 25.0 | **50.0** |\n| wood | **75.0** | 50.0 |\n| mean | 50.0 | 50.0 |" in markdown
+    assert (
+        "| tile | 25.0 | **50.0** |\n| wood | **75.0** | 50.0 |\n| mean | **50.0** | **50.0** |" in markdown
+    )
     assert [line["category"] for line in csv.DictReader(io.StringIO(to_csv([board])))] == [
         "tile",
         "tile",
@@ -516,6 +532,7 @@ def test_a_verdict_is_json_and_annotations_too(tmp_path: Path) -> None:
     assert (content["passed"], content["compared"], content["tolerance"]) == (False, 7, 0.1)
     (fell,) = content["fell"]
     assert (fell["metric"], fell["before"], fell["now"], fell["category"]) == ("pixel_ap", 0.5, 0.25, "mean")
+    assert (fell["label"], fell["method"], fell["backbone"]) == ("clip", "clip", "ViT-B-16/openai")
     assert [each["metric"] for each in content["improved"]] == ["image_ap"]
     assert verdict.summary.startswith("Gate failed: 1 fell, 7 values compared with ")
     assert verdict.annotations()[:1] == [
@@ -531,7 +548,7 @@ def test_rows_of_one_name_are_told_apart_by_their_digest(tmp_path: Path) -> None
     pair = [save(tmp_path, observation(parameters={"tau": t}), row(value=t / 10)) for t in (2, 8)]
     assert judged(tmp_path, pair, list(reversed(pair))).fell == []
     (said,) = judged(tmp_path, pair, pair[:1]).fell
-    assert said.endswith("missing from the new results")
+    assert said == "mtd reference clip (tau=8): missing from the new results"
 
 
 def test_other_rules_of_a_method_are_a_fall(tmp_path: Path) -> None:

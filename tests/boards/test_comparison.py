@@ -296,7 +296,7 @@ def test_latex_has_the_best_bold_and_the_second_underlined(three: list[Record]) 
     assert r"\textbf" not in weak and r"\underline" not in weak
     for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}", r"\end{table}"):
         assert text.count(rule) == 2, rule
-    assert "& $-$" in text and "% Needs \\usepackage{booktabs}." in text
+    assert "& $-$" in text and "% Needs \\usepackage{booktabs,graphicx}." in text
     assert r"\multicolumn{3}{c}{Image}" in text and r"95 \% interval" in text
 
 

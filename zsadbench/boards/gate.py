@@ -153,7 +153,8 @@ def _without_unknown(old: list[Line], new: list[Line]) -> tuple[list[Line], list
 
 def _judge(verdict: Verdict, old: Line, new: Line | None, metrics: Sequence[str]) -> None:
     def note(kind: Literal["fell", "improved"], text: str, **values: Any) -> None:
-        about: dict[str, Any] = {key: old[key] for key in ("dataset", "protocol", *_ROW) if key != "backbone"}
+        about: dict[str, Any] = {key: old[key] for key in ("dataset", "protocol", *_ROW)}
+        about["label"] = _label(old)
         verdict.changes.append(Change(kind, f"{_name(old)}{text}", **about, **values))
 
     if new is None:
@@ -262,10 +263,15 @@ def _used(line: Line, metric: str) -> int:
     return int(line.get("categories", 1))
 
 
-def _name(line: Line) -> str:
+def _label(line: Line) -> str:
+    """Return what a board calls a row; boards of before labels have the method alone."""
     method = line["method"] if line["variant"] == "reference" else f"{line['method']}@{line['variant']}"
+    return str(line.get("label") or method)
+
+
+def _name(line: Line) -> str:
     category = [] if line["category"] == MEAN else [line["category"]]
-    return " ".join([line["dataset"], *category, line["protocol"], method])
+    return " ".join([line["dataset"], *category, line["protocol"], _label(line)])
 
 
 def _called(line: Line) -> str:

@@ -22,14 +22,15 @@ def labels_of(entries: Sequence[Entry]) -> list[str]:
     """Return a label per entry, no two alike.
 
     Map parameters and the number of seeds are always said, the backbone where a board has several;
-    checkpoints, parameters, prompts and words where they differ among entries of one name.
+    checkpoints, parameters and prompt files where they differ among entries of one name; of single prompts
+    and words, and of files, as few as tell these entries apart.
     """
     several = len({entry[0].backbone for entry in entries}) > 1
     said = [_always(entry, several) for entry in entries]
-    for tell in (_facts, _details, _digest):
+    for tell, choose in ((_facts, _differing), (_details, _telling), (_digest, _differing)):
         names = [_label(entry, parts) for entry, parts in zip(entries, said, strict=True)]
         for same in _alike(names):
-            for place, more in zip(same, _distinct([tell(entries[i]) for i in same]), strict=True):
+            for place, more in zip(same, choose([tell(entries[i]) for i in same]), strict=True):
                 said[place] = more + said[place]
     return [_label(entry, parts) for entry, parts in zip(entries, said, strict=True)]
 
@@ -61,11 +62,20 @@ def _always(entry: Entry, several: bool) -> list[str]:
     return parts + ([f"{len(entry)} seeds"] if len(entry) > 1 else [])
 
 
-def _distinct(facts: Sequence[Facts]) -> list[list[str]]:
-    """Return for each entry of one name the facts in which it differs from another one."""
+def _differing(facts: Sequence[Facts]) -> list[list[str]]:
+    """Return for each entry of one name every fact in which it differs from another one."""
     keys = dict.fromkeys(key for each in facts for key in each)
     differing = [key for key in keys if len({each.get(key, "") for each in facts}) > 1]
     return [[each[key] for key in differing if each.get(key)] for each in facts]
+
+
+def _telling(facts: Sequence[Facts]) -> list[list[str]]:
+    """Return for each entry of one name as few facts as tell it from the others."""
+    said: list[tuple[str, ...]] = [()] * len(facts)
+    for key in dict.fromkeys(key for each in facts for key in each):
+        more = [(*parts, each.get(key, "")) for parts, each in zip(said, facts, strict=True)]
+        said = more if len(set(more)) > len(set(said)) else said
+    return [list(filter(None, parts)) for parts in said]
 
 
 def _facts(entry: Entry) -> Facts:
@@ -88,12 +98,13 @@ def _facts(entry: Entry) -> Facts:
 
 
 def _details(entry: Entry) -> Facts:
-    """Return what is long to say: lists of prompts, words of categories, the file of a checkpoint."""
+    """Return what is long to say: each prompt, the words of each category, the file of a checkpoint."""
     observation = entry[0].observation
     flat = _flat(observation["method"].get("parameters") or {})
-    facts = {name: f"{name}: {_text(value)}" for name, value in flat if _is_texts(value)}
+    lists = [(name, text) for name, value in flat if _is_texts(value) for text in value]
+    facts = {f"{name} {text}": f"{name}: '{_text(text)}'" for name, text in lists}
     words = observation.get("wordings") or {}
-    facts |= {f"words {name}": f"{name}: '{text}'" for name, text in words.items()}
+    facts |= {f"words {name}": f"{name}: '{_text(text)}'" for name, text in words.items()}
     facts["file"] = str((observation.get("checkpoint") or {}).get("file") or "")
     return facts
 

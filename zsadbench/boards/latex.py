@@ -1,4 +1,4 @@
-"""Boards as LaTeX tables for a paper; they need the package booktabs."""
+"""Boards as LaTeX tables for a paper; they need the packages booktabs and graphicx."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ _DASH = re.compile(r"-(?=-)")
 _MINUS = re.compile(r"(?<!\w)-(?=\d)")
 
 
-_PREAMBLE = "% Needs \\usepackage{booktabs}."
+_PREAMBLE = r"% Needs \usepackage{booktabs,graphicx}."
+_FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+"""Makes what follows as wide as the text at most."""
 
 
 def to_latex(tables: Sequence[Board]) -> str:
@@ -82,7 +84,9 @@ def joined_to_latex(tables: Sequence[Board]) -> str:
                 for metric in board.shown
             ]
     lines = [[escape(label), *cells[1:], escape(marks[label])] for label, cells in rows.items()]
+    columns = "l" + "r" * (len(heads) - 1)
     if any(marks.values()):
+        columns += "l"
         heads.append("marks")
         groups.append(("", 1))
     notes = list(dict.fromkeys(line for board in tables for line in footer(replace(board, notes=()))))
@@ -90,7 +94,7 @@ def joined_to_latex(tables: Sequence[Board]) -> str:
     table = _Table(
         caption=f"{names}. {subtitle(tables[0])}.",
         label=f"tab:{_slug(tables[0].records[0].protocol_label)}",
-        columns="l" + "r" * (len(heads) - 1),
+        columns=columns,
         groups=groups,
         heads=heads,
         rows=[line[: len(heads)] for line in lines],
@@ -179,7 +183,8 @@ def _by_category(board: Board, caption: str, label: str) -> Iterator[_Table]:
         rows = [[escape(cells[0]), *cells[1:]] for cells in matrix.rows]
         columns = "l" + "r" * (len(matrix.heads) - 1)
         own = f"{label}-{_slug(matrix.title)}"
-        yield _Table(f"{matrix.title}. {caption}", own, columns, [], matrix.heads, rows)
+        named = f"{matrix.title}. {caption}"
+        yield _Table(named, own, columns, [], matrix.heads, rows, summed=matrix.summed)
 
 
 def _grouped(plain: Sequence[str], metrics: Sequence[str]) -> tuple[list[tuple[str, int]], list[str]]:
@@ -208,6 +213,8 @@ class _Table:
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
     wide: bool = False
+    summed: bool = False
+    """Whether the last row is the mean of those before it."""
 
     def text(self) -> str:
         """Return the table with its notes below it, as wide as the text at most."""
@@ -217,18 +224,23 @@ class _Table:
             r"\centering\small\setlength{\tabcolsep}{4pt}",
             rf"\caption{{{escape(self.caption)}}}",
             rf"\label{{{self.label}}}",
+            _FITTED,
             rf"\begin{{tabular}}{{{self.columns}}}",
             r"\toprule",
             *self._above(),
             _row([escape(head) for head in self.heads]),
             r"\midrule",
-            *map(_row, self.rows),
+            *self._rows(),
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             *self._below(),
             rf"\end{{{place}}}",
         ]
         return "\n".join(lines) + "\n"
+
+    def _rows(self) -> list[str]:
+        rows = list(map(_row, self.rows))
+        return [*rows[:-1], r"\midrule", rows[-1]] if self.summed else rows
 
     def _above(self) -> list[str]:
         if not any(name for name, _ in self.groups):

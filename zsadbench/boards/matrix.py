@@ -19,6 +19,8 @@ class Matrix:
     title: str
     heads: list[str]
     rows: list[list[str]]
+    summed: bool = False
+    """Whether the last row is the mean of those before it."""
 
 
 def matrices(board: Board, best: Style, second: Style, other: Style) -> Iterator[Matrix]:
@@ -27,6 +29,7 @@ def matrices(board: Board, best: Style, second: Style, other: Style) -> Iterator
     Columns stand in the order of their mean in the first metric; the last row is the mean.
     """
     methods = _methods(board)
+    means = replace(board, by="method", rows=tuple(methods))
     heads = [_head(row) for row in methods]
     for metric in board.shown:
         kinds = [(row.label, kind) for row in methods for kind in _kinds(board, row.label, metric)]
@@ -37,10 +40,11 @@ def matrices(board: Board, best: Style, second: Style, other: Style) -> Iterator
                 entry = by_label[label].published.get(metric) if label in by_label else None
                 cells.append(other(printed(entry if entry and entry.kind == kind else None)))
             rows.append([category, *cells])
-        if len(rows) > 1:
-            rows.append([MEAN, *(other(str(row.cell(metric))) for row in methods), *[""] * len(kinds)])
+        if summed := len(rows) > 1:
+            cells = [styled(means, row, metric, best, second, other) for row in methods]
+            rows.append([MEAN, *cells, *[""] * len(kinds)])
         published = [f"{label} published: {kind}" for label, kind in kinds]
-        yield Matrix(metric_title(metric), ["category", *heads, *published], rows)
+        yield Matrix(metric_title(metric), ["category", *heads, *published], rows, summed)
     if board.ranked_by:
         ranks = [
             [category, *(_rank(by_label.get(row.label)) for row in methods)]

@@ -18,7 +18,9 @@ class Change:
     protocol: str
     method: str
     variant: str
+    backbone: str
     category: str
+    label: str
     metric: str = ""
     before: float | None = None
     now: float | None = None
