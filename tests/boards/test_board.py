@@ -64,6 +64,15 @@ def test_every_group_has_a_board_of_its_own(tmp_path: Path) -> None:
     assert boards(list(reversed(records))) == tables
 
 
+def test_boards_that_look_alike_say_what_sets_them_apart(tmp_path: Path) -> None:
+    old, new = (save(tmp_path, observation(about={"contents": letter * 64})) for letter in "ab")
+    first, second = boards([old, new, save(tmp_path, observation(), rules=protocol("common-1"))])[1:]
+    said = "Apart from another board of mtd: contents digest {} instead of {}."
+    assert said.format("a" * 12, "b" * 12) in footer(first)
+    assert said.format("b" * 12, "a" * 12) in footer(second)
+    assert not any(line.startswith("Apart") for line in footer(one([old])))
+
+
 def test_merging_groups_names_the_odd_one_and_the_difference(tmp_path: Path) -> None:
     records = [save(tmp_path, observation(name)) for name in ("clip", "winclip")]
     assert len(boards(records, merge=True)) == 1

@@ -447,3 +447,16 @@ def test_list(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert "torn.safetensors\n  cannot be used: " in text
     code, _, err = zsad(capfd, "checkpoints", "list", str(tmp_path / "none"))
     assert code == 2 and "none: no such folder" in err
+
+
+def test_a_list_shows_checkpoints_first_and_few_of_other_files(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, text, err = zsad(capfd, "checkpoints", "list", str(tmp_path))
+    assert (code, text) == (0, "") and f"no checkpoint in {tmp_path}; zsad train" in err
+    (tmp_path / "mine.safetensors").write_bytes(checkpoint.read_bytes())
+    for number in range(9):  # as the slices of a run's evidence
+        (tmp_path / f"{number}.safetensors").write_bytes(b"torn")
+    code, text, err = zsad(capfd, "checkpoints", "list", str(tmp_path))
+    assert code == 0 and text.startswith(f"{tmp_path / 'mine.safetensors'}\n  anomalyclip, trained on parts")
+    assert text.count("cannot be used") == 4 and "and 5 more files that are no checkpoints" in err

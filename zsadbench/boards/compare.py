@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack, cast, get_args
 
@@ -74,6 +75,7 @@ def boards(
     if merge and len(groups) > 1:
         raise RecordError(_odd_one(groups))
     tables = [_board(group, groups[group], chosen, grouping, sort, choice) for group in sorted(groups)]
+    tables = [replace(board, notes=_kept_apart(board, tables)) for board in tables]
     if not intervals and not paired:
         return tables
     if replicates < FEWEST_REPLICATES:
@@ -183,6 +185,19 @@ def _board(
         return (categories[row.category], -worth(key, value) if value is not None else 2.0, row.label)
 
     return Board(group, by, metrics, tuple(sorted(rows, key=order)))
+
+
+def _kept_apart(board: Board, tables: Sequence[Board]) -> tuple[str, ...]:
+    """Return what sets a board apart from others of its dataset and protocol, which look alike."""
+    own = board.group
+    others = [
+        other.group
+        for other in tables
+        if (other.group.dataset, other.group.protocol) == (own.dataset, own.protocol) and other is not board
+    ]
+    return tuple(
+        f"Apart from another board of {own.dataset}: {', '.join(own.differences(other))}." for other in others
+    )
 
 
 def _odd_one(groups: dict[Group, list[Record]]) -> str:

@@ -84,7 +84,7 @@ def with_statistics(
         ),
         ranked_by=ranked_by if ranked else "",
         comparisons=tuple(pair for pair in found if pair.metric in board.shown) if paired else (),
-        notes=tuple(_notes(draws.values(), found, ranked_by, replicates, paired)),
+        notes=(*board.notes, *_notes(draws.values(), found, ranked_by, replicates, paired)),
     )
 
 

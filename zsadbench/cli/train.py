@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 RECIPE = "Recipe (else the authors')"
 SHOWN = 4
-"""Entries of a list that `show` prints."""
+"""Entries of a list that `show` prints, and files that are no checkpoints that `list` does."""
 
 TRAININGS = (
     "zsad train --method anomalyclip --dataset visa --out anomalyclip.safetensors",
@@ -169,14 +169,22 @@ def list_checkpoints(
     """List the checkpoints in a folder and below: method, training set, epoch and backbone."""
     from ..run import held_checkpoints
 
-    for file, about in held_checkpoints(folder).items():
-        say(file)
+    held = held_checkpoints(folder)
+    broken = [(file, why) for file, why in held.items() if isinstance(why, str)]
+    for file, about in held.items():
         if isinstance(about, str):
-            say(f"  cannot be used: {about}")
             continue
         epoch = "" if about.epoch is None else f", epoch {about.epoch}"
         backbone = about.backbone or "an unknown backbone"
+        say(file)
         say(f"  {about.method}, trained on {about.dataset or 'unknown images'}{epoch}, for {backbone}")
+    for file, why in broken[:SHOWN]:
+        say(file)
+        say(f"  cannot be used: {why}")
+    if len(broken) > SHOWN:
+        say(f"and {len(broken) - SHOWN} more files that are no checkpoints", sys.stderr)
+    if not held:
+        say(f"no checkpoint in {folder or 'ZSAD_CHECKPOINTS'}; zsad train --out FILE makes one", sys.stderr)
 
 
 @checkpoints.command(epilog=examples("zsad checkpoints show anomalyclip.safetensors"))
