@@ -237,9 +237,11 @@ class _Lines(io.TextIOBase):
     def told(self, event: str, line: str, shown: bool = True) -> None:
         """Hand on one line; ``shown`` is False for what only the file lacks."""
         plain = _COLOUR.sub("", line)
+        told = plain.startswith('{"event": ')
         if shown:
-            whole = not self.as_json or plain.startswith('{"event": ')
+            whole = not self.as_json or told
             print(line if whole else _json(event, text=plain), file=self.shown, flush=True)
+        plain = json.loads(plain).get("text", plain) if told else plain
         if self.log and plain:
             now = datetime.now().astimezone().isoformat(timespec="seconds")
             print(now, plain, file=self.log, flush=True)

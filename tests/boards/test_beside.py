@@ -230,6 +230,27 @@ def test_an_incomplete_set_is_marked_where_nothing_is_published_too(tmp_path: Pa
     assert shortfall(save(tmp_path, chosen, row("candle"))) == ""  # its mark is "subset"
 
 
+def test_more_images_than_the_set_has_are_other_images(tmp_path: Path) -> None:
+    record = run_of(tmp_path)
+    first, *rest = record.content["categories"]
+    more = save(tmp_path / "more", record.observation, {**first, "normal": first["normal"] + 1}, *rest)
+    assert marks_beside(more) == {("other images",)}
+    assert one(more).rows[0].published == {} and one(more).rows[0].marks == []
+    untouched = [line for line in one(more, by="category").rows if line.published]
+    assert [line.category for line in untouched] == [each["category"] for each in rest]
+
+
+def test_every_difference_is_marked_at_once(tmp_path: Path) -> None:
+    trained: dict[str, Any] = {"checkpoint": {"sha256": "a", "dataset": "mvtec", "source": ""}}
+    smoother = protocol("custom", map_parameters={"sigma": 8.0})
+    record = run_of(tmp_path, "anomalyclip", backbone="demo", categories=4, rules=smoother, **trained)
+    marks = "other backbone, own checkpoint, incomplete set, changed settings"
+    assert marks_beside(record) == {tuple(marks.split(", "))}
+    board = one(record, published="all")
+    assert f"| {marks} |" in to_markdown([board])
+    assert all(f"{mark}: {MARKS[mark]}." in to_markdown([board]) for mark in marks.split(", "))
+
+
 def test_all_shows_every_other_source_numbered(tmp_path: Path) -> None:
     board = one(run_of(tmp_path), published="all")
     (line,) = board.rows

@@ -182,6 +182,13 @@ def test_rows_are_named_by_what_differs(tmp_path: Path) -> None:
         "clip (size=192, fp32)",
         "clip (size=240, fp32)",
     ]
+    assert labels(observation(), observation(environment={"dtype": "bf16"})) == ["clip (bf16)", "clip (fp32)"]
+    newer = observation()
+    newer["method"] |= {"version": 2}
+    assert labels(observation(), newer | {"observation": "f" * 64}) == [
+        "clip (version 1)",
+        "clip (version 2)",
+    ]
     asked = sized(240, prompts="p.toml", wordings={"tile": "tile"})
     assert labels(sized(240, wordings={"tile": "tile"}), asked) == ["clip", "clip (prompts: p.toml)"]
     words = [sized(240, wordings={"tile": name}) for name in ("tile", "a ceramic tile")]
@@ -205,6 +212,13 @@ def test_rows_are_named_by_what_differs(tmp_path: Path) -> None:
         "anomalyclip (trained on demo-aux, epoch 3)",
         "anomalyclip (trained on demo-aux, epoch 4)",
     ]
+    again = trained("visa", 1)
+    again["checkpoint"] |= {"seed": 7, "sha256": "7"}
+    assert labels(trained("visa", 1), again | {"observation": "e" * 64}) == [
+        "anomalyclip (training seed 0)",
+        "anomalyclip (training seed 7)",
+    ]
+    assert labels(trained("visa", 1)) == ["anomalyclip"]
     twins = trained("visa", 1), trained("visa", 1, file="b.safetensors")
     assert labels(*twins) == ["anomalyclip (a.safetensors)", "anomalyclip (b.safetensors)"]
     same = [observation(parameters={"normal": ["{}"]}, marks=[mark]) for mark in "ab"]
@@ -259,6 +273,22 @@ def test_by_category_has_a_row_for_each(tmp_path: Path) -> None:
         "wood",
         "wood",
     ]
+
+
+def test_columns_of_a_matrix_stand_in_the_order_of_the_sorting_metric(tmp_path: Path) -> None:
+    values = {"a": (0.3, 0.9), "b": (0.1, 0.5), "c": (0.2, None)}
+    records = [
+        save(tmp_path, observation(name), row("tile", image_fpr95=low, pixel_ap=high), row("wood"))
+        for name, (low, high) in values.items()
+    ]
+    metrics = ["image_fpr95", "pixel_ap"]
+
+    def heads(**options: object) -> list[str]:
+        text = to_markdown([one(records, by="category", metrics=metrics, **options)])
+        return [line.replace(", incomplete set", "") for line in text.splitlines() if "| category" in line]
+
+    assert heads() == ["| category | b | c | a |"] * 2  # of false alarms the fewest are best
+    assert heads(sort="pixel_ap") == ["| category | a | b | c |"] * 2
 
 
 def test_a_matrix_stands_in_blocks_where_the_terminal_is_narrow(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ class Board:
     by: By
     metrics: tuple[str, ...]
     rows: tuple[Row, ...]
+    sorted_by: str = ""
+    """The metric that orders the rows of a category."""
     ranked_by: str = ""
     """The metric ranks go by; empty where there are none."""
     comparisons: tuple[Comparison, ...] = ()

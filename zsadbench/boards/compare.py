@@ -10,7 +10,7 @@ from typing import TypedDict, Unpack, cast, get_args
 import pandas as pd
 
 from ..errors import RecordError, UsageError, suggest
-from ..metrics import METRICS, worth
+from ..metrics import METRICS
 from ..records import Group, Record, is_metric, load_records, near_runs
 from ..scoring import NOBODY, UserMethods
 from .beside import Choice
@@ -181,10 +181,9 @@ def _board(
     categories = {name: i for i, name in enumerate(dict.fromkeys(row.category for row in rows))}
 
     def order(row: Row) -> tuple[int, float, str]:
-        value = row.cell(key).value
-        return (categories[row.category], -worth(key, value) if value is not None else 2.0, row.label)
+        return (categories[row.category], row.standing(key), row.label)
 
-    return Board(group, by, metrics, tuple(sorted(rows, key=order)))
+    return replace(board, rows=tuple(sorted(rows, key=order)), sorted_by=key)
 
 
 def _kept_apart(board: Board, tables: Sequence[Board]) -> tuple[str, ...]:

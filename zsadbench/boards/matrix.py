@@ -26,7 +26,7 @@ class Matrix:
 def matrices(board: Board, best: Style, second: Style, other: Style) -> Iterator[Matrix]:
     """Yield the matrices of a board by category; the styles dress the numbers.
 
-    Columns stand in the order of their mean in the first metric; the last row is the mean.
+    Columns stand in the order of their mean in the metric that sorts the board; the last row is the mean.
     """
     methods = _methods(board)
     means = replace(board, by="method", rows=tuple(methods))
@@ -56,12 +56,8 @@ def matrices(board: Board, best: Style, second: Style, other: Style) -> Iterator
 def _methods(board: Board) -> list[Row]:
     """Return every method as its mean over categories, the best first."""
     rows = {row.label: replace(row, category=MEAN, intervals={}, published={}) for row in board.rows}
-
-    def order(row: Row) -> tuple[float, str]:
-        value = row.cell(board.ranked_by or board.shown[0]).value
-        return (1.0 if value is None else -value, row.label)
-
-    return sorted(rows.values(), key=order)
+    key = board.sorted_by or board.shown[0]
+    return sorted(rows.values(), key=lambda row: (row.standing(key), row.label))
 
 
 def _head(row: Row) -> str:

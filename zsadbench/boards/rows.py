@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..files import digest_of
+from ..metrics import worth
 from ..records import Published, Record
 from .beside import MEAN, Choice, Source, beside, shortfall
 from .labels import labels_of, map_parameters, short_digest
@@ -86,6 +87,11 @@ class Row:
         value = math.fsum(values) / len(values) if values else None
         used = min(used for _, used, _ in means)
         return Cell(value, spread, used, means[0][2], self.intervals.get(metric))
+
+    def standing(self, metric: str) -> float:
+        """Return what to sort rows by, the best first and those without a value last."""
+        value = self.cell(metric).value
+        return 2.0 if value is None else -worth(metric, value)
 
     def _mean(self, record: Record, metric: str) -> tuple[float | None, int, int]:
         if self.category == MEAN:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..boards import footer, percent, sources, subtitle, title
 from ..errors import RecordError, UsageError
-from ..metrics import METRICS
+from ..metrics import METRICS, worth
 
 STATIC = ("icon.svg", "report.js")
 STYLE = "report.css"
@@ -70,7 +70,12 @@ class Site:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.globals |= {"metric_name": metric_name, "percent": percent, "markup": Markup}
+        self._templates.globals |= {
+            "metric_name": metric_name,
+            "percent": percent,
+            "markup": Markup,
+            "worth": worth,
+        }
         self._templates.globals |= {
             "title": title,
             "subtitle": subtitle,
