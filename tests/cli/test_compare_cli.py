@@ -195,6 +195,22 @@ def test_the_verdict_is_json_on_stdout_and_annotations_on_github(
     assert "give --baseline FILE" in zsad(results, "--json").err
 
 
+def test_a_stale_record_lets_no_regression_pass(zsad: Compare, results: Path, tmp_path: Path) -> None:
+    zsad(results, "--out", tmp_path)
+    gated = (results, "--baseline", tmp_path / "leaderboard.csv", "--no-write")
+    later = "2026-05-01T00:00:00+00:00"
+    worse = save(results, observation("clip", parameters={"tau": 2}), row("tile", 0.25), created=later)
+    answer = zsad(*gated)
+    assert answer.code == 1 and answer.err.count("fell: mtd reference clip ") == 7
+    told = f"judged the newest of 2 records of this name, {worse.path.parent} ({later})"
+    assert f"note: mtd reference clip: {told}" in answer.err
+    assert any(told in note for note in json.loads(zsad(*gated, "--json").out)["notes"])
+    save(results, observation("clip", parameters={"tau": 3}), row("tile", 0.5), created=later)
+    answer = zsad(*gated)
+    assert answer.code == 2 and "2 records of this name are equally new" in answer.err
+    assert "Gate" not in answer.err
+
+
 def test_one_latex_table_over_several_datasets(zsad: Compare, results: Path, tmp_path: Path) -> None:
     save(results, observation("clip", dataset="parts"), row("nut", 0.25))
     asked = ("--format", "latex", "--metric", "image_auroc", "--metric", "pixel_ap", "--one-table")

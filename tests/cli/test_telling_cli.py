@@ -16,7 +16,7 @@ CLIP = ["--backbone", "tiny-b16p", "--weights", "random", "--set", "size=32", "-
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    return make_folder(tmp_path / "parts", ["nut"], each=2)
+    return make_folder(tmp_path / "parts", ("nut",), each=2)
 
 
 def test_a_run_tells_machines_everything_in_json_lines(
