@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -146,3 +148,9 @@ def deep_vectors(prompts: Tensor, count: int, half: bool) -> Tensor:
 def overwrite(x: Tensor, vectors: Tensor) -> Tensor:
     """Return sequences ``x`` (n, L, W) with the positions after the start token replaced by ``vectors``."""
     return torch.cat([x[:, :1], vectors, x[:, 1 + vectors.shape[1] :]], dim=1)
+
+
+def generator(seed: int, *place: str | int) -> np.random.Generator:
+    """Return a random generator of its own for each (seed, place): free of any order."""
+    digest = hashlib.sha256("/".join(map(str, (seed, *place))).encode()).digest()
+    return np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from zsadbench.inputs import Batch
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
-from ._shared import as_grid
+from ._shared import as_grid, generator
 from .anoclip import AnoClip, AnoClipObserver, stitch
 
 Draw = Callable[[str, str, int, tuple[int, ...], float], Tensor]
@@ -188,12 +187,11 @@ def seeded(seed: int) -> Draw:
     """Return draws from a generator of their own for each (seed, key, what, step): free of any order."""
 
     def draw(key: str, what: str, step: int, shape: tuple[int, ...], std: float) -> Tensor:
-        digest = hashlib.sha256(f"{seed}/{key}/{what}/{step}".encode()).digest()
-        generator = np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little")))
+        own = generator(seed, key, what, step)
         if what == "noise":
-            return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)).mul_(std)
+            return torch.from_numpy(own.standard_normal(shape, dtype=np.float32)).mul_(std)
         bound = math.sqrt(3) * std
-        return torch.from_numpy(generator.random(shape, dtype=np.float32)).mul_(2 * bound).sub_(bound)
+        return torch.from_numpy(own.random(shape, dtype=np.float32)).mul_(2 * bound).sub_(bound)
 
     return draw
 

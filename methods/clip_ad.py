@@ -227,10 +227,10 @@ def surgery(similarity: Tensor) -> Tensor:
     return anomalous - normal
 
 
-def minmax(values: Tensor) -> Tensor:
+def minmax(values: Tensor, epsilon: float = 0.0) -> Tensor:
     """Return ``values`` brought to [0, 1] over one category; constant values count as 0."""
     low, high = values.aminmax()
-    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
+    return (values - low) / (high - low + epsilon) if high > low else torch.zeros_like(values)
 
 
 def inner_layers(method: Any, clip: Clip) -> list[int]:

@@ -227,6 +227,7 @@ def _about(found: Resolved) -> list[tuple[str, str]]:
         ("words", "; ".join([WORDING[card.wording], *(f"{k}: {v}" for k, v in card.words.items())])),
         ("image score", scores),
         ("order", "images of a category in order" if card.order_dependent else "does not matter"),
+        ("evidence", f"at most {card.evidence_per_patch} numbers a patch"),
         ("score --set", ", ".join(card.map_parameters) or "nothing but the protocol"),
     ]
     return [(name, text) for name, text in rows if text]

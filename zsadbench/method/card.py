@@ -29,7 +29,7 @@ _DISPLAYED = ("backbone", "size")  # at the top only to be listed; in every othe
 _TABLES = ("reference", "scaling", "training", "variants")
 _FLAGS = ("trained", "transductive", "order_dependent", "takes_tiles")
 _LISTS = ("map_parameters", "deviations")
-_CHANGEABLE = (*_FLAGS, *_LISTS, "wording", "words", "protocol", "inductive")
+_CHANGEABLE = (*_FLAGS, *_LISTS, "evidence_per_patch", "wording", "words", "protocol", "inductive")
 _OCCASIONS = ("domain", "dataset", "backbone")
 _ID = re.compile(r"[a-z0-9][a-z0-9+._-]*")
 _ENTRY = re.compile(r"[a-z_]\w*:[A-Za-z_]\w*")
@@ -102,6 +102,8 @@ class MethodCard:
     transductive: bool = False
     order_dependent: bool = False
     takes_tiles: bool = False
+    evidence_per_patch: int = 16
+    """Numbers that the evidence of an image may hold for each patch."""
     map_parameters: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
     wording: str = "words"
@@ -212,6 +214,8 @@ def _keys(card: Card, table: Mapping[str, Any], *place: str) -> dict[str, Any]:
         name: card.take(table, name, bool, None, *place) for name in _FLAGS if name in table
     }
     keys |= {name: _texts(card, table, name, *place) for name in _LISTS if name in table}
+    if "evidence_per_patch" in table:
+        keys["evidence_per_patch"] = card.take(table, "evidence_per_patch", int, None, *place)
     if "wording" in table:
         keys["wording"] = _one_of(card, table, "wording", WORDINGS, *place)
     if "words" in table:

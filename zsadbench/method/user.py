@@ -37,6 +37,7 @@ _KEYS = {
     "trained": bool,
     "transductive": bool,
     "order_dependent": bool,
+    "evidence_per_patch": int,
     "map_parameters": tuple,
     "inductive": dict,
     "words": dict,
