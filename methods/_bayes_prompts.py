@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from zsadbench.clip import Clip
 from zsadbench.errors import MethodError
 
-from ._shared import encode_per_image
+from ._shared import check_prepared, encode_per_image
 
 PLACEHOLDER = "X"
 SIDES = ("normal", "abnormal")
@@ -146,6 +147,16 @@ def word_tokens(sizes: Sizes, clip: Clip, wordings: Mapping[str, str]) -> dict[s
                 f"{clip.text.context}; shorten the words"
             )
     return found
+
+
+def tokens_of(categories: Sequence[str], words: Mapping[str, Tensor]) -> Tensor:
+    """Return the token ids (B, L) of each image's category, as long as the longest.
+
+    Raises:
+        MethodError: if a category was not prepared.
+    """
+    check_prepared(categories, words)
+    return pad_sequence([words[name] for name in categories], batch_first=True)
 
 
 def prompt_shapes(sizes: Sizes, embed: int, hidden: int) -> dict[str, tuple[int, ...]]:

@@ -162,7 +162,7 @@ class AdapterRecipe:
             loss,
             cached=False,
             vary=Augmentation(jitter=True) if self.augment else None,
-            rate=lambda steps: self.lr * self.decay ** sum(steps >= mark for mark in self.milestones),
+            rate=lambda steps: self.decay ** sum(steps >= mark for mark in self.milestones),
         )
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from zsadbench.clip import Clip, Trace, load_checkpoint
 from zsadbench.errors import MethodError
@@ -19,8 +18,17 @@ from zsadbench.inputs import Backbone, Batch, Preprocess
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
-from ._bayes_prompts import SIDES, Sizes, context_bias, encode_texts, prompt_shapes, state_bias, word_tokens
-from ._shared import as_grid, check_prepared, generator
+from ._bayes_prompts import (
+    SIDES,
+    Sizes,
+    context_bias,
+    encode_texts,
+    prompt_shapes,
+    state_bias,
+    tokens_of,
+    word_tokens,
+)
+from ._shared import as_grid, generator
 from .clip_ad import inner_layers, layer_maps, minmax
 
 Draw = Callable[[str, str, int], Tensor]
@@ -122,12 +130,12 @@ class BayesPflObserver:
     def observe(self, batch: Batch) -> Evidence:
         """Draw texts for each image, compare its embedding with them, and its patches once they asked."""
         method, learned, vision = self.method, self.learned, self.clip.vision
-        check_prepared(batch.categories, self.words)
+        tokens = tokens_of(batch.categories, self.words)
         trace, grid = vision.trace(batch), vision.grid(batch.images)
         patches, image = patch_tokens(method, trace), vision.project(trace.output[:, 0]).float()
 
         context = context_bias(learned, image, self.noise("context", batch.keys)).end
-        texts = encode_texts(self.clip, learned, self.tokens(batch.categories), context, self.state)
+        texts = encode_texts(self.clip, learned, tokens, context, self.state)
         score = probability(class_logits(method, learned, texts, image, patches))
         logits = as_grid(differences(method, learned, patches, texts).flatten(1, 2), grid)
 
@@ -149,10 +157,6 @@ class BayesPflObserver:
         whose = [""] * len(keys) if self.method.common_draws else keys
         rows = [[self.draw(key, what, j) for j in range(self.method.draws)] for key in whose]
         return torch.stack([torch.stack(row) for row in rows]).to(self.clip.device)
-
-    def tokens(self, categories: Sequence[str]) -> Tensor:
-        """Return the token ids (B, L) of the images' words, as long as the longest."""
-        return pad_sequence([self.words[name] for name in categories], batch_first=True)
 
     def pixels(self, category: str) -> int:
         """Return how many pixels of a map make the image score."""

@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from methods._bayes_prompts import SIDES, Drawn, context_bias, context_flow, encode_texts, state_bias
+from methods._bayes_prompts import (
+    SIDES,
+    Drawn,
+    context_bias,
+    context_flow,
+    encode_texts,
+    state_bias,
+    tokens_of,
+    word_tokens,
+)
+from methods._training_bayes_pfl import Chance, FlowRecipe, dice, divergence, focal, orthogonality
 from methods.bayes_pfl import (
     MINMAX_EPSILON,
     BayesPfl,
@@ -32,6 +42,7 @@ from methods.clip_ad import layer_maps, minmax
 from tests.checkers.common import (
     Golden,
     Meta,
+    begin,
     drawn_batch,
     mask_of,
     opened,
@@ -45,6 +56,7 @@ from zsadbench.images.loader import preprocess, to_batch_images
 from zsadbench.inputs import Backbone, Preprocess
 from zsadbench.metrics import evaluate
 from zsadbench.metrics.image import image_metrics
+from zsadbench.training.stages import Features, Stage, Truth
 from zsadbench.training.variations import composed
 
 TOLERANCE, LOOSER = 2e-5, 5e-5
@@ -66,7 +78,7 @@ WORDS = {"metal_nut": "metal nut", "pipe_fryum": "pipe fryum", "chewinggum": "ch
 def check(path: Path) -> None:
     """Compare one file with this implementation."""
     with opened(path, LOOSER if "end2end" in path.stem else TOLERANCE) as golden:
-        golden.hand_to(golden.word(1), _infer, _preprocess, _end2end)
+        golden.hand_to(golden.word(1), _infer, _losses, _train, _preprocess, _end2end)
 
 
 def words(classes: Sequence[str]) -> dict[str, str]:
@@ -139,7 +151,7 @@ def _infer(golden: Golden) -> None:
     _draws_in_sequence(golden)
     stored = dict(zip(batch.keys, golden["eps_context"], strict=True))
     observer = with_draws(observer, stored, golden["eps_state"])
-    tokens = observer.tokens(meta["classes"])
+    tokens = tokens_of(meta["classes"], observer.words)
     golden.same("tokens", padded(tokens, golden["tokens"].shape[1]))
 
     trace = clip.vision.trace(batch)
@@ -229,6 +241,153 @@ def _check_patches(
     side, size = round(logits.shape[-1] ** 0.5), (golden.meta["size"], golden.meta["size"])
     maps = layer_maps(torch.unflatten(logits[0], -1, (side, side)), size).mean(dim=1)
     golden.near("layer_map_strided", maps[:, ::5, ::5])
+
+
+def _losses(golden: Golden) -> None:
+    """Compare the losses of random inputs, and the gradients of their sum."""
+    golden = dataclasses.replace(golden, tolerance=2e-6)
+    names = [key.removeprefix("grad_") for key in golden.arrays if key.startswith("grad_")]
+    inputs = {name: golden.tensor(name).requires_grad_() for name in names}
+    masks, logits = golden.tensor("mask").float(), inputs["logits"]
+    differences = (logits[:, :, 1] - logits[:, :, 0]).unbind()
+    parts = {
+        "focal": torch.stack([focal(one, masks) for one in differences]),
+        "dice": torch.stack([dice(one.sigmoid(), masks) for one in differences]),
+        "orthogonal": orthogonality(torch.unflatten(inputs["text"], 1, (2, -1))),
+        "cross_entropy": F.cross_entropy(inputs["class_logits"], golden.tensor("label")),
+        "kl_context": divergence(_given(inputs, "context")).mean(),
+        "kl_state": divergence(_given(inputs, "state"), share=len(masks)).mean(),
+    }
+    for name, value in parts.items():
+        golden.near(name, value.detach())
+    golden.near("focal_empty", focal(differences[0][2:], masks[2:]).detach())
+    weights = {name: 0.01 if name.startswith("kl") else 1.0 for name in parts}
+    whole = torch.stack([weights[name] * value.sum() for name, value in parts.items()]).sum()
+    golden.near("total", whole.detach())
+    for name, found in zip(names, torch.autograd.grad(whole, [*inputs.values()]), strict=True):
+        golden.near(f"grad_{name}", found)
+
+
+def _given(inputs: Mapping[str, Tensor], kind: str) -> Drawn:
+    mean, var, start, end, logdet = (
+        inputs[f"{kind}_{name}"] for name in ("mean", "var", "z0", "zk", "logdet")
+    )
+    return Drawn(mean, var, start[:, None], end[:, None], logdet[:, None])
+
+
+RATES = ("prompt_lr", "temperature_lr", "flow_lr", "lr")
+UNSURE = "fuse.compress.bias"
+"""It moves all patches of a softmax alike: its gradient is rounding, which Adam makes large."""
+
+
+def _train(golden: Golden) -> None:
+    """Repeat the authors' steps: stage 1, its weights of the end of epoch 1 put back, stage 2."""
+    meta = golden.meta
+    method, clip, start = setup(meta)
+    turn, epoch = meta["first_step_of_stage2"], meta["batches"]
+
+    class Stored(FlowRecipe):
+        def chance(self, method: BayesPfl, clip: Clip, step: int, images: int) -> Chance:
+            return _stored(golden, step + turn * (method.stage == 2))
+
+    rates = dict(zip(RATES, meta["learning_rates"], strict=True))
+    first = turn // epoch
+    recipe = Stored(first, meta["epochs"] - first, meta["batch"], betas=tuple(meta["betas"]), **rates)
+    stages = recipe.stages(method, clip, words(meta["classes"]))
+    assert sorted(stages[0].parameters) == sorted(start)
+    begin(stages[0], start)
+    batches = _batches(golden, stages[0])
+    kept: dict[str, Tensor] = {}
+    for step in range(meta["steps"]):
+        if step == turn:
+            _check_state(golden, "stage1", stages[0], start)
+            begin(stages[0], kept)
+        stage = stages[step >= turn]
+        stage.batches = epoch
+        _check_losses(golden, recipe, method, clip, stages[0].parameters, batches[step % epoch], step)
+        taken = stage.step(*batches[step % epoch])
+        sharp = step == 0 or step >= turn
+        golden.near("class", taken["class"], golden["class"][step], tolerance=1e-4 if sharp else 2e-3)
+        _check_gradients(golden, stage, step, sharp)
+        if step + 1 == epoch:
+            kept = {name: value.detach().clone() for name, value in stage.parameters.items()}
+            _check_state(golden, "epoch1", stages[0], start)
+    _check_state(golden, "end", stages[0], start)
+
+
+def _stored(golden: Golden, step: int) -> Chance:
+    context, normal, abnormal = (golden.tensor(f"eps_{name}")[step] for name in ("context", *SIDES))
+    state = torch.stack([normal, abnormal])
+    return Chance(context[:, None], state[:, None], int(golden["prompt_index"][step]))
+
+
+def _batches(golden: Golden, stage: Stage) -> list[tuple[Features, Truth]]:
+    """Return the batches of the file: its images, masks and labels, one batch behind the other."""
+    meta, found = golden.meta, []
+    images = tiny.images(meta["image_seed"], meta["batch"] * meta["batches"], meta["size"])
+    for begins in range(0, len(images), meta["batch"]):
+        own = slice(begins, begins + meta["batch"])
+        with torch.no_grad():
+            features = stage.features(tiny.batch(images[own], meta["classes"][own]))
+        masks, labels = golden.tensor("masks")[own].float(), golden.tensor("anomaly")[own]
+        found.append((features, Truth(masks, labels, meta["classes"][own])))
+    return found
+
+
+def _check_losses(
+    golden: Golden,
+    recipe: FlowRecipe,
+    method: BayesPfl,
+    clip: Clip,
+    parameters: Mapping[str, Tensor],
+    batch: tuple[Features, Truth],
+    step: int,
+) -> None:
+    """Compare all losses before a step, of which the second stage minimises one."""
+    second = step >= golden.meta["first_step_of_stage2"]
+    staged = dataclasses.replace(method, stage=2 if second else 1)
+    categories = batch[1].categories
+    tokens = tokens_of(categories, word_tokens(method, clip, words(categories)))
+    with torch.no_grad():
+        found = recipe.losses(staged, clip, parameters, tokens, *batch, _stored(golden, step))
+    layers = range(len(method.features))
+    for name, keys in {
+        "class": ["class"],
+        "orthogonal": ["orthogonal"],
+        "focal": [f"focal_{number}" for number in layers],
+        "dice": [f"dice_{number}" for number in layers],
+        "kl": ["kl_context", "kl_normal", "kl_abnormal"],
+    }.items():
+        values, wanted = [float(found[key]) for key in keys], np.atleast_1d(golden[name][step])
+        golden.near(f"{name} of step {step}", values, wanted, tolerance=1e-4 if second or not step else 2e-3)
+
+
+def _check_gradients(golden: Golden, stage: Stage, step: int, sharp: bool) -> None:
+    """Compare the learning rates of a step and its gradients, none of what the optimiser does not move."""
+    rates = [group["lr"] for group in stage.optimiser.param_groups]
+    wanted = golden["lr"][step]
+    golden.near(f"lr of step {step}", rates + [0.0] * (len(wanted) - len(rates)), wanted, tolerance=1e-6)
+    moved = {name: value.grad for name, value in stage.parameters.items() if value.grad is not None}
+    names = golden.meta["parameters"]
+    norms = [float(moved[name].norm()) if name in moved and name != UNSURE else 0.0 for name in names]
+    known = np.where([name == UNSURE for name in names], 0, golden["grad_norm"][step])
+    golden.near(f"grad_norm of step {step}", norms, known, tolerance=1e-4 if sharp else 1e-2)
+    kind = {0: "grad0/", golden.meta["first_step_of_stage2"]: "grad_stage2/"}.get(step)
+    for key in [key for key in golden.arrays if kind and key.startswith(kind)]:
+        golden.near(key, moved[key.partition("/")[2]], tolerance=1e-4)
+
+
+def _check_state(golden: Golden, when: str, stage: Stage, start: Mapping[str, Tensor]) -> None:
+    """Compare the parameters, and by how much each has changed from the start; 0 for what nothing uses."""
+    after = {name: value.detach() for name, value in stage.parameters.items()}
+    prefix = {"stage1": "stage1_after/", "end": "after/"}.get(when)
+    for key in [key for key in golden.arrays if prefix and key.startswith(prefix)]:
+        golden.near(key, after[key.partition("/")[2]], tolerance=1e-4, of="one")
+    names = golden.meta["parameters"]
+    known = [name in after and name != UNSURE for name in names]
+    changes = [float((after[n] - start[n]).norm()) if k else 0.0 for n, k in zip(names, known, strict=True)]
+    wanted = np.where([name == UNSURE for name in names], 0, golden[f"change_norm_{when}"])
+    golden.near(f"change_norm_{when}", changes, wanted, tolerance=1e-3)
 
 
 def _preprocess(golden: Golden) -> None:

@@ -82,8 +82,8 @@ class AuthorTable:
 
     It stands under ``key``, or at the top of the file where that is empty; ``shapes`` has every entry it
     must hold, ``learned`` our name of each one that is kept, ``fixed`` the values of entries that are not
-    learned, and ``embedded`` the token ids of entries that hold CLIP's embeddings.  With ``surplus`` there
-    may be more entries, which are not read.
+    learned, and ``embedded`` the token ids of entries that hold CLIP's embeddings.  Entries of ``repeated``
+    must equal the ones they name.  With ``surplus`` there may be more entries, which are not read.
     """
 
     key: str
@@ -92,6 +92,7 @@ class AuthorTable:
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
     embedded: Mapping[str, Tensor] = field(default_factory=dict)
     surplus: bool = False
+    repeated: Mapping[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], provenance: Provenance) -> None:

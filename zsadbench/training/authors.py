@@ -158,6 +158,9 @@ def _taken(table: AuthorTable, contents: Mapping[str, Mapping[str, Any]]) -> dic
     for key, value in table.fixed.items():
         if not torch.equal(state[key].to(value.dtype), value):
             raise WeightsError(f"{path}: {key} is not what this method's prompts give; trained with others")
+    for key, other in table.repeated.items():
+        if not torch.equal(state[key], state[other]):
+            raise WeightsError(f"{path}: {key} must repeat {other}, and differs; give the file as published")
     kept = {name: state[key] for name, key in table.learned.items()}
     whole = {name: sound(path, name, value, "give another file") for name, value in kept.items()}
     return {name: value.clone() for name, value in whole.items()}  # some files share memory

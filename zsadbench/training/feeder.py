@@ -7,6 +7,7 @@ file that vanishes with the process, and never depend on where an interrupted tr
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,8 +97,9 @@ class Feeder:
         self.cache: FeatureCache | None = None
 
     def begin(self, stage: Stage) -> None:
-        """Compute the frozen features of a stage once, if they may be kept."""
+        """Tell a stage the batches of an epoch, and compute its frozen features once, if they may be kept."""
         self.cache = None
+        stage.batches = math.ceil(len(self.data.samples) / stage.batch_size)
         if not stage.cached:
             return
         indices = list(range(len(self.data.samples)))

@@ -34,7 +34,8 @@ class Stage:
 
     ``features`` is the frozen part, computed without gradients, once per image where it is ``cached``;
     ``loss`` returns named scalars, of which ``loss`` is minimised.  ``vary`` may replace an image by an
-    augmented one.  ``rate`` gives the learning rate after so many steps, where it is not constant.
+    augmented one.  ``rate`` gives what the learning rate of every group is multiplied by after so many
+    steps, where it is not constant; ``batches``, the steps of an epoch, are known by then.
     """
 
     name: str
@@ -48,13 +49,15 @@ class Stage:
     cached: bool = True
     vary: Variation | None = None
     rate: Callable[[int], float] | None = None
+    batches: int = field(default=0, init=False)
     steps: int = field(default=0, init=False)
 
     def step(self, features: Features, truth: Truth) -> dict[str, float]:
         """Take one step and return the losses before it; gradients stay on the parameters."""
         if self.rate is not None:
+            factor = self.rate(self.steps)
             for group in self.optimiser.param_groups:
-                group["lr"] = self.rate(self.steps)
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         self.optimiser.zero_grad()
         losses = self.loss(features, truth)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
