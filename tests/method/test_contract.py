@@ -130,6 +130,19 @@ def test_mistakes_are_noticed(mistake: str, tmp_path: Path) -> None:
     assert any(advice in words for words in found.values()), found
 
 
+def test_a_method_may_keep_as_much_evidence_as_it_declares(tmp_path: Path) -> None:
+    old, new, _, _ = MISTAKES["pixels as evidence"]
+    spec = toy.write(tmp_path, old, new)
+    path = Path(spec.rpartition(":")[0])
+    plain = path.read_text()
+    for number, points in ((197, set[str]()), (190, {"evidence is lean"})):
+        flag = f"    evidence_per_patch: ClassVar[int] = {number}\n    map_parameters"
+        path.write_text(plain.replace("    map_parameters", flag, 1))
+        assert failed(check(resolve(spec), load)).keys() == points
+    assert method_cards()["bayes-pfl"].evidence_per_patch == 120
+    assert method_cards()["clip"].evidence_per_patch == 16
+
+
 def test_an_exception_is_reported_with_its_place(tmp_path: Path) -> None:
     spec = toy.write(tmp_path, "images = batch.images\n", "images = batch.pictures\n")
     checks = check(resolve(spec), load)

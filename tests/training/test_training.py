@@ -33,7 +33,7 @@ from zsadbench.training.data import TrainingSet, few_shot
 from zsadbench.training.feeder import CacheBounds, FeatureCache
 from zsadbench.training.losses import dice, focal, segmentation, two_way
 from zsadbench.training.run import Trained, epoch_file, train
-from zsadbench.training.stages import Stage
+from zsadbench.training.stages import Stage, Truth
 from zsadbench.training.variations import Mosaic
 
 # A recipe in a user's file: the brightness from which a pixel counts as anomalous.
@@ -142,6 +142,23 @@ def test_dice_is_a_mean_over_images() -> None:
 def test_two_way_is_the_softmax() -> None:
     logits = torch.tensor([[1.0, 3.0], [0.5, -40.0]])
     assert torch.allclose(two_way(logits[:, 1] - logits[:, 0]), logits.softmax(dim=1))
+
+
+def test_a_stages_rate_multiplies_that_of_every_group() -> None:
+    slow, fast = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+    groups: list[dict[str, Any]] = [{"params": [slow]}, {"params": [fast], "lr": 0.5}]
+    sgd = torch.optim.SGD(groups, lr=0.1)
+
+    def loss(features: Any, truth: Any) -> dict[str, Tensor]:
+        return {"loss": (slow + fast).sum()}
+
+    stage = Stage("both", {"slow": slow, "fast": fast}, sgd, 1, 1, lambda batch: {}, loss)
+    stage.rate = lambda steps: (0.0, 1.0, 0.5)[steps]
+    found = []
+    for _ in range(3):
+        stage.step({}, Truth(torch.zeros(1), torch.zeros(1), []))
+        found.append([float(slow.detach()), float(fast.detach())])
+    assert found == pytest.approx(np.array([[1, 1], [0.9, 0.5], [0.85, 0.25]]))
 
 
 # --- every method ---
@@ -256,7 +273,7 @@ def test_the_rate_falls_by_steps_not_epochs() -> None:
     method = AaClip(levels=(6, 24))
     stage = AdapterRecipe(milestones=(3, 5)).stages(method, tiny.clip("tiny-l14", "gelu"), {"a": "a"})[1]
     assert stage.rate is not None
-    assert [stage.rate(steps) for steps in range(7)] == [5e-4] * 3 + [2.5e-4] * 2 + [1.25e-4] * 2
+    assert [stage.rate(steps) for steps in range(7)] == [1.0] * 3 + [0.5] * 2 + [0.25] * 2
 
 
 def test_start_values() -> None:

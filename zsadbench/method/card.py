@@ -216,6 +216,8 @@ def _keys(card: Card, table: Mapping[str, Any], *place: str) -> dict[str, Any]:
     keys |= {name: _texts(card, table, name, *place) for name in _LISTS if name in table}
     if "evidence_per_patch" in table:
         keys["evidence_per_patch"] = card.take(table, "evidence_per_patch", int, None, *place)
+        if keys["evidence_per_patch"] < 1:
+            card.fail("evidence_per_patch must be 1 or more numbers.", *place, "evidence_per_patch")
     if "wording" in table:
         keys["wording"] = _one_of(card, table, "wording", WORDINGS, *place)
     if "words" in table:
