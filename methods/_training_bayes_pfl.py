@@ -205,7 +205,8 @@ class FlowRecipe:
             if key.startswith(f"{kind}_{part}.")
         }
         whole = once | {key: once[other] for key, other in repeated.items()}
-        return [AuthorTable("MyModel", whole, {name: name for name in shapes}, repeated=repeated)]
+        own = {name: name for name in shapes}
+        return [AuthorTable("MyModel", whole, own, repeated=repeated, named=r"epoch_post_(\d+)_\d$")]
 
 
 def frozen(method: BayesPfl, clip: Clip, batch: Batch) -> Features:

@@ -123,6 +123,7 @@ def setup(meta: Meta, **fields: Any) -> tuple[BayesPfl, Clip, dict[str, Tensor]]
         "features": tuple(meta["features_list"]),
         "sigma": float(meta["sigma"]),
         "weight": meta["alpha"],
+        "stage": meta.get("stage", 2),
     }
     method = BayesPfl(
         **(given | fields), backbone=backbone, preprocess=Preprocess(meta["size"]), checkpoint=""
@@ -177,8 +178,8 @@ def _infer(golden: Golden) -> None:
 def _draws_in_sequence(golden: Golden) -> None:
     """Repeat the authors' one stream of random numbers, which ours do not follow."""
     count, draws, width = golden["eps_context"].shape
-    torch.manual_seed(golden.meta["draw_seed"])
-    stream = torch.stack([torch.randn(1, width)[0] for _ in range(count * 3 * draws)])
+    own = torch.Generator().manual_seed(golden.meta["draw_seed"])
+    stream = torch.stack([torch.randn(1, width, generator=own)[0] for _ in range(count * 3 * draws)])
     of_image = stream.view(count, 3, draws, width)
     golden.same("eps_context", of_image[:, 0])
     golden.same("eps_state", of_image[0, 1:])
@@ -281,10 +282,12 @@ UNSURE = "fuse.compress.bias"
 
 
 def _train(golden: Golden) -> None:
-    """Repeat the authors' steps: stage 1, its weights of the end of epoch 1 put back, stage 2."""
+    """Repeat the authors' steps: stage 1, the weights of its best epoch put back, stage 2."""
     meta = golden.meta
     method, clip, start = setup(meta)
     turn, epoch = meta["first_step_of_stage2"], meta["batches"]
+    scores = meta["validation_ap"][: turn // epoch]  # the last of the best is put back
+    best = max(number for number, score in enumerate(scores, 1) if score == max(scores))
 
     class Stored(FlowRecipe):
         def chance(self, method: BayesPfl, clip: Clip, step: int, images: int) -> Chance:
@@ -310,8 +313,9 @@ def _train(golden: Golden) -> None:
         golden.near("class", taken["class"], golden["class"][step], tolerance=1e-4 if sharp else 2e-3)
         _check_gradients(golden, stage, step, sharp)
         if step + 1 == epoch:
-            kept = {name: value.detach().clone() for name, value in stage.parameters.items()}
             _check_state(golden, "epoch1", stages[0], start)
+        if step + 1 == best * epoch:
+            kept = {name: value.detach().clone() for name, value in stage.parameters.items()}
     _check_state(golden, "end", stages[0], start)
 
 

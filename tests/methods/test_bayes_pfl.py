@@ -423,6 +423,19 @@ def test_the_authors_file_becomes_a_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("saved", "name", "epoch"),
+    [("train_visa", "train_visa", None), ("epoch_post_7_2", "train_visa", 7), ("x", "epoch_post_12_1", 12)],
+)
+def test_the_epoch_stands_before_the_stage_in_the_authors_names(
+    tmp_path: Path, saved: str, name: str, epoch: int | None
+) -> None:
+    author_file(tmp_path / f"{saved}.pth", method())
+    path = (tmp_path / f"{saved}.pth").rename(tmp_path / f"{name}.pth")
+    about = import_checkpoint([path], "bayes-pfl", backbone=BACKBONE, weights="random")[1]
+    assert about.epoch == epoch
+
+
+@pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("extra.weight", torch.zeros(3), r"1 surplus, first extra\.weight"),

@@ -84,6 +84,7 @@ class AuthorTable:
     must hold, ``learned`` our name of each one that is kept, ``fixed`` the values of entries that are not
     learned, and ``embedded`` the token ids of entries that hold CLIP's embeddings.  Entries of ``repeated``
     must equal the ones they name.  With ``surplus`` there may be more entries, which are not read.
+    ``named`` finds the epoch in the name of a file.
     """
 
     key: str
@@ -93,6 +94,7 @@ class AuthorTable:
     embedded: Mapping[str, Tensor] = field(default_factory=dict)
     surplus: bool = False
     repeated: Mapping[str, str] = field(default_factory=dict)
+    named: str = r"_(\d+)$"
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], provenance: Provenance) -> None:

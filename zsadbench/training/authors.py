@@ -212,7 +212,8 @@ def _epoch(contents: Mapping[str, Mapping[str, Any]], table: AuthorTable) -> int
     """Return the epoch a file states beside its table, else in the name it was first saved by, or has now."""
     for path, content in contents.items():
         if _holds(content, table):
-            named = re.search(r"_(\d+)$", saved_as(Path(path))) or re.search(r"_(\d+)$", Path(path).stem)
+            names = (saved_as(Path(path)), Path(path).stem)
+            named = next(filter(None, (re.search(table.named, name) for name in names)), None)
             stated = content.get("epoch", named and int(named[1]))
             return stated if isinstance(stated, int) else None
     return None
