@@ -235,9 +235,10 @@ def _linear(learned: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 def mean_map(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Return the mean (B, H, W) of the probabilities of all ``logits`` (B, K, gh, gw), enlarged before."""
-    some = max(1, MAPS_AT_ONCE // len(logits))
-    parts = [layer_maps(part, size).sum(dim=1) for part in torch.split(logits, some, dim=1)]
-    return torch.stack(parts).sum(dim=0) / logits.shape[1]
+    found = logits.new_zeros(len(logits), *size)
+    for part in torch.split(logits, max(1, MAPS_AT_ONCE // len(logits)), dim=1):
+        found += layer_maps(part, size).sum(dim=1)
+    return found / logits.shape[1]
 
 
 def at_nodes(logits: Tensor, nodes: int) -> Tensor:
