@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.functional import affine, hflip, rotate, vflip
 
 from zsadbench.clip import AuthorTable, Clip
-from zsadbench.inputs import Batch
+from zsadbench.inputs import Batch, Count, Positive, Seed, Weight
 from zsadbench.maps import render
 from zsadbench.training import (
     Example,
@@ -46,19 +46,19 @@ class AdapterRecipe:
     each of ``milestones``, counted in steps.
     """
 
-    epochs: int = 20
-    batch_size: int = 2
-    seed: int = 111
-    lr: float = 5e-4
+    epochs: Count = 20
+    batch_size: Count = 2
+    seed: Seed = 111
+    lr: Positive = 5e-4
     milestones: tuple[int, ...] = (16000, 32000)
-    decay: float = 0.5
-    text_epochs: int = 5
-    text_batch_size: int = 16
-    text_lr: float = 1e-5
+    decay: Weight = 0.5
+    text_epochs: Count = 5
+    text_batch_size: Count = 16
+    text_lr: Positive = 1e-5
     text_attention: Literal["batch", "token", "none"] = "batch"
     text_levels: Literal["last", "sum"] = "last"
-    value_from: int | None = None
-    orthogonality: float = 0.1
+    value_from: Count | None = None
+    orthogonality: Weight = 0.1
     betas: tuple[float, float] = (0.5, 0.999)
     augment: bool = True
 
@@ -169,7 +169,7 @@ class AdapterRecipe:
 def frozen_levels(
     clip: Clip,
     images: Tensor,
-    levels: tuple[int, ...],
+    levels: tuple[Count, ...],
     first: int,
     attention: Literal["batch", "token", "none"],
 ) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zsadbench.clip import AuthorTable, Clip, Trace
-from zsadbench.inputs import Batch
+from zsadbench.inputs import Batch, Count, Positive, Seed, Share, Weight
 from zsadbench.maps import render
 from zsadbench.training import Features, Mosaic, Stage, Truth, dice, focal, leaves, total, two_way
 
@@ -41,14 +41,14 @@ class HybridRecipe:
     code does: the batch of one is squeezed away, and every row of pixels counts as an image.
     """
 
-    epochs: int = 5
-    batch_size: int = 1
-    seed: int = 111
-    lr: float = 0.01
+    epochs: Count = 5
+    batch_size: Count = 1
+    seed: Seed = 111
+    lr: Positive = 0.01
     betas: tuple[float, float] = (0.5, 0.999)
-    weight_decay: float = 0.01
-    spread: float = 0.02
-    mosaic: float = 0.2
+    weight_decay: Weight = 0.01
+    spread: Weight = 0.02
+    mosaic: Share = 0.2
     mosaic_on: tuple[str, ...] = ()
     dice: Literal["rows", "image"] = "rows"
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsadbench.clip import AuthorTable, Clip, Trace
-from zsadbench.inputs import Batch
+from zsadbench.inputs import Batch, Count, Positive, Seed, Weight
 from zsadbench.training import MODULE, TENSOR, Features, Stage, Truth, leaves
 
 from ._shared import as_grid
@@ -42,14 +42,14 @@ class AdaptorRecipe:
     saved, so their gradients are those of other targets; ``"clean"`` is the gradient of the loss.
     """
 
-    epochs: int = 2
-    batch_size: int = 8
-    seed: int = 122
-    lr: float = 1e-4
+    epochs: Count = 2
+    batch_size: Count = 8
+    seed: Seed = 122
+    lr: Positive = 1e-4
     betas: tuple[float, float] = (0.5, 0.999)
-    spread: float = 0.01
-    patch_weight: float = 1.0
-    align_weight: float = 1.0
+    spread: Weight = 0.01
+    patch_weight: Weight = 1.0
+    align_weight: Weight = 1.0
     gradient: Literal["reference", "clean"] = "reference"
 
     def stages(self, method: AfClip, clip: Clip, wordings: Mapping[str, str]) -> list[Stage]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsadbench.clip import AuthorTable, Clip, Trace
-from zsadbench.inputs import Batch
+from zsadbench.inputs import Batch, Count, Positive, Seed, Weight
 from zsadbench.maps import render
 from zsadbench.training import Features, Stage, Truth, leaves, segmentation, total
 
@@ -30,13 +30,13 @@ class PromptRecipe:
     Learned vectors start as noise of standard deviation ``spread``.
     """
 
-    epochs: int = 15
-    batch_size: int = 8
-    seed: int = 111
-    lr: float = 1e-3
+    epochs: Count = 15
+    batch_size: Count = 8
+    seed: Seed = 111
+    lr: Positive = 1e-3
     betas: tuple[float, float] = (0.5, 0.999)
-    spread: float = 0.02
-    local_weight: float = 4.0
+    spread: Weight = 0.02
+    local_weight: Weight = 4.0
 
     @classmethod
     def of(cls, method: AnomalyClip) -> PromptRecipe:

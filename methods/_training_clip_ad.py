@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zsadbench.clip import AuthorTable, Clip, Trace
-from zsadbench.inputs import Batch
+from zsadbench.inputs import Batch, Count, Positive, Seed, Share
 from zsadbench.maps import render
 from zsadbench.training import Features, Mosaic, Stage, Truth, dice, focal, leaves, two_way
 
@@ -35,13 +35,13 @@ class LinearRecipe:
     ``mosaic`` is the share of images replaced by 2 x 2 mosaics of their category.
     """
 
-    epochs: int = 5
-    batch_size: int = 8
-    seed: int = 42
-    lr: float = 1e-4
+    epochs: Count = 5
+    batch_size: Count = 8
+    seed: Seed = 42
+    lr: Positive = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     shuffle: bool = False
-    mosaic: float = 0.0
+    mosaic: Share = 0.0
 
     def stages(self, method: ClipAdPlus | AprilGan, clip: Clip, wordings: Mapping[str, str]) -> list[Stage]:
         """Return the one stage; layers start as torch starts linear layers."""

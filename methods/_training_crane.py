@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsadbench.clip import AuthorTable, Clip, Trace
-from zsadbench.inputs import Batch
+from zsadbench.inputs import Batch, Count, Positive, Seed, Weight
 from zsadbench.training import Features, Stage, Truth, dice, focal, leaves, two_way
 
 from ._prompts import check_guidance, encode_guided, encode_prompts
@@ -31,16 +31,16 @@ class CraneRecipe:
     masks' size by ``enlarge``; the image's logits are over ``image_temperature``.
     """
 
-    epochs: int = 5
-    batch_size: int = 8
-    seed: int = 111
-    lr: float = 1e-3
+    epochs: Count = 5
+    batch_size: Count = 8
+    seed: Seed = 111
+    lr: Positive = 1e-3
     betas: tuple[float, float] = (0.6, 0.999)
-    spread: float = 0.02
+    spread: Weight = 0.02
     guidance: Literal["suffix", "none"] = "suffix"
-    local_weight: float = 2.0 * ASKED_FOR
-    image_weight: float = 0.2
-    image_temperature: float = 0.01
+    local_weight: Weight = 2.0 * ASKED_FOR
+    image_weight: Weight = 0.2
+    image_temperature: Positive = 0.01
     enlarge: Literal["nearest", "bilinear"] = "nearest"
 
     @classmethod

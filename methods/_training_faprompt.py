@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsadbench.clip import AuthorTable, Clip, Trace
-from zsadbench.inputs import Batch
+from zsadbench.inputs import Batch, Count, Positive, Seed, Weight
 from zsadbench.maps import render
 from zsadbench.training import Features, Stage, Truth, leaves, segmentation, total
 
@@ -44,14 +44,14 @@ class PriorRecipe:
     ``diversity_weight``.  Prompt vectors start as noise of standard deviation ``spread``.
     """
 
-    epochs: int = 7
-    batch_size: int = 8
-    seed: int = 111
-    lr: float = 1e-3
+    epochs: Count = 7
+    batch_size: Count = 8
+    seed: Seed = 111
+    lr: Positive = 1e-3
     betas: tuple[float, float] = (0.5, 0.999)
-    spread: float = 0.02
-    second_weight: float = 0.5
-    diversity_weight: float = 0.1
+    spread: Weight = 0.02
+    second_weight: Weight = 0.5
+    diversity_weight: Weight = 0.1
 
     def stages(self, method: FaPrompt, clip: Clip, wordings: Mapping[str, str]) -> list[Stage]:
         """Return the one stage; categories and their words play no part."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsadbench.clip import AuthorTable, Clip, Trace
-from zsadbench.inputs import Batch
+from zsadbench.inputs import Batch, Count, Positive, Seed, Share
 from zsadbench.maps import render
 from zsadbench.training import Augmented, Features, Mosaic, Stage, Truth, dice, focal, leaves, two_way
 
@@ -34,14 +34,14 @@ class ContextRecipe:
     mosaics of anomalous images first.
     """
 
-    epochs: int = 10
-    batch_size: int = 32
-    seed: int = 333
-    lr: float = 4e-5
-    temperature_lr: float = 0.01
+    epochs: Count = 10
+    batch_size: Count = 32
+    seed: Seed = 333
+    lr: Positive = 4e-5
+    temperature_lr: Positive = 0.01
     betas: tuple[float, float] = (0.5, 0.999)
-    dropout: float = 0.1
-    mosaic: float = 0.0
+    dropout: Share = 0.1
+    mosaic: Share = 0.0
     augment: bool = True
 
     def stages(self, method: VcpClip, clip: Clip, wordings: Mapping[str, str]) -> list[Stage]:

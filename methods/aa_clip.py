@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zsadbench.clip import Clip, ensemble, load_checkpoint, read_provenance
 from zsadbench.errors import MethodError, WeightsError
-from zsadbench.inputs import Backbone, Batch, Preprocess
+from zsadbench.inputs import Backbone, Batch, Count, Number, Preprocess, Share, Sigma
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
@@ -47,14 +47,14 @@ class AaClip:
         "a {} with damage",
     )
     templates: tuple[str, ...] = ("{}.", "a photo of {}.")
-    levels: tuple[int, ...] = (6, 12, 18, 24)
-    image_adapters: int = 6
-    text_adapters: int = 3
-    mix: float = 0.1
+    levels: tuple[Count, ...] = (6, 12, 18, 24)
+    image_adapters: Number = 6
+    text_adapters: Number = 3
+    mix: Share = 0.1
     relu: bool = False
-    blur_taps: int = 7
-    blur_sigma: float = 1.0
-    map_share: float = 0.5
+    blur_taps: Count = 7
+    blur_sigma: Sigma = 1.0
+    map_share: Share = 0.5
     image_score: Literal["reference", "inductive"] = "reference"
 
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> AaClipObserver:

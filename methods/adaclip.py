@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zsadbench.clip import Clip, Trace, ensemble, load_checkpoint
 from zsadbench.errors import MethodError
-from zsadbench.inputs import Backbone, Batch, Preprocess
+from zsadbench.inputs import Backbone, Batch, Count, Number, Positive, Preprocess, Seed, Sigma, Weight
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
@@ -48,18 +48,18 @@ class AdaClip:
         "a bad photo of the {}.",
         "a cropped photo of the {}.",
     )
-    features: tuple[int, ...] = (6, 12, 18, 24)
-    prompt_depth: int = 4
-    prompt_length: int = 5
+    features: tuple[Count, ...] = (6, 12, 18, 24)
+    prompt_depth: Number = 4
+    prompt_length: Count = 5
     prompt_branch: Literal["VL", "V", "L", "none"] = "VL"
     prompt_type: Literal["SD", "S", "D"] = "SD"
     half_prompts: bool = True
     fusion: Literal["clusters", "mean", "paper", "none"] = "clusters"
-    clusters: int = 20
-    cluster_seed: int = 111
-    fusion_weight: float = 0.2
-    scale: float = 100.0
-    sigma: float = 4.0
+    clusters: Count = 20
+    cluster_seed: Seed = 111
+    fusion_weight: Weight = 0.2
+    scale: Positive = 100.0
+    sigma: Sigma = 4.0
 
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> AdaClipObserver:
         """Load what was learned, begin the sentences, and encode them where no image changes them.

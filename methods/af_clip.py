@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zsadbench.clip import Clip, Trace, load_checkpoint
 from zsadbench.errors import MethodError
-from zsadbench.inputs import Backbone, Batch, Preprocess
+from zsadbench.inputs import Backbone, Batch, Count, Positive, Preprocess, Sigma
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
@@ -39,13 +39,13 @@ class AfClip:
     checkpoint: str = ""
     normal: str = "without defect."
     anomalous: str = "with defect."
-    prompt_length: int = 12
-    features: tuple[int, ...] = (6, 12, 18, 24)
-    neighbourhoods: tuple[int, ...] = (1, 3, 5)
-    kernel_sigma: float = 4.0
-    heads: int = 8
-    temperature: float = 0.07
-    sigma: float = 4.0
+    prompt_length: Count = 12
+    features: tuple[Count, ...] = (6, 12, 18, 24)
+    neighbourhoods: tuple[Count, ...] = (1, 3, 5)
+    kernel_sigma: Positive = 4.0
+    heads: Count = 8
+    temperature: Positive = 0.07
+    sigma: Sigma = 4.0
 
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> AfClipObserver:
         """Encode both texts once for all categories and ask for the blocks' outputs.

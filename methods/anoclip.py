@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zsadbench.clip import Clip, anchor, ensemble
 from zsadbench.errors import MethodError
-from zsadbench.inputs import Backbone, Batch, Preprocess
+from zsadbench.inputs import Backbone, Batch, Number, Preprocess
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
@@ -69,7 +69,7 @@ class AnoClip:
         *_family("surface picture", "a"),
     )
     textures: tuple[str, ...] = ("carpet", "leather", "grid", "tile", "wood")
-    dual_blocks: int = 12
+    dual_blocks: Number = 12
     augment: bool = True
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsadbench.clip import Clip, encode
-from zsadbench.inputs import Batch
+from zsadbench.inputs import Batch, Number, Positive, Seed, Weight
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
@@ -41,13 +41,13 @@ class AnoClipPlus(AnoClip):
 
     adapter: Literal["text", "linear"] = "text"
     reset: bool = False
-    steps: int = 5
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    noise: float = 0.055
-    residual: float = 0.5
-    hard_weight: float = 0.5
-    seed: int = 111
+    steps: Number = 5
+    lr: Positive = 1e-3
+    weight_decay: Weight = 0.01
+    noise: Weight = 0.055
+    residual: Weight = 0.5
+    hard_weight: Weight = 0.5
+    seed: Seed = 111
 
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> AnoClipPlusObserver:
         """Prepare AnoCLIP, and for the text adapter keep every unit prompt embedding."""

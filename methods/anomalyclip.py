@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zsadbench.clip import Clip, Trace, load_checkpoint
 from zsadbench.errors import MethodError
-from zsadbench.inputs import Backbone, Batch, Preprocess
+from zsadbench.inputs import Backbone, Batch, Count, Number, Positive, Preprocess, Sigma
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
@@ -36,17 +36,17 @@ class AnomalyClip:
     checkpoint: str = ""
     normal_words: str = "object"
     anomalous_words: str = "damaged object"
-    context: int = 12
-    deep_prompts: int = 8
-    deep_length: int = 4
+    context: Number = 12
+    deep_prompts: Number = 8
+    deep_length: Number = 4
     half_prompts: bool = True
-    features: tuple[int, ...] = (24,)
+    features: tuple[Count, ...] = (24,)
     legacy_taps: bool = False
     value_stream: bool = True
-    value_from: int = 6
+    value_from: Number = 6
     class_norm: bool = False
-    temperature: float = 0.07
-    sigma: float = 4.0
+    temperature: Positive = 0.07
+    sigma: Sigma = 4.0
 
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> AnomalyClipObserver:
         """Encode both prompts once for all categories and ask for the value-value attention.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zsadbench.clip import Clip, load_checkpoint
 from zsadbench.errors import MethodError
-from zsadbench.inputs import Backbone, Batch, Preprocess
+from zsadbench.inputs import Backbone, Batch, Count, Preprocess
 from zsadbench.method import Evidence
 
 from ._shared import FLAWED, NORMAL_STATES, Anchors, anomaly_probability, as_grid, ensemble_anchors
@@ -64,7 +64,7 @@ class AprilGan:
         "this is the {} in the scene.",
         "this is one {} in the scene.",
     )
-    features: tuple[int, ...] = (6, 12, 18, 24)
+    features: tuple[Count, ...] = (6, 12, 18, 24)
     checkpoint: str = ""
 
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> AprilGanObserver:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from zsadbench.clip import Clip
-from zsadbench.inputs import Backbone, Batch, Preprocess
+from zsadbench.inputs import Backbone, Batch, Preprocess, Sigma
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
@@ -27,7 +27,7 @@ class PlainClip:
     normal: tuple[str, ...] = ("a photo of a normal {}",)
     anomalous: tuple[str, ...] = ("a photo of an anomalous {}",)
     templates: tuple[str, ...] = ("{}",)
-    sigma: float = 0.0
+    sigma: Sigma = 0.0
 
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> PlainClipObserver:
         """Encode the two texts of each category."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zsadbench.clip import Clip, Trace, encode, ensemble, load_checkpoint
 from zsadbench.errors import MethodError
-from zsadbench.inputs import Backbone, Batch, Preprocess
+from zsadbench.inputs import Backbone, Batch, Count, Positive, Preprocess, Sigma
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
@@ -66,13 +66,13 @@ class ClipAd:
         "a photo of a small {}.",
         *TEMPLATES_22[18:],
     )
-    features: tuple[int, ...] = (3, 6, 9, 12)
+    features: tuple[Count, ...] = (3, 6, 9, 12)
     selection: Selection = "dbscan"
-    eps: float = 0.5
-    min_samples: int = 15
+    eps: Positive = 0.5
+    min_samples: Count = 15
     half_text: bool = False
     tap: Literal["reference", "clean"] = "reference"
-    sigma: float = 8.0
+    sigma: Sigma = 8.0
     image_score: Literal["reference", "inductive"] = "reference"
 
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> ClipAdObserver:

@@ -12,7 +12,18 @@ from torch import Tensor
 
 from zsadbench.clip import Clip, Correlation, Second, Trace, load_checkpoint
 from zsadbench.errors import MethodError
-from zsadbench.inputs import Backbone, Batch, Preprocess, SecondTower
+from zsadbench.inputs import (
+    Backbone,
+    Batch,
+    Count,
+    Number,
+    Positive,
+    Preprocess,
+    SecondTower,
+    Share,
+    Sigma,
+    Weight,
+)
 from zsadbench.maps import render, smooth
 from zsadbench.method import Evidence
 
@@ -36,19 +47,19 @@ class Crane:
     checkpoint: str = ""
     normal_words: str = "object"
     anomalous_words: str = "damaged object"
-    context: int = 12
-    deep_prompts: int = 8
-    deep_length: int = 4
+    context: Number = 12
+    deep_prompts: Number = 8
+    deep_length: Number = 4
     half_prompts: bool = True
     guidance: Literal["none", "suffix"] = "none"
     attention: Correlation = "qq+kk+vv"
-    refined_from: int = 6
-    features: tuple[int, ...] = (24,)
+    refined_from: Number = 6
+    features: tuple[Count, ...] = (24,)
     pooling: bool = True
-    alpha: float = 0.5
-    temperature: float = 0.07
+    alpha: Share = 0.5
+    temperature: Positive = 0.07
     rule: Literal["probability", "logit"] = "probability"
-    sigma: float = 4.0
+    sigma: Sigma = 4.0
 
     id: ClassVar[str] = "crane"
 
@@ -91,8 +102,8 @@ class CranePlus(Crane):
 
     rule: Literal["probability", "logit"] = "logit"
     dino: SecondTower = SecondTower("vit_base_patch14_reg4_dinov2", "lvd142m")
-    dino_beta: float = 1.2
-    dino_gamma: float = 3.0
+    dino_beta: Weight = 1.2
+    dino_gamma: Weight = 3.0
     values: Literal["middle", "input"] = "middle"
     branches: tuple[Literal["D", "E"], ...] = ("D", "E")
 

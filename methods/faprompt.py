@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zsadbench.clip import Clip, Trace, load_checkpoint
 from zsadbench.errors import MethodError
-from zsadbench.inputs import Backbone, Batch, Preprocess
+from zsadbench.inputs import Backbone, Batch, Count, Number, Positive, Preprocess, Sigma, Weight
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
@@ -39,21 +39,21 @@ class FaPrompt:
     checkpoint: str = ""
     normal_words: str = "object"
     anomalous_words: str = "damaged object"
-    shared: int = 5
-    own: int = 2
-    prompts: int = 10
-    patches: int = 10
+    shared: Number = 5
+    own: Number = 2
+    prompts: Count = 10
+    patches: Count = 10
     selection: Literal["first", "top", "none"] = "first"
-    deep_prompts: int = 8
-    deep_length: int = 4
+    deep_prompts: Number = 8
+    deep_length: Number = 4
     half_prompts: bool = True
     value_stream: bool = True
-    value_from: int = 6
+    value_from: Number = 6
     class_norm: bool = False
-    temperature: float = 0.07
-    first_weight: float = 2.0
-    second_weight: float = 1.0
-    sigma: float = 10.0
+    temperature: Positive = 0.07
+    first_weight: Weight = 2.0
+    second_weight: Weight = 1.0
+    sigma: Sigma = 10.0
 
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> FaPromptObserver:
         """Encode the first pass, the same for all images, and ask for the value-value attention.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zsadbench.clip import Clip, Trace, anchor, ensemble
 from zsadbench.errors import MethodError
-from zsadbench.inputs import Backbone, Batch, Preprocess
+from zsadbench.inputs import Backbone, Batch, Count, Number, Part, Positive, Preprocess, Share, Weight
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
@@ -46,26 +46,24 @@ class ScClip:
     anomalous: tuple[str, ...] = ANOMALOUS_STATES
     templates: tuple[str, ...] = TEMPLATES_22
     prompts: Literal["own", "anoclip"] = "own"
-    middle: int = 8
-    early: int = 3
-    fuse: tuple[int, int] = (3, 10)
-    class_share: float = 0.3
+    middle: Number = 8
+    early: Number = 3
+    fuse: tuple[Number, Number] = (3, 10)
+    class_share: Share = 0.3
     beta: float = 0.4
-    gain: float = 3.0
+    gain: Weight = 3.0
     outliers: Literal["lof", "norm", "none"] = "lof"
-    neighbours: int = 30
-    contamination: float = 0.05
-    window: int = 0
-    stride: float = 0.5
+    neighbours: Count = 30
+    contamination: Share = 0.05
+    window: Number = 0
+    stride: Part = 0.5
     image_score: Literal["class", "max"] = "class"
-    scale: float = 40.0
+    scale: Positive = 40.0
 
     def __post_init__(self) -> None:
-        """Refuse windows that never move, and outlier rules without neighbours or a share."""
-        if self.window < 0 or not 0 < self.stride <= 1:
-            raise MethodError("window must be 0 or a number of pixels, stride a share of it, above 0 up to 1")
-        if self.neighbours < 1 or not 0 < self.contamination < 1:
-            raise MethodError("neighbours must be 1 or more, contamination a share between 0 and 1")
+        """Refuse an outlier rule that takes no patch, or all."""
+        if not 0 < self.contamination < 1:
+            raise MethodError("contamination must be a share between 0 and 1")
 
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> ScClipObserver:
         """Encode the prompt ensembles of each category and ask for the outputs that are read.

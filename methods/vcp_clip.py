@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zsadbench.clip import Clip, Trace, load_checkpoint
 from zsadbench.errors import MethodError
-from zsadbench.inputs import Backbone, Batch, Preprocess
+from zsadbench.inputs import Backbone, Batch, Count, Number, Part, Preprocess, Share, Sigma
 from zsadbench.maps import smooth
 from zsadbench.method import Evidence
 
@@ -40,16 +40,16 @@ class VcpClip:
     template: str = "a photo of a {}"
     normal: str = "good"
     anomalous: str = "damaged"
-    category_vectors: int = 2
-    deep_length: int = 1
+    category_vectors: Count = 2
+    deep_length: Number = 1
     deep: bool = True
     global_context: bool = True
-    features: tuple[int, ...] = (6, 12, 18, 24)
-    heads: int = 8
-    alpha: float = 0.2
-    top_share: float = 2000 / 518**2
+    features: tuple[Count, ...] = (6, 12, 18, 24)
+    heads: Count = 8
+    alpha: Share = 0.2
+    top_share: Part = 2000 / 518**2
     image_score: Literal["top", "max"] = "top"
-    sigma: float = 8.0
+    sigma: Sigma = 8.0
 
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> VcpClipObserver:
         """Load what was learned and ask for the blocks' outputs; no category reaches the prompts.
@@ -251,8 +251,8 @@ def check_fit(method: VcpClip, clip: Clip) -> None:
             f"the image embedding has {joint} numbers, the text tower's words {clip.text.width}: it cannot "
             "stand among them; choose another backbone, or --set global_context=false"
         )
-    if method.category_vectors < 1 or (method.deep and method.deep_length < 1):
-        raise MethodError("category_vectors and deep_length must be 1 or more")
+    if method.deep and method.deep_length < 1:
+        raise MethodError("deep_length must be 1 or more, or deep=false")
     if method.template.count("{}") != 1:
         raise MethodError("the template needs {} once, where state and category vectors go")
     tokens = prompt_tokens(method, clip)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zsadbench.clip import Clip
 from zsadbench.errors import MethodError
-from zsadbench.inputs import Backbone, Batch, Preprocess
+from zsadbench.inputs import Backbone, Batch, Count, Positive, Preprocess, Sigma
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
@@ -49,13 +49,13 @@ class WinClip:
     anomalous: tuple[str, ...] = ANOMALOUS_STATES
     templates: tuple[str, ...] = TEMPLATES_22
     normalise_prompts: bool = False
-    temperature: float = 0.07
-    scales: tuple[int, ...] = (2, 3)
-    stride: int = 1
+    temperature: Positive = 0.07
+    scales: tuple[Count, ...] = (2, 3)
+    stride: Count = 1
     aggregate: Literal["harmonic", "arithmetic", "harmonic_normal"] = "harmonic"
     image_scale_term: bool = True
     image_score: Literal["class_token", "map_maximum"] = "class_token"
-    sigma: float = 0.0
+    sigma: Sigma = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values that no window or softmax can have."""

@@ -7,14 +7,26 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from zsadbench import files
 from zsadbench.errors import RecordError
-from zsadbench.files import FileState, digest_of, hash_file, sha256_of, state_of, write_atomic
+from zsadbench.files import (
+    PART,
+    FileState,
+    cache_dir,
+    digest_of,
+    hash_file,
+    sha256_of,
+    state_of,
+    sweep,
+    write_atomic,
+)
 
 
 def test_a_regular_file_is_replaced_whole_and_keeps_its_permissions(tmp_path: Path) -> None:
@@ -115,6 +127,61 @@ def test_a_file_that_must_not_be_written_is_left_alone(
     with pytest.raises(RecordError, match=r"a\.json: no permission to write"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"kept" and len(list(tmp_path.iterdir())) == 1
+
+
+WRITERS = {
+    "file": "write_atomic(folder / 'a.json', b'new')",
+    "folder": "with draft_folder(folder / 'demo') as draft: (draft / 'a.png').touch(); os.fsync(0)",
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_work_of_a_killed_process_is_removed_and_that_of_a_live_one_stays(tmp_path: Path, kind: str) -> None:
+    code = (
+        "import os, pathlib, signal, sys; from zsadbench.files import draft_folder, write_atomic\n"
+        "os.fsync = lambda handle: (print('there', flush=True), signal.pause())\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n{WRITERS[kind]}"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as writer:
+        try:
+            assert writer.stdout and writer.stdout.readline() == b"there\n"
+            (part,) = tmp_path.iterdir()
+            assert part.name.endswith(PART)
+            sweep(tmp_path)
+            assert part.exists()  # its lock is held
+        finally:
+            writer.kill()
+            writer.wait()
+    files._sweep_once.cache_clear()
+    write_atomic(tmp_path / "b.json", b"next")
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+
+
+def test_a_file_swept_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkstemp, made = tempfile.mkstemp, []
+
+    def swept(**options: Any) -> tuple[int, str]:
+        handle, name = mkstemp(**options)
+        made.append(name)
+        if len(made) == 1:
+            sweep(tmp_path)
+        return handle, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", swept)
+    write_atomic(tmp_path / "a.json", b"new")
+    assert len(made) == 2 and [path.read_bytes() for path in tmp_path.iterdir()] == [b"new"]
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("ZSAD_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    assert cache_dir().is_relative_to(tempfile.gettempdir())
 
 
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

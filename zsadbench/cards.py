@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from .errors import DatasetError, MethodError, ZsadError, suggest
+from .files import stand_in
 
 T = TypeVar("T")
 Key = str | int
@@ -69,7 +70,10 @@ class Card:
     def read(cls, path: Path, error: type[ZsadError] = DatasetError) -> Card:
         """Read ``path``; a missing file, other encodings than UTF-8 and bad syntax raise ``error``."""
         try:
-            text = path.read_bytes().decode("utf-8-sig")
+            content = path.read_bytes()
+            if other := stand_in(content[:512]):
+                raise error(f"{path}: {other}.")
+            text = content.decode("utf-8-sig")
         except FileNotFoundError:
             raise error(f"{path}: no such file; check the spelling of the path.") from None
         except UnicodeDecodeError:

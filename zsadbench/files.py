@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
+import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +23,19 @@ from .errors import RecordError
 SETTLING_NS = 2_000_000_000
 """A file that changed less than this ago may change again and keep its times: they are that coarse."""
 
+PART = ".zsad.part"
+"""Ends the names of files and folders in work; who works on one holds a lock on it."""
+
+_STAND_INS = (
+    (
+        rb"version https://git-lfs\.github\.com/",
+        "this is a Git LFS pointer, not the file it names; get that with git lfs pull, or download it",
+    ),
+    (
+        rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body|\?xml|!--)",
+        "this is a page of HTML or XML, not the file; download the raw file, signed in where that is asked",
+    ),
+)
 _STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
 
 
@@ -27,7 +44,14 @@ def cache_dir() -> Path:
     if chosen := os.environ.get("ZSAD_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "zsadbench"
+    return (Path(base) if base else _home() / ".cache") / "zsadbench"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a user without a name, as containers have them
+        return Path(tempfile.gettempdir()) / f"zsadbench-{os.getuid()}"
 
 
 class FileState(NamedTuple):
@@ -87,6 +111,14 @@ def contents_digest(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode(errors="surrogatepass")).hexdigest()
 
 
+def stand_in(start: bytes) -> str:
+    """Return what a file is in place of the one that was meant, by its first bytes; else nothing."""
+    for pattern, words in _STAND_INS:
+        if re.match(pattern, start, re.IGNORECASE):
+            return words
+    return ""
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write ``content``, by the rules of the file system.
 
@@ -128,18 +160,81 @@ def _replace(path: Path, content: bytes) -> None:
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         mode = stat.S_IMODE(path.stat().st_mode)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
+    _sweep_once(path.parent)
+    handle, temporary = _part(path)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(temporary).chmod(mode)
-        Path(temporary).replace(path)
+            temporary.chmod(mode)
+            temporary.replace(path)  # while the lock is held
     except BaseException:  # an interrupt too
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _part(path: Path) -> tuple[int, Path]:
+    """Return a new file beside ``path``, opened and locked."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=PART, dir=path.parent)
+        if _locked(handle):
+            return handle, Path(name)
+        os.close(handle)
+
+
+@contextmanager
+def draft_folder(final: Path) -> Iterator[Path]:
+    """Make a folder beside ``final`` and give it that name in the end; where it fails nothing is left.
+
+    Drafts of processes that have ended are removed first.  If another process was faster, its folder stays.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    sweep(final.parent)
+    while True:
+        draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=PART, dir=final.parent))
+        handle = os.open(draft, os.O_RDONLY)
+        if _locked(handle):
+            break
+        os.close(handle)
+    try:
+        yield draft
+        draft.chmod(0o755)
+        draft.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    """Lock a new file; False where a process that sweeps the folder took it away before that."""
+    with suppress(OSError):  # a file system without locks: nobody can sweep there
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    return os.fstat(handle).st_nlink > 0
+
+
+@cache
+def _sweep_once(folder: Path) -> None:
+    sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the files and folders in work whose process has ended: nobody holds their lock."""
+    for path in folder.glob(f".*{PART}"):
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(handle)
 
 
 def _say(path: Path, error: OSError) -> str:

@@ -4,13 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from math import inf
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """The numbers from ``low`` to ``high`` that an option or a field takes; without ``low`` where ``above``.
+
+    As a part of a field's type, ``Annotated[float, Within(0, 1)]``, it holds for ``--set`` and for cards.
+    """
+
+    low: float
+    high: float = inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (value > self.low if self.above else value >= self.low) and value <= self.high
+
+    def __str__(self) -> str:
+        low, high = (f"{bound:.12g}" for bound in (self.low, self.high))
+        if self.above:
+            return f"above {low}" + (f", up to {high}" if self.high < inf else "")
+        return f"from {low} to {high}" if self.high < inf else f"of {low} or more"
+
+
+Count = Annotated[int, Within(1, 4096)]
+"""How many of something there are, one at least: blocks, images of a batch, words of a prompt."""
+Number = Annotated[int, Within(0, 4096)]
+"""How many of something there are, or none."""
+Seed = Annotated[int, Within(0, 2**32 - 1)]
+"""What a random generator starts from."""
+Share = Annotated[float, Within(0, 1)]
+"""A part of a whole, a probability, a weight between two."""
+Part = Annotated[float, Within(0, 1, above=True)]
+"""A part of a whole that holds something."""
+Positive = Annotated[float, Within(0, above=True)]
+"""A scale, a temperature, a learning rate."""
+Weight = Annotated[float, Within(0)]
+"""A factor that may be zero."""
+Sigma = Annotated[float, Within(0, 1024)]
+"""Width of a Gaussian in pixels or patches; zero for none."""
+Side = Annotated[int, Within(1, 4096)]
+"""Side of a network's input in pixels: attention over 4096 of them takes some 30 GB already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +66,13 @@ class Preprocess:
     that are None become those of the weights when a method is made by its name, and are OpenAI's otherwise.
     """
 
-    size: int
+    size: Side
     resize: Literal["squash", "shortest"] = "squash"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     rgb: Literal["before", "after"] = "before"
     tiles: Literal["none", "ends"] = "none"
     mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
 
     @property
     def normalisation(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from methods.anoclip import AnoClip
 from methods.sc_clip import ScClip, aggregate, outlier_factor, outliers, repaired, window_boxes
 from tests.kit import tiny
-from zsadbench.errors import MethodError
+from zsadbench.errors import MethodError, ZsadError
 from zsadbench.method import Evidence, method_cards, resolve
 
 CATEGORIES = ["carpet", "metal_nut", "carpet"]
@@ -141,15 +141,21 @@ def test_prompts_are_normalised_before_their_mean() -> None:
     assert method("@anoclip").texts("carpet", "carpet") == AnoClip().prompts("carpet", "carpet")
 
 
-@pytest.mark.parametrize("settings", [{"middle": "23"}, {"fuse": "8,24"}, {"fuse": "9,9"}, {"early": "-1"}])
+@pytest.mark.parametrize("settings", [{"middle": "23"}, {"fuse": "8,24"}, {"fuse": "9,9"}])
 def test_blocks_that_are_not_read_are_refused(settings: dict[str, str]) -> None:
     with pytest.raises(MethodError, match="must be blocks from 0 to 22"):
         observe(method(**settings))
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"stride": "0"}, "stride"), ({"neighbours": "0"}, "neighbours")]
+    ("settings", "message"),
+    [
+        ({"stride": "0"}, "stride=0: must be a number above 0, up to 1"),
+        ({"neighbours": "0"}, "neighbours=0: must be a whole number from 1"),
+        ({"early": "-1"}, "early=-1: must be a whole number from 0"),
+        ({"contamination": "1"}, "contamination must be a share between 0 and 1"),
+    ],
 )
 def test_values_that_mean_nothing_are_refused(settings: dict[str, str], message: str) -> None:
-    with pytest.raises(MethodError, match=message):
+    with pytest.raises(ZsadError, match=message):
         method(**settings)

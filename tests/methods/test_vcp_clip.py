@@ -177,7 +177,7 @@ def test_a_file_that_lacks_something_is_refused(tmp_path: Path) -> None:
         ({"heads": "7"}, "7 heads do not divide"),
         ({"template": "a photo"}, "needs {} once"),
         ({"normal": "very good"}, "equally many tokens"),
-        ({"category_vectors": "0"}, "must be 1 or more"),
+        ({"deep_length": "0"}, "must be 1 or more"),
     ],
 )
 def test_parameters_that_do_not_fit_are_named(

@@ -221,7 +221,7 @@ def test_a_threshold_may_have_any_size(tmp_path: Path) -> None:
     [
         ({"categories": []}, "has no category"),
         ({"categories": [row("a"), row("a")]}, "category 'a' stands there twice"),
-        ({"categories": [{"image_ap": 0.5}]}, "has no category"),
+        ({"categories": [{"image_ap": 0.5}]}, r"'categories\.0\.category' is missing"),
         ({"metric_version": "1"}, "'metric_version' is '1', not int"),
         ({"protocol": {"id": "x"}}, r"'protocol\.version' is missing"),
         ({"observation": {"observation": "a"}}, r"'observation\.method' is missing"),

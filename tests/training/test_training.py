@@ -467,10 +467,11 @@ def test_the_state_of_another_training_is_refused(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"epochs": 0}, "epochs=0: give 1 or more"),
-        ({"batch_size": 0}, "batch_size=0: give 1 or more"),
+        ({"epochs": 0}, "epochs=0: must be a whole number from 1 to 4096"),
+        ({"batch_size": 0}, "batch_size=0: must be a whole number from 1 to 4096"),
         ({"settings": {"lr": "fast"}}, "lr=fast: must be a number"),
-        ({"settings": {"lr": "-1"}}, "Invalid learning rate"),
+        ({"settings": {"lr": "-1"}}, "lr=-1: must be a number above 0"),
+        ({"settings": {"betas": "2,2"}}, "Invalid beta parameter"),
         ({"settings": {"rate": "1"}}, "no such parameter"),
         ({"epoch": 3}, "no option 'epoch'. Did you mean 'epochs'"),
         ({"shots": 100}, "has only 4 normal"),

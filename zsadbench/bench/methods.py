@@ -25,7 +25,7 @@ from ..images import Loaded, decode, preprocess, read
 from ..method import Resolved, places, resolve, with_checkpoint
 from ..progress import Progress
 from ..records import EvidenceStore, by_category
-from ..run import DTYPES, Encoder, Pass, Task, observe, pick_device
+from ..run import Encoder, Pass, Task, observe, pick_device, pick_dtype
 from ..samples import Dataset
 from ..scoring import EvidenceMaps, rules_for, score_category
 
@@ -87,7 +87,7 @@ def bench_methods(specs: Sequence[str], *, dtype: str = "fp32", **options: Any) 
     setup = Setup(**options)
     chosen = [_resolve(spec, setup.backbone, setup.weights, setup.settings or {}) for spec in specs]
     where = pick_device(setup.device)
-    encoder = Encoder([], device=where, dtype=DTYPES[dtype], batch_size=setup.batch_size)
+    encoder = Encoder([], device=where, dtype=pick_dtype(dtype), batch_size=setup.batch_size)
     with tempfile.TemporaryDirectory(prefix="zsad-bench-") as folder, contextlib.ExitStack() as stack:
         # A trained method without a checkpoint runs with noise: speed does not depend on values.
         chosen = [

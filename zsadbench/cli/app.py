@@ -10,8 +10,9 @@ from ..environment import VERSION
 from ..text import say
 from . import bench, compare, datasets, demo, methods, predict, report, reproduce, run, train, weights
 from .options import examples
+from .verbs import Verbs
 
-app = typer.Typer(
+app = Verbs(
     name="zsad",
     help="Benchmark CLIP-based zero-shot anomaly detection: many methods, exact metrics, one board.",
     epilog=examples("zsad run --method clip --dataset demo", "zsad compare results", "zsad run --help"),

@@ -10,6 +10,7 @@ import typer
 from ..errors import UsageError
 from ..text import console, say
 from .options import Parameters, examples, grouped, method_ids
+from .verbs import within
 
 if TYPE_CHECKING:
     from ..bench import MethodBench
@@ -41,14 +42,23 @@ def bench(
     ] = "random",
     parameters: Parameters,
     images: Annotated[
-        int | None, typer.Option("--images", metavar="N", help="How many images are generated.")
+        int | None,
+        typer.Option(
+            "--images", metavar="N", help="How many images are generated.", callback=within(2, 100_000)
+        ),
     ] = None,
     pixels: Annotated[
-        int | None, typer.Option("--pixels", metavar="PIXELS", help="Side of the generated images.")
+        int | None,
+        typer.Option(
+            "--pixels", metavar="PIXELS", help="Side of the generated images.", callback=within(16, 8192)
+        ),
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Interleaved repetitions.")] = 3,
+    repeats: Annotated[
+        int, typer.Option("--repeats", metavar="N", help="Interleaved repetitions.", callback=within(1, 1000))
+    ] = 3,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", help="Images per batch.")
+        int | None,
+        typer.Option("--batch-size", metavar="N", help="Images per batch.", callback=within(1, 65536)),
     ] = None,
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda ...")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="fp32, bf16 or fp16.")] = "fp32",

@@ -11,6 +11,7 @@ import typer
 
 from ..text import put, say
 from .options import Code, examples, grouped
+from .verbs import within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,14 +84,18 @@ def compare(
         typer.Option("--paired", help="Compare every pair of methods on the same images, first - second."),
     ] = False,
     replicates: Annotated[
-        int, typer.Option(metavar="N", help="Bootstrap draws behind intervals and p-values.")
+        int,
+        typer.Option(
+            metavar="N", help="Bootstrap draws behind intervals and p-values.", callback=within(100, 100_000)
+        ),
     ] = 1000,
     baseline: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A leaderboard.csv; exit code 1 when a value fell below it."),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0.0, metavar="POINTS", help="Percent points a value may fall.")
+        float,
+        typer.Option(metavar="POINTS", help="Percent points a value may fall.", callback=within(0, 100)),
     ] = 0.1,
     as_json: Annotated[
         bool, typer.Option("--json", help="With --baseline: the verdict as JSON on stdout, no table.")

@@ -26,8 +26,9 @@ from ..errors import DatasetError
 from ..samples import Dataset, Problem
 from ..text import console, say
 from .options import dataset_ids, examples
+from .verbs import Verbs
 
-app = typer.Typer(
+app = Verbs(
     help="List, show, check, export and describe datasets.",
     no_args_is_help=False,
     epilog=examples("zsad datasets list", "zsad datasets show mvtec"),

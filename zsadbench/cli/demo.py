@@ -9,8 +9,9 @@ import typer
 
 from ..text import say
 from .options import examples
+from .verbs import Verbs, within
 
-app = typer.Typer(
+app = Verbs(
     help="Render the demo data; train the miniature CLIP.",
     no_args_is_help=True,
     epilog=examples("zsad demo data --out demo/"),
@@ -21,7 +22,9 @@ app = typer.Typer(
 def data(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new or empty folder.")],
     aux: Annotated[bool, typer.Option("--aux", help="The auxiliary categories, for training.")] = False,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Same seed, same files.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="Same seed, same files.", callback=within(0, 2**32 - 1))
+    ] = 0,
 ) -> None:
     """Write the demo set as a tree in the layout of MVTec AD."""
     from ..demo import write_demo
@@ -36,18 +39,24 @@ def train(
         Path, typer.Option("--out", metavar="FILE", help="The weight file to write (.safetensors).")
     ],
     images: Annotated[
-        int, typer.Option("--images", metavar="N", min=1, help="Pictures of the first stage.")
+        int, typer.Option("--images", metavar="N", help="Pictures of the first stage.", callback=within(1))
     ] = 160_000,
     seconds: Annotated[
         float,
         typer.Option(
-            "--seconds", metavar="S", min=0, help="Stop after this time; go on later with --resume."
+            "--seconds",
+            metavar="S",
+            help="Stop after this time; go on later with --resume.",
+            callback=within(0),
         ),
     ] = float("inf"),
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of weights and pictures.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", metavar="N", help="Of weights and pictures.", callback=within(0, 2**32 - 1)),
+    ] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside OUT.")] = False,
     every: Annotated[
-        float, typer.Option("--every", metavar="S", help="Seconds between checkpoints.")
+        float, typer.Option("--every", metavar="S", help="Seconds between checkpoints.", callback=within(0))
     ] = 120.0,
 ) -> None:
     """Train the miniature CLIP on rendered pictures of the auxiliary categories and their captions."""

@@ -11,14 +11,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..method import REFERENCE, Layer, MethodCard, flattened, method_cards
+from ..method import REFERENCE, WORDLESS, Layer, MethodCard, flattened, method_cards
 from ..text import console as screen
+from ..text import say
 from .options import Parameters, examples, grouped, method_ids
+from .verbs import Verbs
 
 if TYPE_CHECKING:
     from ..method import Check, Resolved
 
-app = typer.Typer(
+app = Verbs(
     help="List, show, check and start methods.",
     no_args_is_help=False,
     epilog=examples("zsad methods list", "zsad methods show anoclip"),
@@ -33,6 +35,7 @@ WORDING = {
     "key": "the category's name as it is",
     "spaced": "the category's name, underscores as spaces",
     "words": "the dataset's words for the category",
+    WORDLESS: "none, its prompts name no category",
 }
 MASKS = {
     "bilinear50": "bilinear, above 0.5",
@@ -173,8 +176,8 @@ def _show_prompts(method: str, category: str, words: str) -> None:
     said = wordings(found, {category: ""}, words={category: words} if words else None)[category]
     sets = prompts_sent(found, load_clip(found.method.backbone), category, said)
     for number, one in enumerate(sets, 1):
-        typer.echo(f"# set {number} of {len(sets)}: {len(one)} prompts for '{category}', worded '{said}'")
-        typer.echo("\n".join(one))
+        say(f"# set {number} of {len(sets)}: {len(one)} prompts for '{category}', worded '{said}'")
+        say("\n".join(one))
 
 
 def _write_prompts(method: str, path: Path) -> None:
@@ -186,7 +189,7 @@ def _write_prompts(method: str, path: Path) -> None:
     if path.exists():
         raise UsageError(f"--prompts-to {path}: exists already; choose another name")
     write_atomic(path, text.encode())
-    typer.echo(f"Wrote {path}. Change it, then: zsad run --method {method} --prompts {path}")
+    say(f"Wrote {path}. Change it, then: zsad run --method {method} --prompts {path}")
 
 
 def _heading(console: Console, title: str) -> None:
@@ -343,8 +346,8 @@ def new(
     from ..method import draft_method
 
     source, card, cls = draft_method(name, out, force=force)
-    typer.echo(f"Wrote {source} and {card}. Next: zsad methods check {source}:{cls}")
-    typer.echo(f"then: zsad run --method {source}:{cls} --dataset demo")
+    say(f"Wrote {source} and {card}. Next: zsad methods check {source}:{cls}")
+    say(f"then: zsad run --method {source}:{cls} --dataset demo")
 
 
 def _report(console: Console, found: Resolved, checks: list[Check]) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
+from .verbs import within
 
 if TYPE_CHECKING:
     from ..scoring import UserMethods
@@ -40,7 +41,12 @@ Categories = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    typer.Option("--limit", metavar="N", help="At most so many images, spread over category and label."),
+    typer.Option(
+        "--limit",
+        metavar="N",
+        help="At most so many images, spread over category and label.",
+        callback=within(1),
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -56,7 +62,13 @@ Device = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", metavar="N", help="Threads that decode ahead.", rich_help_panel=MACHINE),
+    typer.Option(
+        "--workers",
+        metavar="N",
+        help="Threads that decode ahead.",
+        rich_help_panel=MACHINE,
+        callback=within(1, 256),
+    ),
 ]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out files with a problem.", rich_help_panel=DATA)
@@ -83,7 +95,10 @@ class Parameters:
     input_size: Annotated[
         int | None,
         typer.Option(
-            "--input-size", metavar="PIXELS", help="Side of the network's input: --set size=PIXELS.", min=1
+            "--input-size",
+            metavar="PIXELS",
+            help="Side of the network's input: --set size=PIXELS.",
+            callback=within(1, 4096),
         ),
     ] = None
     which_size: Annotated[
@@ -173,6 +188,7 @@ class Evaluation:
             metavar="PIXELS",
             help="Evaluate maps and masks at this many pixels.",
             rich_help_panel=EVALUATION,
+            callback=within(1, 8192),
         ),
     ] = None
     mask_resize: Annotated[
@@ -191,6 +207,7 @@ class Evaluation:
             metavar="RATE",
             help="Also give AUPRO up to this false-positive rate; repeatable.",
             rich_help_panel=EVALUATION,
+            callback=within(0, 1, above=True),
         ),
     ] = None
     exact_maps: Annotated[
@@ -256,6 +273,7 @@ class Machine:
             metavar="N",
             help="Images per batch; halved when memory runs out.",
             rich_help_panel=MACHINE,
+            callback=within(1, 65536),
         ),
     ] = None
     workers: Workers = None

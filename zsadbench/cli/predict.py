@@ -16,6 +16,7 @@ from ..text import say, terminal
 from .options import PROMPTS, Code, Machine, Parameters, Quiet, Towers, examples, grouped, method_ids
 from .report import require
 from .run import interruptible
+from .verbs import within
 
 if TYPE_CHECKING:
     from ..views import Prediction, Predictor, Setup, Threshold
@@ -69,6 +70,7 @@ class View:
             metavar="PIXELS",
             help="Cut large images into squares of this side; the score is the maximum over them.",
             rich_help_panel=PARTS,
+            callback=within(1),
         ),
     ] = None
     overlap: Annotated[
@@ -78,6 +80,7 @@ class View:
             metavar="PART",
             help="The part of a tile that neighbours share.",
             rich_help_panel=PARTS,
+            callback=within(0, 0.9),
         ),
     ] = 0.25
     roi: Annotated[
@@ -201,7 +204,13 @@ def calibrate(
         ),
     ] = None,
     fpr: Annotated[
-        float, typer.Option("--fpr", metavar="RATE", help="The part of normal images that may be called NG.")
+        float,
+        typer.Option(
+            "--fpr",
+            metavar="RATE",
+            help="The part of normal images that may be called NG.",
+            callback=within(0, 1),
+        ),
     ] = 0.01,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE", help="Where the threshold goes.")
@@ -312,10 +321,17 @@ def _setup(given: Mapping[str, Any]) -> Setup:
 
 def _ready(setup: Setup) -> Predictor:
     """Return the predictor of a setup, and tell what was chosen for the user."""
+    from ..method import WORDLESS
     from ..views import DEFAULT_WORDS, Predictor
 
     predictor = Predictor(setup)
-    if not setup.words.strip():
+    if predictor.resolved.card.wording == WORDLESS:
+        if setup.words.strip():
+            say(
+                f"note: the prompts of {predictor.resolved.id} name nothing, so --words changes nothing",
+                sys.stderr,
+            )
+    elif not setup.words.strip():
         say(
             f'note: no --words, so the prompts say "{DEFAULT_WORDS}"; name what is seen for better scores',
             sys.stderr,

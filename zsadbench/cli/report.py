@@ -12,6 +12,7 @@ import typer
 from ..errors import UsageError
 from ..text import say
 from .options import AllowChanged, Code, Quiet, dataset_ids, examples, grouped, method_ids
+from .verbs import Verbs, within
 
 if TYPE_CHECKING:
     from ..boards import Board
@@ -72,7 +73,7 @@ class Choice:
         return UserMethods(tuple(filter(is_users, self.method or ())), self.allow_changed)
 
 
-figure = typer.Typer(
+figure = Verbs(
     name="figure",
     help="Figures for papers, from the records of one dataset and protocol.",
     no_args_is_help=True,
@@ -96,7 +97,7 @@ def report(
     ),
     data: Data = None,
     gallery: Annotated[
-        int, typer.Option("--gallery", metavar="N", min=0, help="Images in each gallery.")
+        int, typer.Option("--gallery", metavar="N", help="Images in each gallery.", callback=within(0, 1000))
     ] = 8,
     intervals: Intervals = False,
     code: Code,
@@ -132,7 +133,10 @@ def qualitative(
     ] = None,
     category: Category = None,
     rows: Annotated[
-        int, typer.Option("--rows", metavar="N", min=1, help="Images where no --keys are given.")
+        int,
+        typer.Option(
+            "--rows", metavar="N", help="Images where no --keys are given.", callback=within(1, 1000)
+        ),
     ] = 6,
     choice: Choice,
     data: Data = None,
@@ -197,8 +201,9 @@ def bars(
 def _chosen(paths: list[Path] | None, choice: Choice, **options: Any) -> Board:
     from ..views import choose
 
-    where = paths or [Path("results")]
-    return choose(where, choice.dataset, choice.protocol, choice.methods(), users=choice.users(), **options)
+    where, users = paths or [Path("results")], choice.users()
+    methods = choice.methods()
+    return choose(where, choice.dataset, choice.protocol, methods, users=users, say=_say, **options)
 
 
 def require(*modules: Literal["jinja2", "matplotlib"]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -38,6 +38,7 @@ from .options import (
     pairs,
 )
 from .repeat import Config, Like
+from .verbs import within
 
 if TYPE_CHECKING:
     from ..records import Record
@@ -91,7 +92,10 @@ def run(
     limit: Limit = None,
     parameters: Parameters,
     seeds: Annotated[
-        int, typer.Option("--seeds", metavar="N", help="Runs of a method with chance in it.")
+        int,
+        typer.Option(
+            "--seeds", metavar="N", help="Runs of a method with chance in it.", callback=within(1, 1000)
+        ),
     ] = 1,
     checkpoint: Annotated[
         list[Path] | None,
@@ -234,6 +238,7 @@ def score(
     code: Code,
     evaluation: Evaluation,
     workers: Workers = None,
+    context: typer.Context,
 ) -> None:
     """Score a run again from its evidence, without CLIP; or score anomaly maps of other code."""
     if (run_dir is None) == (maps is None):
@@ -249,6 +254,7 @@ def score(
     if run_dir is not None:
         from ..scoring import score_run
 
+        _refuse_given(context, ("scores", "name", "dataset", "out", "category"), "with --maps only")
         users = code.users()
         show([score_run(run_dir, evaluation.protocol, settings=pairs(settings), users=users, **options)])
         return
@@ -256,6 +262,7 @@ def score(
         raise UsageError("foreign maps need the dataset they belong to: --dataset ID")
     from ..run import score_maps_record
 
+    _refuse_given(context, ("settings", "method"), "with a run's folder only")
     found = score_maps_record(
         maps,
         dataset,
@@ -267,6 +274,15 @@ def score(
         **options,
     )
     show([found])
+
+
+def _refuse_given(context: typer.Context, names: Sequence[str], where: str) -> None:
+    """Refuse options that would be ignored."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source and source.name != "DEFAULT":
+            option = "--set" if name == "settings" else f"--{name}"
+            raise UsageError(f"{option} has a meaning {where}; leave it out")
 
 
 def show(records: list[Record]) -> None:

@@ -30,6 +30,7 @@ from .options import (
     method_ids,
 )
 from .run import interruptible
+from .verbs import Verbs, within
 
 if TYPE_CHECKING:
     from ..clip import Provenance
@@ -43,7 +44,7 @@ TRAININGS = (
     "zsad train -m aa-clip -d visa --shots 64 --set text_epochs=3 --out aa.safetensors",
 )
 
-checkpoints = typer.Typer(
+checkpoints = Verbs(
     help="List and show checkpoints, and convert those of a method's authors.",
     no_args_is_help=True,
     epilog=examples("zsad checkpoints list checkpoints/"),
@@ -92,22 +93,38 @@ def train(
             metavar="N",
             help="So many images per category, half of them normal.",
             rich_help_panel=RECIPE,
+            callback=within(2),
         ),
     ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(
-            "--epochs", metavar="N", help="Epochs (AA-CLIP: of its image side).", rich_help_panel=RECIPE
+            "--epochs",
+            metavar="N",
+            help="Epochs (AA-CLIP: of its image side).",
+            rich_help_panel=RECIPE,
+            callback=within(1, 4096),
         ),
     ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", metavar="N", help="Start values, order, augmentation.", rich_help_panel=RECIPE
+            "--seed",
+            metavar="N",
+            help="Start values, order, augmentation.",
+            rich_help_panel=RECIPE,
+            callback=within(0, 2**32 - 1),
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", help="Images per step.", rich_help_panel=RECIPE)
+        int | None,
+        typer.Option(
+            "--batch-size",
+            metavar="N",
+            help="Images per step.",
+            rich_help_panel=RECIPE,
+            callback=within(1, 65536),
+        ),
     ] = None,
     parameters: Parameters,
     towers: Towers,
@@ -115,13 +132,21 @@ def train(
     memory: Annotated[
         float,
         typer.Option(
-            "--memory", metavar="GIB", help="GiB of frozen features kept in memory.", rich_help_panel=MACHINE
+            "--memory",
+            metavar="GIB",
+            help="GiB of frozen features kept in memory.",
+            rich_help_panel=MACHINE,
+            callback=within(0, 1e6),
         ),
     ] = 4.0,
     disk: Annotated[
         float,
         typer.Option(
-            "--disk", metavar="GIB", help="GiB of them kept in a file otherwise.", rich_help_panel=MACHINE
+            "--disk",
+            metavar="GIB",
+            help="GiB of them kept in a file otherwise.",
+            rich_help_panel=MACHINE,
+            callback=within(0, 1e6),
         ),
     ] = 64.0,
     workers: Workers = None,
@@ -235,7 +260,10 @@ def import_(
         typer.Option("--out", "-o", metavar="FILE", help="The new file (else beside the first one)."),
     ] = None,
     epoch: Annotated[
-        int | None, typer.Option("--epoch", metavar="N", help="The epoch, where the file does not say.")
+        int | None,
+        typer.Option(
+            "--epoch", metavar="N", help="The epoch, where the file does not say.", callback=within(0)
+        ),
     ] = None,
     data: Data = None,
     parameters: Parameters,

@@ -8,8 +8,9 @@ import typer
 
 from ..text import say
 from .options import examples
+from .verbs import Verbs
 
-app = typer.Typer(
+app = Verbs(
     help="Fetch, check and list CLIP weights.",
     no_args_is_help=True,
     epilog=examples("zsad weights list ViT-L"),

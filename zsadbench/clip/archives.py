@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
+from ..files import stand_in
 from ..text import terminal
 
 LARGEST_PICKLE = 16 * 2**20
@@ -28,17 +29,6 @@ LARGEST_PICKLE = 16 * 2**20
 
 MOST_NODES = 100_000
 """Modules, tensors and other values that the tree of an archive may hold."""
-
-_NOT_WEIGHTS = (
-    (
-        rb"version https://git-lfs\.github\.com/",
-        "a Git LFS pointer, not the file it names; get that with git lfs pull, or download it",
-    ),
-    (
-        rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body|\?xml|!--)",
-        "a page of HTML, not weights; download the file itself (the raw link), signed in where that is asked",
-    ),
-)
 
 
 def examine(path: Path, needed: int = 0) -> None:
@@ -58,9 +48,8 @@ def examine(path: Path, needed: int = 0) -> None:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not start:
         raise WeightsError(f"{path}: the file is empty; download it again")
-    for pattern, words in _NOT_WEIGHTS:
-        if re.match(pattern, start, re.IGNORECASE):
-            raise WeightsError(f"{path}: this is {words}")
+    if other := stand_in(start):
+        raise WeightsError(f"{path}: {other}")
     declared = sum(item.file_size for item in _members(path))
     if declared > max(size, needed):
         raise WeightsError(

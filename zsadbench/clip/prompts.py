@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import MethodError, RecordError
-from ..files import cache_dir, digest_of, write_atomic
+from ..files import cache_dir, digest_of, stand_in, write_atomic
 
 if TYPE_CHECKING:
     from .towers import Clip
@@ -112,7 +112,10 @@ def read_prompts(path: Path) -> dict[str, tuple[str, ...]]:
     """
     keys = PROMPT_LISTS
     try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        if other := stand_in(content[:512]):
+            raise MethodError(f"{path}: {other}")
+        table: dict[str, Any] = tomllib.loads(content.decode())
     except FileNotFoundError:
         raise MethodError(f"{path}: no such prompt file; it is a TOML file with the lists {keys}") from None
     except (OSError, ValueError) as error:

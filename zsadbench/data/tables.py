@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError, suggest
+from ..files import stand_in
 from .templates import Segment
 
 Fields = dict[str, str]
@@ -65,7 +66,10 @@ def same_value(text: str, wanted: object) -> bool:
 
 def _text(path: Path, name: str) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        if other := stand_in(content[:512]):
+            raise DatasetError(f"{name}: {other}.")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise DatasetError(
             f"{name}: not UTF-8 text (byte {exc.start}); save it with that encoding."

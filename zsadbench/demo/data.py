@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from ..errors import DatasetError, UsageError
+from ..files import draft_folder
 from .factory import AUXILIARY, HELD_OUT, Picture, bad, faults_of, generator, good
 
 VERSION = 2
@@ -41,33 +40,38 @@ def write_demo(
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not an empty folder; choose another with --out")
-    total = 0
     try:
-        for category in categories_of(auxiliary):
-            total += _write_category(out / category, category, seed)
-            say(f"{category}: {NORMAL} normal, {ANOMALOUS} anomalous")
+        return _render(out, auxiliary, seed, say)
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror}); choose another with --out") from error
+
+
+def _render(out: Path, auxiliary: bool, seed: int = 0, say: Callable[[str], None] = lambda line: None) -> int:
+    total = 0
+    for category in categories_of(auxiliary):
+        total += _write_category(out / category, category, seed)
+        say(f"{category}: {NORMAL} normal, {ANOMALOUS} anomalous")
     return total
 
 
 def ensure_demo(cache: Path, *, auxiliary: bool = False) -> Path:
-    """Return the folder of the demo set below ``cache``, rendering it on first use (a few seconds)."""
+    """Return the folder of the demo set below ``cache``, rendering it on first use (a few seconds).
+
+    Raises:
+        DatasetError: if the cache cannot be written.
+    """
     name = "demo-aux" if auxiliary else "demo"
     final = cache / "demo" / f"{name}-{VERSION}"
-    if final.is_dir():
-        return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=final.parent))
-    try:
-        write_demo(draft, auxiliary=auxiliary)
-        draft.chmod(0o755)
-        draft.rename(final)
-    except OSError:
-        if not final.is_dir():  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    if not final.is_dir():
+        try:
+            with draft_folder(final) as draft:
+                _render(draft, auxiliary)
+        except OSError as error:
+            raise DatasetError(
+                f"{cache}: the demo cannot be rendered into this cache ({error.strerror or error}); set "
+                "ZSAD_CACHE to a folder that can be written, or write it with "
+                f"`zsad demo data{' --aux' * auxiliary} --out DIR` and give --data DIR"
+            ) from None
     return final
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DatasetError
+from ..files import stand_in
 from ..inputs import Preprocess
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
@@ -183,10 +184,9 @@ def _open(stream: IO[bytes], name: str) -> Image.Image:
             return Image.open(stream, formats=FORMATS)
     except UnidentifiedImageError:
         stream.seek(0)
-        head = stream.read(12)
-        raise DatasetError(
-            f"{name}: not an image (starts with {head!r}); fetch the file again, or convert it to PNG"
-        ) from None
+        head = stream.read(512)
+        unknown = f"not an image (starts with {head[:12]!r}); fetch the file again, or convert it to PNG"
+        raise DatasetError(f"{name}: {stand_in(head) or unknown}") from None
     except Exception as error:
         raise DatasetError(f"{name}: broken image header ({_reason(error)}); fetch the file again") from error
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
-    from ..inputs import OPENAI_MEAN, OPENAI_STD, Backbone, Batch, Preprocess, SecondTower
-    from .card import REFERENCE, Layer, MethodCard, method_cards
+    from ..inputs import OPENAI_MEAN, OPENAI_STD, Backbone, Batch, Preprocess, SecondTower, Within
+    from .card import REFERENCE, WORDLESS, Layer, MethodCard, method_cards
     from .contract import Check, check
     from .draft import draft_method, draft_prompts
     from .protocol import Evidence, Method, Observer
@@ -25,6 +25,7 @@ __all__ = [
     "OPENAI_MEAN",
     "OPENAI_STD",
     "REFERENCE",
+    "WORDLESS",
     "Backbone",
     "Batch",
     "Check",
@@ -36,6 +37,7 @@ __all__ = [
     "Preprocess",
     "Resolved",
     "SecondTower",
+    "Within",
     "blamed",
     "check",
     "convert",

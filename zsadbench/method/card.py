@@ -21,6 +21,8 @@ MaskResize = Literal["bilinear50", "nearest", "native"]
 
 MASK_RESIZES = ("bilinear50", "nearest", "native")
 WORDINGS = ("key", "spaced", "words")
+WORDLESS = "none"
+"""In place of a rule of wording: the prompts of the method name no category."""
 REFERENCE = "reference"
 
 _OPTIONAL_TEXTS = ("paper", "code", "bibtex", "backbone", "miniature")
@@ -219,7 +221,7 @@ def _keys(card: Card, table: Mapping[str, Any], *place: str) -> dict[str, Any]:
         if keys["evidence_per_patch"] < 1:
             card.fail("evidence_per_patch must be 1 or more numbers.", *place, "evidence_per_patch")
     if "wording" in table:
-        keys["wording"] = _one_of(card, table, "wording", WORDINGS, *place)
+        keys["wording"] = _one_of(card, table, "wording", (*WORDINGS, WORDLESS), *place)
     if "words" in table:
         keys["words"] = card.take(table, "words", dict, None, *place)
         for category in keys["words"]:

@@ -266,7 +266,9 @@ def map_parameters_touch_maps_only(bench: Bench) -> str:
 def _another(value: Any) -> Any:
     if isinstance(value, bool):
         return not value
-    return value + 1 if isinstance(value, int | float) else value
+    if isinstance(value, float):
+        return value / 2 or 0.5  # of a share too
+    return value + 1 if isinstance(value, int) else value
 
 
 def image_scores_are_sound(bench: Bench) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import MethodError, UsageError, suggest
 from ..inputs import second_towers
-from .card import REFERENCE, WORDINGS, Layer, MethodCard, method_cards
+from .card import REFERENCE, WORDINGS, WORDLESS, Layer, MethodCard, method_cards
 from .settings import convert, describe, hints, override, parameters, places
 from .user import blamed, card_of, is_users, user_class
 
@@ -367,4 +367,4 @@ def _check_words(words: Mapping[str, str], categories: Sequence[str]) -> None:
 
 def _worded(category: str, default: str, rule: str) -> str:
     spaced = category.replace("_", " ").strip()
-    return {"key": category, "spaced": spaced, "words": default or spaced}[rule]
+    return {"key": category, WORDLESS: category, "spaced": spaced, "words": default or spaced}[rule]

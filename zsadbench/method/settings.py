@@ -12,10 +12,10 @@ import math
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..errors import MethodError, UsageError, ZsadError, suggest
-from ..inputs import second_towers
+from ..inputs import Within, second_towers
 
 M = TypeVar("M")
 
@@ -90,13 +90,13 @@ def _shown(value: Any) -> str:
 
 
 def hints(cls: type) -> dict[str, Any]:
-    """Return the types of a dataclass's fields.
+    """Return the types of a dataclass's fields, with the numbers that they are bound to.
 
     Raises:
         MethodError: if an annotation names something that cannot be found when the program runs.
     """
     try:
-        return get_type_hints(cls)
+        return get_type_hints(cls, include_extras=True)
     except NameError as error:
         raise MethodError(
             f"{cls.__name__}: the type of a field cannot be resolved ({error}); "
@@ -111,6 +111,8 @@ def convert(value: Any, hint: Any) -> Any:
         ValueError: if it is not one; its text is a suggestion or empty.
     """
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _bounded(value, *args)
     if origin is Literal:
         return _choice(value, args)
     if origin in (Union, types.UnionType):
@@ -121,6 +123,13 @@ def convert(value: Any, hint: Any) -> Any:
     if hint not in simple:
         raise ValueError
     return simple[hint](value)
+
+
+def _bounded(value: Any, hint: Any, *marks: Any) -> Any:
+    found = convert(value, hint)
+    if any(found not in mark for mark in marks if isinstance(mark, Within)):
+        raise ValueError
+    return found
 
 
 def _choice(value: Any, choices: tuple[Any, ...]) -> Any:
@@ -196,6 +205,9 @@ def _path(value: Any) -> Path:
 def describe(hint: Any) -> str:
     """Return the type ``hint`` in words, as in "a whole number"."""
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        bounds = [f" {mark}" for mark in args[1:] if isinstance(mark, Within)]
+        return describe(args[0]) + "".join(bounds)
     if origin is Literal:
         return f"one of {', '.join(str(arg) for arg in args)}"
     if origin in (Union, types.UnionType):

@@ -28,7 +28,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import MethodError, UsageError, ZsadError, is_out_of_memory, suggest
-from .card import WORDINGS, MethodCard, Training, method_cards
+from .card import WORDINGS, WORDLESS, MethodCard, Training, method_cards
 
 _KEYS = {
     "title": str,
@@ -136,8 +136,10 @@ def _callable(cls: type, name: str) -> bool:
 def _class_value(cls: type, key: str, kind: type, spec: str) -> Any:
     value = getattr(cls, key)
     value = tuple(value) if kind is tuple and isinstance(value, list) else value
-    if not isinstance(value, kind) or (key == "wording" and value not in WORDINGS):
-        wanted = f"one of {', '.join(WORDINGS)}" if key == "wording" else f"of type {kind.__name__}"
+    if not isinstance(value, kind) or (key == "wording" and value not in (*WORDINGS, WORDLESS)):
+        wanted = (
+            f"one of {', '.join((*WORDINGS, WORDLESS))}" if key == "wording" else f"of type {kind.__name__}"
+        )
         raise MethodError(f"{spec}: the class variable '{key}' must be {wanted}, not {value!r}")
     return value
 

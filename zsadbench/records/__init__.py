@@ -13,7 +13,7 @@ from ..surface import room
 if TYPE_CHECKING:
     from .contents import Contents
     from .evidence import EvidenceStore, Slice, by_category, plan, select_rows
-    from .files import EDITED, RESCORE, UNKNOWN, NewerSchema, RecordWarning, is_metric, read_text
+    from .files import EDITED, RESCORE, UNKNOWN, NewerSchema, RecordWarning, check_run, is_metric, read_text
     from .groups import Group, shared_rules
     from .observations import OBSERVATION, near_runs, read_observation, write_observation
     from .published import KINDS, Published, published_figures
@@ -46,6 +46,7 @@ __all__ = [
     "RecordWarning",
     "Slice",
     "by_category",
+    "check_run",
     "find_records",
     "is_metric",
     "load_records",

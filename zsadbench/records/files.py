@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from ..errors import RecordError
-from ..files import digest_of
+from ..files import digest_of, stand_in
+from ..inputs import Within
 from ..metrics import METRICS
+from .shapes import LARGEST, OBSERVATION_KEYS, RECORD_KEYS, RULE_KEYS, RUN_KEYS, check_bounds, check_shape
 
 SCHEMA = 2
 """Raised whenever older code could misread what is written; 2: seals, digests of evidence and masks."""
@@ -24,55 +26,6 @@ EDITED = "edited"
 
 RERUN = "repeat the `zsad run` command, it writes this file again from the evidence"
 RESCORE = "delete this file and run `zsad score` on the run folder again, it needs no CLIP"
-
-# Dotted key -> its types; a key that starts with "?" may be missing.
-_Shape = Mapping[str, tuple[type, ...]]
-_OBSERVATION_KEYS: _Shape = {
-    "observation": (str,),
-    "method": (dict,),
-    "method.id": (str,),
-    "?method.variant": (str,),
-    "?method.version": (int, str),
-    "?method.parameters": (dict,),
-    "backbone": (dict, NoneType),
-    "?backbone.name": (str,),
-    "?checkpoint": (dict, NoneType),
-    "dataset": (dict,),
-    "dataset.id": (str,),
-    "dataset.digest": (str,),
-    "dataset.contents": (str,),
-    "?dataset.samples": (int,),
-    "?dataset.selection": (dict, NoneType),
-    "?wordings": (dict,),
-    "?failed": (list,),
-    "?seed": (int, NoneType),
-    "?marks": (list,),
-    "?environment": (dict,),
-    "?complete": (bool,),
-    "?family": (str,),
-    "?command": (list,),
-    "?seal": (str,),
-}
-_RECORD_KEYS: _Shape = {
-    "record": (str,),
-    "observation": (dict,),
-    "protocol": (dict,),
-    "protocol.id": (str,),
-    "protocol.version": (int,),
-    "?protocol.size": (int, str),
-    "?protocol.mask_resize": (str,),
-    "?protocol.legacy": (bool,),
-    "?protocol.map_parameters": (dict,),
-    "metric_version": (int,),
-    "categories": (list,),
-    "?masks": (str,),
-    "?changed_code": (bool,),
-    "?command": (list,),
-    "?tables": (dict,),
-    "?warnings": (list,),
-    "?created": (str,),
-    "?seal": (str,),
-}
 
 _TIMES = ("created", "seconds", "images_per_second", "peak_memory_mb", "command")
 
@@ -104,6 +57,16 @@ def is_sealed(content: Mapping[str, Any]) -> bool:
     return bool(content["schema"] < 2 or content.get("seal") == sealed(content)["seal"])
 
 
+def check_run(path: Path, observation: Mapping[str, Any], protocol: Mapping[str, Any] | None = None) -> None:
+    """Refuse an observation, and a protocol, without what it takes to render maps again."""
+    if not observation["method"].get("foreign"):
+        check_shape(path, observation, RUN_KEYS, RERUN)
+    if protocol is not None:
+        check_shape(path, protocol, RULE_KEYS, RESCORE, "protocol.")
+        if isinstance(size := protocol["size"], int) and size not in (sizes := Within(1, 8192)):
+            raise RecordError(f"{path}: 'protocol.size' is {str(size)[:40]}, no number {sizes}; {RESCORE}.")
+
+
 def is_metric(name: str) -> bool:
     """Tell whether a column is a metric: an id such as ``pixel_aupro@0.05``, no threshold and no spread."""
     base, _, limit = name.partition("@")
@@ -120,19 +83,17 @@ def metric_order(name: str) -> tuple[int, str]:
 def check_record(path: Path, content: Mapping[str, Any], remedy: str) -> None:
     """Refuse the content of a record that lacks a key or has a metric outside [0, 1]."""
     _check_schema(path, content, remedy)
-    _check_keys(path, content, _RECORD_KEYS, remedy)
-    _check_keys(path, content["observation"], _OBSERVATION_KEYS, remedy, "observation.")
+    check_shape(path, content, RECORD_KEYS, remedy)
+    check_shape(path, content["observation"], OBSERVATION_KEYS, remedy, "observation.")
     names: set[str] = set()
     for row in content["categories"]:
-        if not isinstance(row, dict) or not isinstance(row.get("category"), str):
-            raise RecordError(f"{path}: a row of 'categories' has no category; {remedy}.")
         if row["category"] in names:
             raise RecordError(f"{path}: category '{row['category']}' stands there twice; {remedy}.")
         names.add(row["category"])
         for key, value in row.items():
             if is_metric(key) and not _is_rate(value):
                 where = f"{key} of '{row['category']}'"
-                raise RecordError(f"{path}: {where} is {value!r}, not null or within [0, 1]; {remedy}.")
+                raise RecordError(f"{path}: {where} is {value!r:.40}, not null or within [0, 1]; {remedy}.")
     if not names:
         raise RecordError(f"{path}: has no category; {remedy}.")
 
@@ -147,23 +108,7 @@ def _is_rate(value: Any) -> bool:
 def check_observation(path: Path, content: Mapping[str, Any], remedy: str) -> None:
     """Refuse the content of an observation that lacks a key or has one of a wrong type."""
     _check_schema(path, content, remedy)
-    _check_keys(path, content, _OBSERVATION_KEYS, remedy)
-
-
-def _check_keys(path: Path, content: Mapping[str, Any], shape: _Shape, remedy: str, prefix: str = "") -> None:
-    for key, kinds in shape.items():
-        optional, names = key.startswith("?"), key.lstrip("?").split(".")
-        value: Any = content
-        for name in names:
-            value = value.get(name, KeyError) if isinstance(value, Mapping) else KeyError
-        label = prefix + ".".join(names)
-        if value is KeyError:
-            if optional:
-                continue
-            raise RecordError(f"{path}: the key '{label}' is missing; {remedy}.")
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
-            raise RecordError(f"{path}: '{label}' is {value!r:.40}, not {wanted}; {remedy}.")
+    check_shape(path, content, OBSERVATION_KEYS, remedy)
 
 
 def _check_schema(path: Path, content: Mapping[str, Any], remedy: str) -> None:
@@ -179,8 +124,13 @@ def _check_schema(path: Path, content: Mapping[str, Any], remedy: str) -> None:
 
 def read_text(path: Path, remedy: str) -> str:
     """Return a text file; whatever prevents it is a :class:`RecordError`."""
+    if os.path.lexists(path) and not path.is_file():
+        raise RecordError(f"{path}: no file that can be read; {remedy}.")
     try:
-        return path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        if other := stand_in(content[:512]):
+            raise RecordError(f"{path}: {other}; or {remedy}.")
+        return content.decode()
     except FileNotFoundError:
         raise RecordError(f"{path}: no such file; name a folder that `zsad run` wrote.") from None
     except UnicodeDecodeError:
@@ -191,6 +141,8 @@ def read_text(path: Path, remedy: str) -> str:
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """Return a JSON object; a file that is missing or cut short is a :class:`RecordError`."""
+    if path.is_file() and path.stat().st_size > LARGEST:
+        raise RecordError(f"{path}: larger than the {LARGEST >> 20} MiB of any record; {remedy}.")
     text = read_text(path, remedy)
     try:
         content = json.loads(text, parse_constant=_refuse_constant)
@@ -198,6 +150,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         raise RecordError(f"{path}: cut short or damaged ({error}); {remedy}.") from None
     if not isinstance(content, dict):
         raise RecordError(f"{path}: not a JSON object; {remedy}.")
+    check_bounds(path, content, remedy)
     return content
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -165,7 +166,8 @@ class Record:
                 return int(seed)
         if not self.untrained:
             return None
-        return int(str(self.observation["backbone"]["weights"]).partition(":")[2] or 0)
+        seed = str(self.observation["backbone"]["weights"]).partition(":")[2]
+        return int(seed) if seed.isdecimal() else 0
 
     @property
     def created(self) -> str:
@@ -305,8 +307,10 @@ def read_record(path: Path) -> Record:
         if not whole:
             raise RecordError(f"{path}: was changed after it was written (its digest differs); {RESCORE}.")
         return Record(path, content)
-    digests = content.get("tables") or dict.fromkeys((IMAGES_CSV, CATEGORIES_CSV), "")
-    tables = [name for name, digest in digests.items() if _digest(path.parent / name) != digest]
+    digests = content.get("tables") or {}
+    tables = [
+        name for name in (IMAGES_CSV, CATEGORIES_CSV) if _digest(path.parent / name) != digests.get(name, "")
+    ]
     edited = ((path.name,) if not whole else ()) + tuple(tables)
     return Record(path, content, edited, _edit_notes(path, edited))
 
@@ -321,8 +325,9 @@ def _edit_notes(path: Path, edited: Sequence[str]) -> tuple[str, ...]:
 
 
 def _digest(path: Path) -> str | None:
+    """Return the SHA-256 of a table; None where there is none."""
     try:
-        return hash_file(path)
+        return hash_file(path) if path.is_file() else None
     except OSError:
         return None
 
@@ -335,7 +340,7 @@ def find_records(paths: Sequence[Path]) -> tuple[list[Record], list[str]]:
     """
     found: list[Record] = []
     problems: list[str] = []
-    for path in sorted({file.resolve(): file for given in paths for file in _files(given)}.values()):
+    for path in sorted({file.parent.resolve(): file for given in paths for file in _files(given)}.values()):
         try:
             found.append(read_record(path))
         except RecordError as error:
@@ -357,7 +362,8 @@ def load_records(paths: Sequence[Path]) -> list[Record]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        return list(path.rglob(RECORD))
+        # Whatever bears the name, a broken link too: it is named where it cannot be read.
+        return [Path(place, RECORD) for place, *inside in os.walk(path) if any(RECORD in of for of in inside)]
     if not path.exists():
         raise RecordError(f"{path}: no such folder; name one that `zsad run` wrote, by default results/.")
     if path.name != RECORD:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,8 @@ def _cell(value: Any) -> str:
 
 def _image_row(row: Mapping[str, str]) -> ImageRow:
     def number(name: str) -> float | None:
+        if row[name] and not math.isfinite(float(row[name])):
+            raise ValueError(name)
         return float(row[name]) if row[name] else None
 
     label = {"0": False, "1": True}[row["anomalous"]]

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
-    from .engine import DTYPES, Encoder, Pass, Task, observe, pick_device
+    from .engine import Encoder, Pass, Task, observe, pick_device, pick_dtype
     from .foreign import score_maps, score_maps_record
     from .jobs import Request, find_samples
     from .run import execute, run
     from .zeroshot import held_checkpoints, trained_on
 
 __all__ = [
-    "DTYPES",
     "Encoder",
     "Pass",
     "Request",
@@ -28,6 +27,7 @@ __all__ = [
     "held_checkpoints",
     "observe",
     "pick_device",
+    "pick_dtype",
     "run",
     "score_maps",
     "score_maps_record",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..clip import Clip, load_clip
-from ..errors import MethodError, is_out_of_memory
+from ..errors import MethodError, UsageError, is_out_of_memory, suggest
 from ..images import Loaded, stream, to_batch_images
 from ..inputs import Backbone, Batch, Preprocess
 from ..method import Evidence, Method, Observer, blamed
@@ -81,13 +81,24 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # `meta` makes tensors that hold no number
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise MethodError(
             f"device '{name}' cannot be used ({reason[:100]}); use --device auto or cpu"
         ) from None
     return device
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """Return the number type of the image tower called ``name``.
+
+    Raises:
+        UsageError: for an unknown one.
+    """
+    if name not in DTYPES:
+        raise UsageError(f"unknown dtype '{name}'.{suggest(name, DTYPES)}")
+    return DTYPES[name]
 
 
 class Encoder:

@@ -7,6 +7,7 @@ import math
 import struct
 import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RecordError
+from ..files import stand_in
 from ..images import MAX_PIXELS, probe
 from ..metrics import as_real
 from ..samples import Sample, nfc
@@ -103,6 +105,7 @@ def shape_of(path: Path) -> Shape:
     Raises:
         RecordError: if it is no file of one map, or claims more than it holds or than an image may have.
     """
+    refuse_stand_in(path)
     try:
         with path.open("rb") as stream:
             return _header(path, stream)
@@ -224,6 +227,7 @@ def read_scores(path: Path, keys: Collection[str]) -> dict[str, float]:
         RecordError: naming the file and line that is wrong, or the keys without a score.
     """
     scores: dict[str, float] = {}
+    refuse_stand_in(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
@@ -245,6 +249,13 @@ def read_scores(path: Path, keys: Collection[str]) -> dict[str, float]:
             f"{path}: no score for {len(missing)} samples: {some(missing)}; add rows with their keys"
         )
     return scores
+
+
+def refuse_stand_in(path: Path) -> None:
+    """Refuse a file that another one stands for, or was fetched in place of."""
+    with suppress(OSError), path.open("rb") as stream:
+        if other := stand_in(stream.read(512)):
+            raise RecordError(f"{path}: {other}")
 
 
 def _number(text: str | None, where: str) -> float:

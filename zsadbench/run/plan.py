@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..clip import find_seconds
 from ..errors import MethodError, UsageError, ZsadError, suggest
-from ..method import Resolved, method_cards, parse_spec, places, resolve
+from ..method import WORDLESS, Resolved, method_cards, parse_spec, places, resolve
 from ..records import Contents
 from ..samples import Dataset
 from .found import find
@@ -62,14 +62,16 @@ def _plan(chosen: Sequence[str], everything: bool, spec: str, request: Request) 
 
 
 def _choices(jobs: Sequence[Job], request: Request, asked: str | None) -> list[str]:
-    """Return which checkpoints, and which CLIP for one, were chosen where the user named none."""
+    """Return which checkpoints, and which CLIP for one, were chosen for the user, and idle words."""
     trained = [job for job in jobs if job.observation["checkpoint"]]
+    wordless = [job for job in jobs if request.words and job.resolved.card.wording == WORDLESS]
     named = request.checkpoints or "checkpoint" in request.settings
     notes = [
         f"{job.task.name} uses {job.resolved.parameters['checkpoint']}, the newest that fits in {FOLDER}"
         for job in trained
         if not named
     ]
+    notes += [f"{job.task.name}: --words changes nothing, its prompts name no category" for job in wordless]
     if asked is None:
         notes += [
             f"{job.task.name} runs on {name}, which its checkpoint was trained on"
@@ -104,7 +106,7 @@ def _methods(
             skipped[spec] = str(error)
     if not found:
         raise MethodError("no method can run: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
-    _check_settings(request, [resolved for resolved, _ in found])
+    _check_used(request, [resolved for resolved, _ in found], skipped)
     return found, skipped
 
 
@@ -173,8 +175,15 @@ def _resolve(
     )
 
 
-def _check_settings(request: Request, found: Sequence[Resolved]) -> None:
-    """Refuse a setting that no method of the run has."""
+def _check_used(request: Request, found: Sequence[Resolved], skipped: Mapping[str, str]) -> None:
+    """Refuse what no method of the run has any use for: a setting, a checkpoint, words."""
+    names = ", ".join(dict.fromkeys(resolved.id for resolved in found))
+    if request.checkpoints and not skipped and not any(resolved.card.trained for resolved in found):
+        raise UsageError(f"--checkpoint {request.checkpoints[0]}: {names} takes none; leave it out")
+    if request.words and all(resolved.card.wording == WORDLESS for resolved in found):
+        raise UsageError(
+            f"--words {next(iter(request.words))}=...: the prompts of {names} name no category; leave it out"
+        )
     known = {name for resolved in found for name in places(resolved.method)}
     for name in request.settings:
         if name not in known:

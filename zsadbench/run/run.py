@@ -18,7 +18,7 @@ from ..inputs import Backbone
 from ..progress import Progress
 from ..records import Record, find_records, write_observation
 from ..scoring import EvaluationProtocol, evaluated, frame, rules_for, score_observation
-from .engine import DTYPES, Encoder, observe, peak_memory_mb, pick_device
+from .engine import Encoder, observe, peak_memory_mb, pick_device, pick_dtype
 from .found import observed
 from .jobs import Job, Request
 from .plan import Plan, plan_run
@@ -71,9 +71,7 @@ def execute(
         ZsadError: before anything is computed, wherever that is possible.
         KeyboardInterrupt: after ``stop`` was set and the slices in work are stored.
     """
-    device = pick_device(request.device)
-    if request.dtype not in DTYPES:
-        raise UsageError(f"unknown dtype '{request.dtype}'.{suggest(request.dtype, DTYPES)}")
+    device, dtype = pick_device(request.device), pick_dtype(request.dtype)
     plans = plan_run(methods, datasets, request)
     for job in (job for plan in plans for job in plan.jobs):
         # A wrong protocol or size says so before the first image.
@@ -90,7 +88,7 @@ def execute(
             encoder = Encoder(
                 [job.task for job in plan.jobs if job.task.missing],
                 device=device,
-                dtype=DTYPES[request.dtype],
+                dtype=dtype,
                 batch_size=request.batch_size,
                 clips=clips,
             )

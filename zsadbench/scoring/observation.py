@@ -21,6 +21,7 @@ from ..records import (
     Record,
     Slice,
     by_category,
+    check_run,
     plan,
     read_observation,
     write_record,
@@ -106,6 +107,7 @@ class StoredMaps:
         said = record.observation
         if said["method"].get("foreign") or not said["method"].get("spec"):
             raise RecordError(f"{record.method}: maps of other code, scored here; they are not stored")
+        check_run(record.path, said, record.protocol)
         rules = EvaluationProtocol.of(record.protocol)
         return cls(record.path.parents[1], restore(said, users), observed_dataset(said, data), rules)
 
@@ -246,6 +248,7 @@ def score_run(
         raise RecordError(
             f"{run_dir}: this run did not finish; repeat the zsad run command, it goes on where it was"
         )
+    check_run(run_dir / OBSERVATION, observation)
     resolved = restore(observation, users)
     changes = map_settings(resolved, settings)
     dataset = observed_dataset(observation, data)

@@ -236,7 +236,7 @@ def joint_words(found: Sequence[Resolved], data: Sequence[Dataset]) -> dict[str,
 
 
 def with_settings(recipe: Any, changes: Mapping[str, Any]) -> Any:
-    """Return ``recipe`` with some fields changed, each of its field's type; counts must be positive."""
+    """Return ``recipe`` with some fields changed, each of its field's type."""
     types = hints(type(recipe))
     values: dict[str, Any] = {}
     for name, value in changes.items():
@@ -244,12 +244,7 @@ def with_settings(recipe: Any, changes: Mapping[str, Any]) -> Any:
             values[name] = convert(value, types[name])
         except ValueError:
             raise UsageError(f"{name}={value}: must be {describe(types[name])}") from None
-    changed = dataclasses.replace(recipe, **values)
-    for entry in dataclasses.fields(changed):
-        counted = entry.name.endswith(("epochs", "batch_size"))
-        if counted and getattr(changed, entry.name) < 1:
-            raise UsageError(f"{entry.name}={getattr(changed, entry.name)}: give 1 or more")
-    return changed
+    return dataclasses.replace(recipe, **values)
 
 
 def make_stages(recipe: Any, resolved: Resolved, clip: Clip, words: Mapping[str, str]) -> list[Stage]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecordError, UsageError
-from ..files import write_atomic
+from ..files import stand_in, write_atomic
 from ..method import flattened, resolve
 from ..text import terminal
 from .predictor import Predictor, Setup
@@ -148,7 +148,10 @@ def read_threshold(path: Path) -> Threshold:
     """
     remedy = "make one with zsad calibrate --normal DIR --fpr RATE --out FILE"
     try:
-        content = json.loads(path.read_text("utf-8"))
+        start = path.read_bytes()
+        if other := stand_in(start[:512]):
+            raise RecordError(f"{terminal(path)}: {other}; or {remedy}")
+        content = json.loads(start.decode())
     except FileNotFoundError:
         raise RecordError(f"{terminal(path)}: no such threshold file; {remedy}") from None
     except (OSError, ValueError) as error:

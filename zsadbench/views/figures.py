@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,17 +35,21 @@ def choose(
     by: str | None = None,
     intervals: bool = False,
     users: UserMethods = NOBODY,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Board:
     """Return the one board of the records at or below ``paths`` that a figure is made of.
 
     ``protocol`` is an id, with or without its version; ``methods`` (ids, or labels of the board) choose
-    rows and their order; ``by``, ``intervals`` and ``users`` are those of :func:`zsadbench.board.boards`.
+    rows and their order; ``by``, ``intervals`` and ``users`` are those of :func:`zsadbench.board.boards`;
+    ``say`` is told which records are left out.
 
     Raises:
         UsageError: if the choice leaves several boards, or names what is not there.
         RecordError: if there is no record.
     """
-    records, _ = find_records(paths)
+    records, problems = find_records(paths)
+    for problem in problems:
+        say(f"left out: {problem}")
     if not records:
         raise RecordError(nothing_there(paths))
     if dataset is not None:

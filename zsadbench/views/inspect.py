@@ -18,6 +18,7 @@ from ..records import (
     ImageRow,
     Record,
     Slice,
+    check_run,
     read_observation,
     read_record,
     select_rows,
@@ -84,6 +85,7 @@ def write_map(run_dir: Path, found: Mapping[str, Any], out: Path, users: UserMet
     if not _has_evidence(observation):
         raise RecordError(f"{terminal(run_dir)}: foreign maps leave no evidence; look at the maps themselves")
     record = _record(run_dir, found["protocol"])
+    check_run(record.path, observation, record.protocol)
     part, resolved = _find(run_dir, found["key"]), restore(observation, users)
     said = record.protocol
     method = override(resolved.method, said.get("map_parameters") or {})
@@ -136,7 +138,7 @@ def _record(run_dir: Path, protocol: str | None) -> Record:
 def _unknown(
     run_dir: Path, key: str, rows: Mapping[str, ImageRow], observation: Mapping[str, Any]
 ) -> UsageError | RecordError:
-    for failed in observation["failed"]:
+    for failed in observation.get("failed") or ():
         if failed["key"] == key:
             return RecordError(f"{terminal(run_dir)}: this image could not be read: {failed['reason']}")
     if not key:

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from ..clip import find_seconds, find_weights, load_checkpoint
 from ..environment import environment
-from ..errors import DatasetError, MethodError, UsageError, suggest
+from ..errors import DatasetError, MethodError, UsageError
 from ..files import sha256_of
 from ..images import Loaded, decode, preprocess, stream
 from ..method import Resolved, resolve
 from ..records import EvidenceStore, Slice, select_rows
-from ..run import DTYPES, Encoder, Task, pick_device, trained_on
+from ..run import Encoder, Task, pick_device, pick_dtype, trained_on
 from ..samples import Sample
 from ..scoring import EvidenceMaps
 from ..text import terminal
@@ -107,7 +107,7 @@ class Predictor:
             self.resolved.card.order_dependent,
         )
         self.encoder = Encoder(
-            [self.task], device=device, dtype=DTYPES[setup.dtype], batch_size=setup.batch_size
+            [self.task], device=device, dtype=pick_dtype(setup.dtype), batch_size=setup.batch_size
         )
 
     def observe(self, paths: Sequence[Path]) -> Iterator[tuple[Prediction, Slice]]:
@@ -256,8 +256,7 @@ def _absolute(name: str) -> str:
 
 
 def _check(setup: Setup) -> None:
-    if setup.dtype not in DTYPES:
-        raise UsageError(f"unknown dtype '{setup.dtype}'.{suggest(setup.dtype, DTYPES)}")
+    pick_dtype(setup.dtype)  # before anything is read
     if setup.tile is not None and setup.tile < 1:
         raise UsageError(f"--tile {setup.tile}: a tile has a side of 1 pixel or more")
     if not 0 <= setup.overlap <= MAX_OVERLAP:
