@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -145,7 +146,7 @@ def test_the_users_style_changes_nothing(tmp_path: Path) -> None:
     def drawn(name: str) -> bytes:
         with plots.style():
             figure, (axes,) = plots.sheet(2, 2)
-            plots.draw_histogram(axes, [0.1, 0.2, 0.2], [0.9])
+            plots.draw_bars(axes, [plots.Bar("one", 0.5, (0.4, 0.6))], "AUROC")
             plots.save(figure, tmp_path / name)
         return (tmp_path / name).read_bytes()
 
@@ -225,3 +226,21 @@ def test_the_commands_write_figures(boards: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app(), words)
     assert done.exit_code == 0 and done.output.strip() == str(out), done.output
     assert Image.open(out).size == (720, 308)
+
+
+def test_a_histogram_is_written_out_with_the_shares_as_heights() -> None:
+    svg = plots.histogram_svg([0.0, 0.0, 0.0, 1.0], [1.0])
+    filled, outlined = re.findall(r'<path d="M40 122([^"]*)V122" (?:fill="var|fill="none" stroke="var)', svg)
+    heights = [float(text) for text in re.findall(r"V([\d.]+)H", filled)]
+    low, high = 122 - (122 - 8) * 0.75 / 1.05, 122 - (122 - 8) * 0.25 / 1.05
+    assert (heights[0], heights[-1]) == (pytest.approx(low, abs=0.1), pytest.approx(high, abs=0.1))
+    assert set(heights[1:-1]) == {122.0}
+    assert float(re.findall(r"V([\d.]+)H", outlined)[-1]) == pytest.approx(122 - 114 / 1.05, abs=0.1)
+    assert "matplotlib" not in svg and svg.count("<svg") == 1
+
+
+@pytest.mark.parametrize("scores", [([], [2.0]), ([5.0], []), ([1e30, -1e30], [0.0]), ([0.0] * 9, [0.0])])
+def test_a_histogram_of_odd_scores_is_sound_xml(scores: tuple[list[float], list[float]]) -> None:
+    svg = plots.histogram_svg(*scores)
+    ElementTree.fromstring(svg)
+    assert "nan" not in svg and "inf" not in svg

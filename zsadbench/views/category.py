@@ -98,13 +98,41 @@ class Hall:
     exhibits: tuple[Exhibit, ...]
 
 
+ImagesOf = Mapping[Path, Mapping[str, Sequence[ImageRow]] | str]
+"""The images of each record by category, by the record's path, or why there are none."""
+
+
+def read_images(rows: Iterable[Row]) -> ImagesOf:
+    """Return the images of the records of a board, each table read once."""
+    found: dict[Path, dict[str, list[ImageRow]] | str] = {}
+    for record in (row.record for row in rows):
+        held: dict[str, list[ImageRow]] = {}
+        try:
+            for image in record.images():
+                held.setdefault(image.category, []).append(image)
+            found[record.path] = held
+        except ZsadError as error:
+            found[record.path] = str(error)
+    return found
+
+
 def enter(
-    rows: Sequence[Row], category: str, replays: Mapping[Path, Replay | str], *, pixels: bool = True
+    rows: Sequence[Row],
+    category: str,
+    replays: Mapping[Path, Replay | str],
+    images: ImagesOf,
+    *,
+    pixels: bool = True,
 ) -> list[Entry]:
     """Return the methods of a board in one category, with maps and pixel curves where they can be had."""
     held = [row for row in rows if category in row.record.categories]
     with ThreadPoolExecutor(default_workers(), thread_name_prefix="zsad-report") as pool:
-        return list(pool.map(lambda row: _entry(row, category, replays[row.record.path], pixels), held))
+        return list(
+            pool.map(
+                lambda row: _entry(row, category, replays[row.record.path], images[row.record.path], pixels),
+                held,
+            )
+        )
 
 
 def open_replays(
@@ -120,13 +148,16 @@ def open_replays(
     return found
 
 
-def _entry(row: Row, category: str, replay: Replay | str, pixels: bool) -> Entry:
-    record, label, reasons = row.record, _label(row), {}
-    rows: list[ImageRow] = []
-    try:
-        rows = [image for image in record.images() if image.category == category]
-    except ZsadError as error:
-        reasons["images"] = str(error)
+def _entry(
+    row: Row,
+    category: str,
+    replay: Replay | str,
+    images: Mapping[str, Sequence[ImageRow]] | str,
+    pixels: bool,
+) -> Entry:
+    record, label = row.record, _label(row)
+    reasons = {"images": images} if isinstance(images, str) else {}
+    rows = () if isinstance(images, str) else images.get(category, ())
     if isinstance(replay, str):
         return Entry(label, record, rows, reasons=reasons | {"maps": replay, "pixels": replay})
     try:
@@ -197,10 +228,10 @@ def _area(curve: Curve, kind: plots.Kind, limit: float) -> float | None:
     return curve.auroc if kind == "roc" else curve.ap
 
 
-def histogram_plots(entries: Sequence[Entry], name: str) -> list[Plot]:
+def histogram_plots(entries: Sequence[Entry]) -> list[Plot]:
     """Return one histogram of image scores for each method, normal against anomalous images."""
     found = []
-    for index, entry in enumerate(entries):
+    for entry in entries:
         scored = [row for row in entry.rows if row.image_score is not None]
         if not scored:
             continue
@@ -208,10 +239,7 @@ def histogram_plots(entries: Sequence[Entry], name: str) -> list[Plot]:
             [row.image_score for row in scored if row.anomalous is label and row.image_score is not None]
             for label in (False, True)
         )
-        with plots.style():
-            figure, (axes,) = plots.sheet(3.6, 2.2)
-            plots.draw_histogram(axes, normal, anomalous)
-            svg = plots.to_svg(figure, f"{name}-scores-{index}")
+        svg = plots.histogram_svg(normal, anomalous)
         about = [_range("normal", normal), _range("anomalous", anomalous)]
         found.append(Plot(entry.label, f"{'; '.join(about)}.", Markup(svg)))
     return found

@@ -14,7 +14,7 @@ from ..errors import RecordError, UsageError, suggest
 from ..records import Record, find_records
 from ..scoring import NOBODY, UserMethods
 from . import plots
-from .category import CURVES, Entry, curves_of, enter, open_replays, pro_limit, ranked, title
+from .category import CURVES, Entry, curves_of, enter, open_replays, pro_limit, ranked, read_images, title
 from .galleries import Standing
 from .replay import CategoryMaps, Replay
 from .site import metric_name
@@ -131,7 +131,7 @@ def _pictures(entries: Sequence[Entry], key: str) -> list[tuple[str, Pixels]]:
 
 def _enter(board: Board, category: str, replays: Mapping[Path, Replay | str], *, pixels: bool) -> list[Entry]:
     """Return the methods of a board in one category; a figure without one of them is refused."""
-    entries = enter(board.rows, category, replays, pixels=pixels)
+    entries = enter(board.rows, category, replays, read_images(board.rows), pixels=pixels)
     for entry in entries:
         if "images" in entry.reasons:
             raise RecordError(f"{entry.label}: {entry.reasons['images']}")

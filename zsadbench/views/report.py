@@ -17,9 +17,8 @@ from ..errors import RecordError
 from ..records import Record, find_records
 from ..scoring import NOBODY, UserMethods
 from . import plots, provenance
-from .category import curve_plots, enter, halls, histogram_plots, open_replays, ranked
+from .category import Entry, curve_plots, enter, halls, histogram_plots, open_replays, ranked, read_images
 from .overlay import ramp
-from .replay import Replay
 from .site import Names, Site
 
 GALLERY = 8
@@ -108,13 +107,15 @@ class _Builder:
         for part in self.parts:
             self.say(f"{part.board.group}")
             replays = open_replays(part.board.records, self.data, self.users)
+            images = read_images(part.board.rows)
             for category, page in part.categories.items():
-                self._category(part, category, page, replays)
+                self._category(part, category, page, enter(part.board.rows, category, replays, images))
         for page in dict.fromkeys(part.dataset_page for part in self.parts):
             own = [part for part in self.parts if part.dataset_page == page]
             self._page(page, "dataset.html", {"parts": own, "dataset": own[0].board.group.dataset})
-        for record in (record for part in self.parts for record in part.board.records):
-            self._record(record)
+        for part in self.parts:
+            for record in part.board.records:
+                self._record(record, part.dataset_page)
         self.site.write("leaderboard.csv", to_csv([part.board for part in self.parts]).encode())
         self._page("index", "index.html", {"parts": self.parts, "unreadable": self.unreadable})
         problems = tuple(dict.fromkeys(self.problems))
@@ -135,9 +136,8 @@ class _Builder:
             parts.append(_Part(board, detailed, pages[name], anchor, categories))
         return parts
 
-    def _category(self, part: _Part, category: str, page: str, replays: Mapping[Path, Replay | str]) -> None:
+    def _category(self, part: _Part, category: str, page: str, entered: Sequence[Entry]) -> None:
         self.say(f"  {category}")
-        entered = enter(part.board.rows, category, replays)
         entries = [entry for entry in entered if entry.rows]
         images = ranked(entries)
         reasons = [
@@ -152,16 +152,16 @@ class _Builder:
             "entries": entries,
             "reasons": reasons,
             "curves": curve_plots(entries, page),
-            "histograms": histogram_plots(entries, page),
+            "histograms": histogram_plots(entries),
             "halls": halls(entries, images, self.gallery, f"images/{page}", self.site.write),
             "images": images,
         }
         self._page(page, "category.html", context)
 
-    def _record(self, record: Record) -> None:
+    def _record(self, record: Record, page: str) -> None:
         context = {
             "record": record,
-            "dataset_page": next(p.dataset_page for p in self.parts if record in p.board.records),
+            "dataset_page": page,
             "sections": provenance.sections(record),
             "undefined": provenance.undefined(record),
             "warnings": provenance.warnings_of(record),
