@@ -83,6 +83,7 @@ def sound_calls() -> dict[tuple[str, ...], list[str]]:
         ("run",): ["-d", "parts", *CLIP, "--out", "results"],
         ("score",): [run_dir, "--workers", "1"],
         ("train",): [*TRAINING, "--workers", "1", "--out", "trained.safetensors"],
+        ("reproduce",): ["clip", "-d", "mvtec", "--data", "parts", "-q"],
         ("checkpoints", "list"): ["."],
         ("checkpoints", "show"): [],
         ("checkpoints", "import"): ["noise.pt", "-m", "anomalyclip", *TOWERS],

@@ -233,7 +233,7 @@ def test_a_histogram_is_written_out_with_the_shares_as_heights() -> None:
     filled, outlined = re.findall(r'<path d="M40 122([^"]*)V122" (?:fill="var|fill="none" stroke="var)', svg)
     heights = [float(text) for text in re.findall(r"V([\d.]+)H", filled)]
     low, high = 122 - (122 - 8) * 0.75 / 1.05, 122 - (122 - 8) * 0.25 / 1.05
-    assert (heights[0], heights[-1]) == (pytest.approx(low, abs=0.1), pytest.approx(high, abs=0.1))
+    assert [heights[0], heights[-1]] == pytest.approx([low, high], abs=0.1)
     assert set(heights[1:-1]) == {122.0}
     assert float(re.findall(r"V([\d.]+)H", outlined)[-1]) == pytest.approx(122 - 114 / 1.05, abs=0.1)
     assert "matplotlib" not in svg and svg.count("<svg") == 1
