@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from zsadbench.clip import Clip
 from zsadbench.errors import MethodError
+from zsadbench.inputs import Count
 
 from ._shared import check_prepared, encode_per_image
 
@@ -27,10 +28,10 @@ LOGDET_EPSILON = 1e-5
 class Sizes:
     """What a checkpoint fixes of the prompts; `BayesPfl` says what each means."""
 
-    prompts: int = 3
-    context: int = 5
-    state: int = 5
-    flows: int = 10
+    prompts: Count = 3
+    context: Count = 5
+    state: Count = 5
+    flows: Count = 10
 
 
 class Drawn(NamedTuple):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsadbench.clip import AuthorTable, Clip, Trace
-from zsadbench.inputs import Batch
+from zsadbench.inputs import Batch, Count, Positive, Seed, Share, Weight
 from zsadbench.maps import render
 from zsadbench.training import Augmented, Features, Mosaic, Stage, Truth, leaves, total
 
@@ -57,19 +57,19 @@ class FlowRecipe:
     ``mosaic`` is the share that becomes 2 x 2 mosaics of anomalous images first.
     """
 
-    epochs: int = 20
-    class_epochs: int = 10
-    batch_size: int = 32
-    seed: int = 333
-    prompt_lr: float = 1e-3
-    temperature_lr: float = 1e-2
-    flow_lr: float = 1e-3
-    lr: float = 1e-4
-    class_lr: float = 1e-4
+    epochs: Count = 20
+    class_epochs: Count = 10
+    batch_size: Count = 32
+    seed: Seed = 333
+    prompt_lr: Positive = 1e-3
+    temperature_lr: Positive = 1e-2
+    flow_lr: Positive = 1e-3
+    lr: Positive = 1e-4
+    class_lr: Positive = 1e-4
     betas: tuple[float, float] = (0.5, 0.999)
-    warmup: float = 0.1
-    divergence_weight: float = 0.01
-    mosaic: float = 0.0
+    warmup: Share = 0.1
+    divergence_weight: Weight = 0.01
+    mosaic: Share = 0.0
     augment: bool = True
 
     def stages(self, method: BayesPfl, clip: Clip, wordings: Mapping[str, str]) -> list[Stage]:

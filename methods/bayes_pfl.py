@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zsadbench.clip import Clip, Trace, load_checkpoint
 from zsadbench.errors import MethodError
-from zsadbench.inputs import Backbone, Batch, Preprocess
+from zsadbench.inputs import Backbone, Batch, Count, Number, Preprocess, Seed, Share, Sigma, Within
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
@@ -31,6 +31,7 @@ from ._bayes_prompts import (
 from ._shared import as_grid, generator
 from .clip_ad import inner_layers, layer_maps, minmax
 
+Pixels = Annotated[int, Within(1, 4096**2)]
 Draw = Callable[[str, str, int], Tensor]
 """``draw(key, what, number)`` gives the standard normal numbers (E,) of one draw for an image.
 
@@ -60,17 +61,17 @@ class BayesPfl(Sizes):
     backbone: Backbone = Backbone("ViT-L-14-336", "openai", activation="gelu")
     preprocess: Preprocess = Preprocess(518)
     checkpoint: str = ""
-    draws: int = 10
+    draws: Number = 10
     common_draws: bool = False
-    seed: int = 333
-    features: tuple[int, ...] = (6, 12, 18, 24)
-    heads: int = 4
+    seed: Seed = 333
+    features: tuple[Count, ...] = (6, 12, 18, 24)
+    heads: Count = 4
     stage: Literal[1, 2] = 2
-    nodes: int = 0
+    nodes: Number = 0
     image_score: Literal["reference", "probability", "sum", "max"] = "reference"
-    weight: float = 0.5
-    top_pixels: int = 2000
-    few_pixels: int = 20
+    weight: Share = 0.5
+    top_pixels: Pixels = 2000
+    few_pixels: Pixels = 20
     few_classes: tuple[str, ...] = (
         "capsules",
         "macaroni1",
@@ -80,7 +81,7 @@ class BayesPfl(Sizes):
         "cashew",
         "chewinggum",
     )
-    sigma: float = 8.0
+    sigma: Sigma = 8.0
 
     def prepare(self, clip: Clip, wordings: Mapping[str, str]) -> BayesPflObserver:
         """Load what was learned, look up the categories' words and ask for the blocks' outputs.
@@ -284,11 +285,5 @@ def check_fit(method: BayesPfl, clip: Clip) -> None:
             f"the image embedding has {joint} numbers, the text tower's words {clip.text.width}: a bias made "
             "of one cannot be added to the others; choose another --backbone, such as ViT-L-14-336"
         )
-    if method.heads < 1 or joint % method.heads:
+    if joint % method.heads:
         raise MethodError(f"{method.heads} heads do not divide the joint width {joint}")
-    for name in ("prompts", "context", "state", "flows", "top_pixels", "few_pixels"):
-        if getattr(method, name) < 1:
-            raise MethodError(f"{name}={getattr(method, name)}: must be 1 or more")
-    for name in ("draws", "nodes"):
-        if getattr(method, name) < 0:
-            raise MethodError(f"{name}={getattr(method, name)}: must be 0 or more")

@@ -76,7 +76,7 @@ def reproduce(
         raise UsageError("give a METHOD, or --all, and --dataset ID; see: zsad methods, zsad datasets")
     figures = _figures(dataset, board)
     methods = [method] if method else _with_figures(dataset, figures)
-    files = tuple(checkpoint or _shipped_checkpoints(dataset))
+    files = tuple(checkpoint or _shipped_checkpoints(dataset, methods))
     if method:
         _require(method, dataset, data, files)
     records: list[Record] = []
@@ -133,8 +133,15 @@ def _shipped(name: str) -> Path:
     return path
 
 
-def _shipped_checkpoints(dataset: str) -> list[Path]:
-    return sorted(_shipped("checkpoints").glob("*.safetensors")) if dataset == "demo" else []
+def _shipped_checkpoints(dataset: str, methods: Sequence[str]) -> list[Path]:
+    """Return the checkpoints of ``methods`` that were trained on the demo's CLIP; none for other datasets."""
+    if dataset != "demo":
+        return []
+    from ..clip import read_provenance
+
+    ids = {name.partition("@")[0] for name in methods}
+    files = sorted(_shipped("checkpoints").glob("*.safetensors"))
+    return [file for file in files if read_provenance(file).method in ids]
 
 
 def _with_figures(dataset: str, figures: Sequence[Published] | None) -> list[str]:
