@@ -39,6 +39,8 @@ WORDING = {
 }
 MASKS = {
     "bilinear50": "bilinear, above 0.5",
+    "all": "bilinear, wholly anomalous pixels",
+    "any": "bilinear, pixels with any anomaly",
     "nearest": "nearest neighbour",
     "native": "masks at their own size",
 }

@@ -196,7 +196,7 @@ class Evaluation:
         typer.Option(
             "--mask-resize",
             metavar="RULE",
-            help="bilinear50, nearest or native.",
+            help="bilinear50, all, any, nearest or native.",
             rich_help_panel=EVALUATION,
         ),
     ] = None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Mask = NDArray[np.bool_]
 Positive = str | Sequence[int]
 """``">N"``, ``"alpha>N"`` (the mask is in the alpha channel), or the list of values that are defects."""
-MaskRule = Literal["bilinear50", "nearest", "native"]
+MaskRule = Literal["bilinear50", "all", "any", "nearest", "native"]
 Mismatch = Literal["error", "nearest"]
 
 
@@ -164,7 +164,8 @@ def mask_at(
     """Return the mask of a sample, bool (H, W), at ``size`` = (H, W); ``None`` or "native": of the image.
 
     ``"bilinear50"`` (AnomalyCLIP, APRIL-GAN, CLIP-AD, AnoCLIP): 0/255 in 8 bit, PIL bilinear with
-    antialias, /255 > 0.5.  ``"nearest"`` (AA-CLIP): PIL nearest.  For a frame that keeps the aspect
+    antialias, /255 > 0.5.  ``"all"`` and ``"any"`` (MuSc): the same, but a pixel counts where it is wholly
+    anomalous, or at all.  ``"nearest"`` (AA-CLIP): PIL nearest.  For a frame that keeps the aspect
     pass the frame's size.  A normal sample has a zero mask, and its file is never read.
     ``mismatch="nearest"`` first brings a mask of another size but the same aspect (1 %) to
     ``image_size`` (default: read from the image's header).  Raises DatasetError for an anomalous
@@ -256,7 +257,8 @@ def _alpha_only(image: Image.Image) -> bool:
 
 def _resized(mask: Mask, size: tuple[int, int], rule: MaskRule) -> Mask:
     """PIL's resize of the 0/255 image; above 127 is the same as /255 > 0.5."""
+    above = {"all": 254, "any": 0}.get(rule, 127)
     image = Image.fromarray(mask.astype(np.uint8) * 255)
     bilinear, nearest = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
-    resized = image.resize((size[1], size[0]), bilinear if rule == "bilinear50" else nearest)
-    return np.asarray(resized) > 127
+    resized = image.resize((size[1], size[0]), nearest if rule == "nearest" else bilinear)
+    return np.asarray(resized) > above

@@ -17,9 +17,9 @@ from typing import Any, Literal
 from ..cards import Card, card_paths
 from ..errors import MethodError
 
-MaskResize = Literal["bilinear50", "nearest", "native"]
+MaskResize = Literal["bilinear50", "all", "any", "nearest", "native"]
 
-MASK_RESIZES = ("bilinear50", "nearest", "native")
+MASK_RESIZES = ("bilinear50", "all", "any", "nearest", "native")
 WORDINGS = ("key", "spaced", "words")
 WORDLESS = "none"
 """In place of a rule of wording: the prompts of the method name no category."""

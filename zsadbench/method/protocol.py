@@ -1,16 +1,18 @@
-"""What a method is: two protocols.
+"""What a method is: two protocols, and a third for methods that judge images by each other.
 
 A method is a frozen dataclass of parameters.  ``prepare`` turns it into an ``Observer`` that
 holds text anchors; the observer sends batches through the towers and returns evidence; ``maps``
-and ``image_scores`` turn evidence into results without any weights.
+and ``image_scores`` turn evidence into results without any weights.  Where a method has ``relate``, it stands
+between the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from ..clip import Clip
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 Evidence = Mapping[str, "Tensor"]
 """float32, first axis = image; on the patch grid or one number; the engine adds ``frame`` (B, 2)."""
+
+Tell = Callable[[float], None]
+"""Takes how much of the work is done (0 to 1); raises KeyboardInterrupt where it shall end."""
 
 
 @runtime_checkable
@@ -53,4 +58,25 @@ class Method(Protocol):
 
     def image_scores(self, evidence: Evidence, extrema: Tensor) -> Tensor:
         """Return image scores (N,) of one category; ``extrema`` (N, 2) = min, max of each map."""
+        ...
+
+
+@runtime_checkable
+class Relating(Protocol):
+    """Beside ``Method``: one whose maps of an image need all images of its category.
+
+    What ``observe`` returns, in half precision where it likes, then stays in memory until the category is
+    whole, and what ``relate`` makes of it is kept.  The category is the unit of resume.
+    """
+
+    @property
+    def fewest(self) -> int:
+        """How many images a category must have."""
+        ...
+
+    def relate(self, evidence: Evidence, device: torch.device, tell: Tell) -> Evidence:
+        """Return the evidence to keep of all images of a category, from what ``observe`` gave of them.
+
+        Rows stay in their order; no weights are needed.  ``tell`` is called now and then.
+        """
         ...

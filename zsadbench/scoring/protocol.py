@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..errors import UsageError, suggest
 from ..files import digest_of
 from ..images import MaskRule
 
-MASK_RULES: dict[str, MaskRule] = {"bilinear50": "bilinear50", "nearest": "nearest", "native": "native"}
+MASK_RULES: dict[str, MaskRule] = {rule: rule for rule in get_args(MaskRule)}
 
 
 @dataclass(frozen=True)
