@@ -168,7 +168,7 @@ def nearest(pictures: Tensor, degree: int, tile: int, half: bool) -> Iterator[Te
 
 
 def patches(picture: Tensor, degree: int) -> Tensor:
-    """Return unit features (P, W) of ``picture`` (gh, gw, W), averaged over ``degree`` x ``degree`` patches."""
+    """Return unit features (P, W) of ``picture`` (gh, gw, W), averaged over neighbourhoods of ``degree``."""
     pooled = F.avg_pool2d(picture.float().permute(2, 0, 1)[None], degree, 1, degree // 2)
     return F.normalize(pooled[0].permute(1, 2, 0).flatten(0, 1), dim=-1)
 

@@ -110,6 +110,20 @@ class Progress:
                 line += f", {(self.total - self.done) / rate:.0f} s over all"
             self.say(line)
 
+    def step(self, what: str, done: float) -> None:
+        """Tell how far a step is that takes long and finishes no image: ``done`` goes from 0 to 1."""
+        if self.live:
+            self.live.update(TaskID(self.part), rate=f"{what}: {done:.0%}")
+            return
+        now = time.monotonic()
+        if now - self.told < (JSON_EVERY_SECONDS if self.form == "json" else PLAIN_EVERY_SECONDS):
+            return
+        self.told = now
+        if self.form == "json":
+            self._event("step", part=self.parts[self.part][0], step=what, done=round(done, 4))
+        else:
+            self.say(f"{what}: {done:.0%}")
+
     def say(self, line: str) -> None:
         """Print a line beside the progress."""
         if self.quiet:

@@ -74,7 +74,7 @@ def test_an_unreadable_image_gives_exit_code_3(capfd: pytest.CaptureFixture[str]
     broken.write_bytes(broken.read_bytes()[:-30])
     code, text, err = zsad(capfd, "run", "-m", "clip", "-d", str(folder), *CLIP, "--out", str(tmp_path / "r"))
     assert code == 3
-    assert "1 images could not be read and are left out" in err and "bolt/test/good/1.png" in err
+    assert "1 images could not be read, or judged, and are left out" in err and "bolt/test/good/1.png" in err
     assert "1 failed" in text
 
 

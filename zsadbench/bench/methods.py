@@ -25,7 +25,7 @@ from ..images import Loaded, decode, preprocess, read
 from ..method import Resolved, places, resolve, with_checkpoint
 from ..progress import Progress
 from ..records import EvidenceStore, by_category
-from ..run import Encoder, Pass, Task, observe, pick_device, pick_dtype
+from ..run import Encoder, Pass, Task, observe, pick_device, pick_dtype, too_few
 from ..samples import Dataset
 from ..scoring import EvidenceMaps, rules_for, score_category
 
@@ -82,10 +82,13 @@ def bench_methods(specs: Sequence[str], *, dtype: str = "fp32", **options: Any) 
     for several methods, the joint run as a share of the sum of the single ones.
 
     Raises:
-        UsageError: for fewer than two images.
+        UsageError: for fewer than two images, or than a method compares with each other.
     """
     setup = Setup(**options)
     chosen = [_resolve(spec, setup.backbone, setup.weights, setup.settings or {}) for spec in specs]
+    for resolved in chosen:
+        if reason := too_few(resolved.method, setup.images):
+            raise UsageError(f"--images {setup.images}: {resolved.id} {reason}")
     where = pick_device(setup.device)
     encoder = Encoder([], device=where, dtype=pick_dtype(dtype), batch_size=setup.batch_size)
     with tempfile.TemporaryDirectory(prefix="zsad-bench-") as folder, contextlib.ExitStack() as stack:
@@ -230,7 +233,8 @@ def _latency(resolved: Resolved, data: Dataset, encoder: Encoder) -> list[float]
         image = decode(read(sample.image), name=sample.key)
         loaded = Loaded(0, sample, {spec: preprocess(image, spec)})
         evidence = encoder.observe([loaded], [task])[0]
-        resolved.method.maps(evidence, (spec.size, spec.size))
+        if not resolved.relates:  # its maps need all images
+            resolved.method.maps(evidence, (spec.size, spec.size))
         _synchronise(encoder)
         found.append(1000 * (time.perf_counter() - start))
     return found[2:]

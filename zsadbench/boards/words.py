@@ -9,9 +9,11 @@ from .board import Board
 
 MARKS = {
     "transductive": "image scores use all test images of a category, so a single image has none",
+    "related maps": "maps use all test images of a category",
+    "constants per dataset": "the reference picks constants by the dataset's name",
     "order-dependent": "results depend on the order of the images",
     "subset": "only a part of the dataset was evaluated",
-    "failed": "images that could not be read are left out of the numbers",
+    "failed": "images that could not be read, or judged, are left out of the numbers",
     "skipped": "files with problems were left out on request",
     "foreign maps": "maps of another code base, scored here",
     "seen data": "tested on images that were trained on",
@@ -28,7 +30,12 @@ MARKS = {
 }
 """Mark -> what it means; a count before it, as in ``3 failed``, is left aside."""
 
-SYMBOLS = {"transductive": "†", "order-dependent": "‡"}
+SYMBOLS = {
+    "transductive": "†",
+    "order-dependent": "‡",
+    "related maps": "§",
+    "constants per dataset": "¶",
+}
 
 
 def metric_title(metric: str) -> str:

@@ -115,7 +115,11 @@ def _kind(card: MethodCard) -> str:
 
 
 def _marks(card: MethodCard) -> list[str]:
-    marks = {"transductive": card.transductive, "order-dependent": card.order_dependent}
+    marks = {
+        "transductive": card.transductive,
+        "order-dependent": card.order_dependent,
+        "constants per dataset": card.has_constants_per_dataset(REFERENCE),
+    }
     return [name for name, on in marks.items() if on]
 
 
@@ -231,6 +235,8 @@ def _about(found: Resolved) -> list[tuple[str, str]]:
         ("evaluation", f"{_size(found.size)}, masks {MASKS[found.mask_resize]}"),
         ("words", "; ".join([WORDING[card.wording], *(f"{k}: {v}" for k, v in card.words.items())])),
         ("image score", scores),
+        ("maps", "from all test images of a category" if found.relates else ""),
+        ("constants", "picked by the dataset's name" if found.constants_per_dataset else ""),
         ("order", "images of a category in order" if card.order_dependent else "does not matter"),
         ("evidence", f"at most {card.evidence_per_patch} numbers a patch"),
         ("score --set", ", ".join(card.map_parameters) or "nothing but the protocol"),

@@ -224,7 +224,7 @@ def calibrate(
     context: typer.Context,
 ) -> None:
     """Find the threshold that a given part of normal images exceeds, for predict --threshold."""
-    from ..views import check_enough, find_images, fit, write_threshold
+    from ..views import check_alone, check_enough, find_images, fit, write_threshold
     from ..views import predict as run
 
     if not normal:
@@ -232,6 +232,7 @@ def calibrate(
     images = find_images(normal, say=_say_left_out)
     check_enough(len(images), fpr, force)
     predictor = _ready(_setup(_given(subject, view, context)))
+    check_alone(predictor)
     with interruptible():
         found, _ = run(predictor, images, quiet=quiet)
     _say_notes(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -191,10 +191,19 @@ def run(
     for name, reason in outcome.skipped.items():
         say(f"skipped {name}: {reason}", sys.stderr)
     if outcome.failed:
-        say(f"{len(outcome.failed)} images could not be read and are left out:", sys.stderr)
-        for key, reason in outcome.failed.items():
-            say(f"  {key}: {reason}", sys.stderr)
+        _say_failed(outcome.failed)
         raise typer.Exit(3)
+
+
+def _say_failed(failed: Mapping[str, str]) -> None:
+    """Name the images that were left out, those of one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for key, reason in failed.items():
+        reasons.setdefault(reason, []).append(key)
+    say(f"{len(failed)} images could not be read, or judged, and are left out:", sys.stderr)
+    for reason, (first, *more) in reasons.items():
+        others = f" and {len(more)} more" if more else ""
+        say(f"  {first}{others}: {reason}", sys.stderr)
 
 
 @grouped

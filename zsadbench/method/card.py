@@ -136,6 +136,11 @@ class MethodCard:
                 fields |= occasion.fields
         return fields
 
+    def has_constants_per_dataset(self, variant: str) -> bool:
+        """Tell whether any dataset has fields of its own; words and the protocol are no constants."""
+        occasions = [occasion for layer in self.layers(variant) for occasion in layer.occasions.items()]
+        return any(kind == "dataset" and bool(layer.fields) for (kind, _), layer in occasions)
+
     def under(self, layers: list[Layer]) -> MethodCard:
         """Return the card as ``layers`` change it: tables are merged, everything else is replaced."""
         card = self

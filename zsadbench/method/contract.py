@@ -23,7 +23,7 @@ from ..inputs import Backbone
 from .protocol import Evidence, Method
 from .registry import Resolved
 from .settings import override, parameters
-from .trial import IMAGES, WORDINGS, Bench, Load, with_checkpoint
+from .trial import WORDINGS, Bench, Load, with_checkpoint
 
 # Other batches take other matrix kernels: sums differ in their last bits, and a method that optimises on the
 # image amplifies that.  A rule that is really different shows up at 1e-2 of the span and above.
@@ -147,8 +147,9 @@ def evidence_is_sound(bench: Bench) -> str:
     for name, value in found.items():
         if value.dtype != torch.float32:
             _fail(f"evidence '{name}' is {value.dtype}; return float32 (tensor.float())")
-        if len(value) != IMAGES:
-            _fail(f"evidence '{name}' has {len(value)} rows for {IMAGES} images; its first axis is the image")
+        if len(value) != bench.images:
+            rows = f"{len(value)} rows for {bench.images} images"
+            _fail(f"evidence '{name}' has {rows}; its first axis is the image")
         if not torch.isfinite(value).all():
             _fail(f"evidence '{name}' holds infinite or undefined numbers")
     shapes = ", ".join(f"{name} {tuple(value.shape[1:])}" for name, value in found.items())
@@ -172,7 +173,7 @@ def evidence_is_lean(bench: Bench) -> str:
 
 def input_untouched(bench: Bench) -> str:
     """Check that neither the batch nor the shared walk is written to: other methods read them too."""
-    batch = bench.batch(range(IMAGES))
+    batch = bench.batch(range(bench.images))
     images = batch.images.clone()
     runs = []
     for _ in range(2):
@@ -187,7 +188,7 @@ def input_untouched(bench: Bench) -> str:
 
 def same_again(bench: Bench) -> str:
     """Check that a new observer gives the same evidence bit for bit."""
-    again = bench.observe(range(IMAGES), IMAGES)
+    again = bench.observe(range(bench.images), bench.images)
     _same(
         bench.evidence, again, 0.0, "a second run", "draw random numbers from a generator with a fixed seed"
     )
@@ -198,17 +199,17 @@ def any_batch_size(bench: Bench) -> str:
     """Check that images one by one and in pairs give what they give together."""
     worst = 0.0
     for size in (1, 2):
-        parts = bench.observe(range(IMAGES), size)
+        parts = bench.observe(range(bench.images), size)
         hint = "compute every image for itself, without statistics over the batch"
         worst = max(worst, _same(bench.evidence, parts, TOLERANCE, f"a batch of {size}", hint))
-    return f"batches of 1, 2 and {IMAGES} agree to {worst:.0e} of the span"
+    return f"batches of 1, 2 and {bench.images} agree to {worst:.0e} of the span"
 
 
 def any_order(bench: Bench) -> str:
     """Check that the order of the images does not matter, unless the card says that it does."""
     if bench.resolved.card.order_dependent:
         return "not asked: the card says order_dependent, so each category runs whole and in order"
-    order = [2, 0, 1]
+    order = [2, 0, *range(3, bench.images), 1]
     shuffled = bench.observe(order, 2)
     back = {name: value[torch.tensor(order).argsort()] for name, value in shuffled.items()}
     hint = "keep no state from image to image, or set order_dependent"
@@ -240,13 +241,13 @@ def maps_at_any_size(bench: Bench) -> str:
     side = bench.method.preprocess.size
     for size in ((side, side), (side // 2 + 3, side + 7)):
         maps = bench.method.maps(bench.evidence, size)
-        if tuple(maps.shape) != (IMAGES, *size):
-            _fail(f"maps() at {size} returns {tuple(maps.shape)}; it must be {(IMAGES, *size)}")
+        if tuple(maps.shape) != (bench.images, *size):
+            _fail(f"maps() at {size} returns {tuple(maps.shape)}; it must be {(bench.images, *size)}")
         if maps.dtype != torch.float32 or not torch.isfinite(maps).all():
             _fail(f"maps() at {size} must return finite float32 numbers")
         if float((maps.amax((1, 2)) - maps.amin((1, 2))).min()) == 0:
             _fail("a map has one value everywhere, for an image that differs from place to place")
-        alone = torch.cat([bench.method.maps(_rows(bench.evidence, i), size) for i in range(IMAGES)])
+        alone = torch.cat([bench.method.maps(_rows(bench.evidence, i), size) for i in range(bench.images)])
         _same(
             {"map": maps}, {"map": alone}, TOLERANCE, "a map alone", "treat every image for itself in maps()"
         )
@@ -259,7 +260,13 @@ def map_parameters_touch_maps_only(bench: Bench) -> str:
     for name in names:
         changed = override(bench.method, {name: _another(getattr(bench.method, name))})
         hint = f"take '{name}' from map_parameters: scoring again with another value would be wrong"
-        _same(bench.evidence, bench.observe(range(IMAGES), IMAGES, changed), 0.0, f"another {name}", hint)
+        _same(
+            bench.evidence,
+            bench.observe(range(bench.images), bench.images, changed),
+            0.0,
+            f"another {name}",
+            hint,
+        )
     return f"only maps() uses {', '.join(names)}" if names else "none declared"
 
 
@@ -285,6 +292,8 @@ def image_scores_are_sound(bench: Bench) -> str:
 
 def scores_stand_alone(bench: Bench) -> str:
     """Check that image scores use one image alone, unless the card says transductive."""
+    if bench.resolved.relates and not bench.resolved.card.transductive:
+        _fail("the method has relate(), so no map stands alone; declare transductive")
     evidence, extrema = _one_category(bench)
     rules = {"inductive": bench.resolved.inductive}
     if not bench.resolved.card.transductive:
@@ -296,6 +305,8 @@ def scores_stand_alone(bench: Bench) -> str:
         )
         hint = "declare transductive and name in [inductive] the fields of a rule for one image"
         _same({"score": together}, {"score": alone}, TOLERANCE, f"the {rule} score of one image", hint)
+    if bench.resolved.relates:
+        return "maps use all images of a category; the inductive score uses the map of one image alone"
     if bench.resolved.card.transductive:
         return "transductive, as the card says; the inductive score uses one image alone"
     return "the score of an image uses that image alone"
@@ -303,11 +314,7 @@ def scores_stand_alone(bench: Bench) -> str:
 
 def half_precision(bench: Bench) -> str:
     """Check that the method runs beside an image tower in bfloat16 and still returns float32."""
-    clip = bench.load(bench.method.backbone, torch.bfloat16)
-    batch = bench.batch(range(IMAGES))
-    observer = bench.method.prepare(clip, bench.wordings)
-    found = observer.observe(dataclasses.replace(batch, images=batch.images.bfloat16()))
-    clip.vision.forget()
+    found = bench.observe(range(bench.images), bench.images, dtype=torch.bfloat16)
     for name, value in found.items():
         if value.dtype != torch.float32 or not torch.isfinite(value).all():
             _fail(f"with --dtype bf16 evidence '{name}' is not finite float32; return tensor.float()")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import MethodError, UsageError, suggest
 from ..inputs import second_towers
 from .card import REFERENCE, WORDINGS, WORDLESS, Layer, MethodCard, method_cards
+from .protocol import Relating
 from .settings import convert, describe, hints, override, parameters, places
 from .user import blamed, card_of, is_users, user_class
 
@@ -55,6 +56,21 @@ class Resolved:
     def id(self) -> str:
         """The method id, with ``@variant`` unless it is the reference."""
         return self.card.id if self.variant == REFERENCE else f"{self.card.id}@{self.variant}"
+
+    @property
+    def relates(self) -> bool:
+        """Whether the maps of an image need the other images of its category."""
+        return isinstance(self.method, Relating)
+
+    @property
+    def whole_categories(self) -> bool:
+        """Whether a category is observed as one, the unit of resume."""
+        return self.card.order_dependent or self.relates
+
+    @property
+    def constants_per_dataset(self) -> bool:
+        """Whether the reference picks constants by the dataset's name: its card has a table that does."""
+        return self.card.has_constants_per_dataset(self.variant)
 
     @property
     def needs_checkpoint(self) -> bool:

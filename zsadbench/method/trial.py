@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..clip import SECOND_MINIATURE, Clip, Provenance, layers_and_patch, save_checkpoint
 from ..inputs import Backbone, Batch, second_towers
-from .protocol import Evidence, Method
+from .protocol import Evidence, Method, Relating
 from .registry import Resolved, resolve
 from .settings import override
 
@@ -86,26 +86,43 @@ class Bench:
     def __init__(self, resolved: Resolved, clip: Clip, load: Load) -> None:
         self.resolved, self.clip, self.load = resolved, clip, load
         self.method: Method = resolved.method
-        # One pass of an order-dependent method is one category.
-        self.wordings = dict(list(WORDINGS.items())[: 1 if resolved.card.order_dependent else 2])
+        # One pass of a method that is order-dependent, or relates images, is one category.
+        self.wordings = dict(list(WORDINGS.items())[: 1 if resolved.whole_categories else 2])
+        self.images = max(IMAGES, self.method.fewest) if isinstance(self.method, Relating) else IMAGES
         names = list(self.wordings)
-        self.categories = [names[i % len(names)] for i in range(IMAGES)]
+        self.categories = [names[i % len(names)] for i in range(self.images)]
         self.observer: object = None
 
     @cached_property
     def evidence(self) -> Evidence:
         """The evidence of all images in one batch, with ``frame`` as the engine adds it."""
-        return self.observe(range(IMAGES), IMAGES)
+        return self.observe(range(self.images), self.images)
 
-    def observe(self, order: Sequence[int], batch_size: int, method: Method | None = None) -> Evidence:
-        """Return the evidence of the images in ``order``, by a new observer, ``batch_size`` at a time."""
-        self.observer = observer = (method or self.method).prepare(self.clip, self.wordings)
+    def observe(
+        self,
+        order: Sequence[int],
+        batch_size: int,
+        method: Method | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Evidence:
+        """Return the evidence of the images in ``order``, by a new observer, ``batch_size`` at a time.
+
+        It is the evidence to keep: that of a method that relates images is related.
+        """
+        method = method or self.method
+        clip = self.clip if dtype == torch.float32 else self.load(self.method.backbone, dtype)
+        self.observer = observer = method.prepare(clip, self.wordings)
         parts = []
         for start in range(0, len(order), batch_size):
             batch = self.batch(order[start : start + batch_size])
+            batch = dataclasses.replace(batch, images=batch.images.to(dtype))
             parts.append({**observer.observe(batch), "frame": batch.frame.float()})
-            self.clip.vision.forget()
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            clip.vision.forget()
+        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if isinstance(method, Relating):
+            related = method.relate(found, torch.device("cpu"), lambda done: None)
+            found = {**related, "frame": found["frame"]}
+        return found
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return a batch of the images ``indices``; tiled methods get frames of different widths."""

@@ -208,6 +208,8 @@ class Record:
         image_rule = self.protocol.get("image_score", "reference")
         found = {
             "transductive": bool(method.get("transductive")) and image_rule == "reference",
+            "related maps": bool(method.get("relates")),
+            "constants per dataset": bool(method.get("constants_per_dataset")),
             "order-dependent": bool(method.get("order_dependent")),
             "subset": bool(self.selection),
             f"{self.failed} failed": self.failed > 0,

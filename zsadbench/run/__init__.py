@@ -13,12 +13,14 @@ from ..surface import room
 if TYPE_CHECKING:
     from .engine import Encoder, Pass, Task, observe, pick_device, pick_dtype
     from .foreign import score_maps, score_maps_record
+    from .gathered import Gathered, related, too_few
     from .jobs import Request, find_samples
     from .run import execute, run
     from .zeroshot import held_checkpoints, trained_on
 
 __all__ = [
     "Encoder",
+    "Gathered",
     "Pass",
     "Request",
     "Task",
@@ -28,9 +30,11 @@ __all__ = [
     "observe",
     "pick_device",
     "pick_dtype",
+    "related",
     "run",
     "score_maps",
     "score_maps_record",
+    "too_few",
     "trained_on",
 ]
 room(__name__)

@@ -21,9 +21,10 @@ from ..clip import Clip, load_clip
 from ..errors import MethodError, UsageError, is_out_of_memory, suggest
 from ..images import Loaded, stream, to_batch_images
 from ..inputs import Backbone, Batch, Preprocess
-from ..method import Evidence, Method, Observer, blamed
+from ..method import Evidence, Method, Observer, Relating, blamed
 from ..records import EvidenceStore, Slice, plan
 from ..samples import Sample
+from .gathered import Gathered, checked, related, too_few
 
 if TYPE_CHECKING:
     from ..progress import Progress
@@ -49,9 +50,14 @@ class Task:
     observer: Observer | None = None
     prepared: str | None = None
 
+    @property
+    def relates(self) -> bool:
+        """Whether the method judges the images of a category by each other."""
+        return isinstance(self.method, Relating)
+
     def plan(self, samples: Sequence[Sample]) -> None:
         """Cut the sample list in slices and find those stored already; failed images are tried again."""
-        self.slices = plan(samples, whole_categories=self.order_dependent)
+        self.slices = plan(samples, whole_categories=self.order_dependent or self.relates)
         keys = [[samples[i].key for i in part] for part in self.slices]
         found = {number: self.store.find(number, part) for number, part in enumerate(keys)}
         self.stored = {number: part for number, part in found.items() if part}
@@ -170,7 +176,7 @@ class Encoder:
             start = time.perf_counter()
             with torch.no_grad(), blamed(observer, "observe"):
                 evidence = observer.observe(batches[spec])
-                found.append(_to_rows(evidence, batches[spec], task.name))
+                found.append(_to_rows(evidence, batches[spec], task))
             self.report.add("encode", time.perf_counter() - start)
         for clip in self.clips.values():
             clip.vision.forget()
@@ -214,32 +220,13 @@ def _observer(made: Any, name: str) -> Observer:
     return made
 
 
-def _to_rows(evidence: Evidence, batch: Batch, name: str) -> dict[str, Tensor]:
-    """Return evidence on the CPU in float32 with the frame added, checked for rows and finite numbers."""
-    if not isinstance(evidence, Mapping):
-        raise MethodError(f"{name}: observe() returns {type(evidence).__name__}, not a dict of tensors")
-    rows = {}
-    for key, value in {**evidence, "frame": batch.frame}.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor) or value.is_complex():
-            raise MethodError(f"{name}: evidence {key!r:.40} is {_kind(value)}, not a tensor of real numbers")
-        if not value.ndim or len(value) != len(batch.keys):
-            raise MethodError(
-                f"{name}: evidence '{key}' has shape {tuple(value.shape)} for {len(batch.keys)} images; its "
-                "first axis is the image"
-            )
-        rows[key] = value.detach().to("cpu", torch.float32)
-    for key, value in rows.items():
-        finite = torch.isfinite(value.flatten(1) if value.ndim > 1 else value[:, None]).all(dim=1)
-        if not bool(finite.all()):
-            bad = batch.keys[int((~finite).nonzero()[0])]
-            raise MethodError(
-                f"{name}: evidence '{key}' of {bad} is not finite; with half precision try --dtype fp32"
-            )
-    return rows
+def _to_rows(evidence: Evidence, batch: Batch, task: Task) -> dict[str, Tensor]:
+    """Return evidence on the CPU with the frame added, checked for rows and finite numbers.
 
-
-def _kind(value: Any) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+    It is float32, but what is to be related may stay in half precision: it is not kept.
+    """
+    rows = checked(evidence, batch.keys, f"{task.name}: observe()", half=task.relates)
+    return {**rows, "frame": batch.frame.to("cpu", torch.float32)}
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor]], name: str) -> dict[str, Tensor]:
@@ -265,18 +252,19 @@ def observe(
     """Observe every missing slice of every task in one pass over the images they need.
 
     Each finished slice is on disk before the next one starts, so an interruption costs at most the
-    slices in work.  Images that cannot be read are kept as failures of their slice.
+    slices in work.  Images that cannot be read are kept as failures of their slice, and so are those of a
+    category of too few images for a method that relates them.
 
     Raises:
         ZsadError: for anything that would fail for every image as well.
-        KeyboardInterrupt: once ``stop`` is set and every slice in work is stored.
+        KeyboardInterrupt: once ``stop`` is set and every slice in work is stored, but what is to be related.
     """
     report = encoder.report
     groups = list(_groups(tasks, samples))
     wanted = [samples[i] for indices, _ in groups for i in indices]
     specs = [task.method.preprocess for task in tasks if task.missing]
     options: dict[str, Any] = {} if max_pixels is None else {"max_pixels": max_pixels}
-    buffers: dict[tuple[int, int], list[tuple[list[Loaded], dict[str, Tensor]]]] = {}
+    gathered: dict[tuple[int, int], Gathered] = {}
     progress.start()
     with closing(stream(wanted, specs, workers=workers, orient=orient, **options)) as loader:
         for indices, owners in groups:
@@ -287,21 +275,45 @@ def observe(
                 loaded = list(islice(loader, min(encoder.batch_size, len(indices) - done)))
                 report.add("decode wait", time.perf_counter() - start)
                 evidence = encoder.observe([item for item in loaded if item.error is None], active)
-                for owner, rows in zip(owners, evidence, strict=True):
-                    buffers.setdefault(owner, []).append((loaded, rows))
+                for (t, number), rows in zip(owners, evidence, strict=True):
+                    whole = len(tasks[t].slices[number])
+                    gathered.setdefault((t, number), Gathered(whole, tasks[t].name)).add(loaded, rows)
                 report.images += len(loaded)
                 progress.advance(len(loaded))
                 done += len(loaded)
-            start = time.perf_counter()
-            for t, number in owners:
-                if indices[-1] == tasks[t].slices[number][-1]:
-                    tasks[t].store.write(number, _slice(buffers.pop((t, number)), tasks[t].name))
-                    tasks[t].missing.discard(number)
-            report.add("store", time.perf_counter() - start)
-            if stop and stop.is_set() and not buffers:
+            finished = [(t, n) for t, n in owners if indices[-1] == tasks[t].slices[n][-1]]
+            for t, number in sorted(finished, key=lambda owner: tasks[owner[0]].relates):
+                part = gathered.pop((t, number)).slice()
+                if tasks[t].relates:
+                    part = _related(part, tasks[t], samples[indices[0]].category, encoder, progress, stop)
+                start = time.perf_counter()
+                tasks[t].store.write(number, part)
+                tasks[t].missing.discard(number)
+                report.add("store", time.perf_counter() - start)
+            if stop and stop.is_set() and all(tasks[t].relates for t, _ in gathered):
                 raise KeyboardInterrupt
     report.batch_size = encoder.batch_size
     return report
+
+
+def _related(
+    part: Slice, task: Task, category: str, encoder: Encoder, progress: Progress, stop: threading.Event | None
+) -> Slice:
+    """Return the evidence of a category related, or all of its images as failures where they are too few."""
+    if reason := too_few(task.method, len(part.keys)):
+        reason = f"{task.name} {reason}; '{category}' has {len(part.keys)}"
+        return Slice({}, [], [], part.failed | dict.fromkeys(part.keys, reason))
+
+    def tell(done: float) -> None:
+        progress.step(f"{task.name} relates the images of '{category}'", done)
+        if stop and stop.is_set():
+            raise KeyboardInterrupt
+
+    assert isinstance(task.method, Relating)
+    start = time.perf_counter()
+    found = related(part, task.method, task.name, encoder.device, tell)
+    encoder.report.add("relate", time.perf_counter() - start)
+    return found
 
 
 def _groups(
@@ -315,18 +327,6 @@ def _groups(
         needed = [(t, owners[t, part.start]) for t in range(len(tasks)) if (t, part.start) in owners]
         if needed:
             yield part, needed
-
-
-def _slice(parts: Sequence[tuple[list[Loaded], dict[str, Tensor]]], name: str) -> Slice:
-    loaded = [item for items, _ in parts for item in items]
-    good = [item for item in loaded if item.error is None]
-    filled = [rows for _, rows in parts if rows]
-    return Slice(
-        _joined(filled, name) if filled else {},
-        [item.sample.key for item in good],
-        [item.sha256 for item in good],
-        {item.sample.key: item.error for item in loaded if item.error is not None},
-    )
 
 
 def peak_memory_mb(device: torch.device) -> float:

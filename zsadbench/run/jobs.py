@@ -241,6 +241,8 @@ def _describe_method(resolved: Resolved) -> dict[str, Any]:
         "trained": card.trained,
         "transductive": card.transductive,
         "order_dependent": card.order_dependent,
+        "relates": resolved.relates,
+        "constants_per_dataset": resolved.constants_per_dataset,
     }
 
 

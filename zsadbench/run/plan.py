@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from ..method import WORDLESS, Resolved, method_cards, parse_spec, places, resol
 from ..records import Contents
 from ..samples import Dataset
 from .found import find
+from .gathered import too_few
 from .jobs import Job, Request, list_samples, make_job, usable
 from .zeroshot import FOLDER, checkpoints_for, refuse_seen, trained_on
 
@@ -120,6 +122,7 @@ def _with_seeds(
     for given in _checkpoints(spec, dataset, request):
         base = _resolve(spec, dataset, request, several, given)
         find_seconds(base.method)  # one that cannot be had costs `all` this method, not the run
+        _check_enough(base, dataset)
         has_seed = "seed" in places(base.method)
         random = base.method.backbone.weights.partition(":")[0] == "random"
         if request.seeds == 1 or not (has_seed or random):
@@ -173,6 +176,13 @@ def _resolve(
         settings=settings | dict(extra),
         **towers | {name: value for name, value in given.items() if value is not None},
     )
+
+
+def _check_enough(resolved: Resolved, dataset: Dataset) -> None:
+    """Refuse a method that relates images where no category has enough of them."""
+    most = max(Counter(sample.category for sample in dataset.samples).values(), default=0)
+    if reason := too_few(resolved.method, most):
+        raise MethodError(f"{resolved.id} {reason}; no category of '{dataset.id}' has more than {most}")
 
 
 def _check_used(request: Request, found: Sequence[Resolved], skipped: Mapping[str, str]) -> None:

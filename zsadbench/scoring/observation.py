@@ -92,7 +92,7 @@ class StoredMaps:
         method = resolved.inductive if rules.inductive else resolved.method
         self.method = override(method, rules.map_parameters)
         self.dataset, self.rules, self.store = dataset, rules, EvidenceStore(run_dir)
-        slices = plan(dataset.samples, whole_categories=resolved.card.order_dependent)
+        slices = plan(dataset.samples, whole_categories=resolved.whole_categories)
         self._slices = dict(by_category(dataset.samples, slices))
 
     @classmethod

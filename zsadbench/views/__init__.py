@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .calibrate import (
         NG,
         Threshold,
+        check_alone,
         check_enough,
         check_fits,
         fit,
@@ -45,6 +46,7 @@ __all__ = [
     "as_json",
     "bars_figure",
     "build_report",
+    "check_alone",
     "check_enough",
     "check_fits",
     "choose",

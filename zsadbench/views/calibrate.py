@@ -88,6 +88,19 @@ def fit(
     return Threshold(value, fpr, above / len(scores), upper, len(scores), identity, setup or {})
 
 
+def check_alone(predictor: Predictor) -> None:
+    """Refuse a method whose scores of an image depend on the other images: no threshold holds for those.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if predictor.resolved.relates:
+        raise UsageError(
+            f"'{predictor.resolved.id}' judges the images of a call by each other, so a threshold found "
+            "on some does not hold for others; choose another method"
+        )
+
+
 def _above(scores: Sequence[float], score: float) -> float:
     """Return a number between ``score`` and the next higher one, or a little above the highest."""
     higher = [other for other in scores if other > score]

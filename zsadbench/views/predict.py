@@ -113,7 +113,7 @@ def predict(
     with tempfile.TemporaryDirectory(prefix="zsad-") as folder, Progress(parts, quiet=quiet) as progress:
         kept = EvidenceStore(Path(folder))
         progress.start()
-        for number, (prediction, part) in enumerate(predictor.observe(images)):
+        for number, (prediction, part) in enumerate(predictor.observe(images, progress.step)):
             verdict = threshold.verdict(prediction.score) if threshold else None
             found.append(dataclasses.replace(prediction, verdict=verdict))
             if out and part.keys:

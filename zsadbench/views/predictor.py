@@ -1,13 +1,14 @@
 """A method made ready for images of no dataset: inductive scores and maps, of whole images or of tiles.
 
-Each score comes from its image alone.  A tile, or a region of interest, is what the method sees as an image.
+Each score comes from its image alone, but for methods that judge images by each other: those see all images
+of a call.  A tile, or a region of interest, is what the method sees as an image.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -23,9 +24,9 @@ from ..environment import environment
 from ..errors import DatasetError, MethodError, UsageError
 from ..files import sha256_of
 from ..images import Loaded, decode, preprocess, stream
-from ..method import Resolved, resolve
+from ..method import Relating, Resolved, resolve
 from ..records import EvidenceStore, Slice, select_rows
-from ..run import Encoder, Task, pick_device, pick_dtype, trained_on
+from ..run import Encoder, Gathered, Task, pick_device, pick_dtype, related, too_few, trained_on
 from ..samples import Sample
 from ..scoring import EvidenceMaps
 from ..text import terminal
@@ -106,19 +107,60 @@ class Predictor:
             nowhere,
             self.resolved.card.order_dependent,
         )
+        if setup.tile and self.task.relates:
+            raise UsageError(
+                f"--tile {setup.tile}: '{self.resolved.id}' would compare the tiles of an image with each "
+                "other; leave it out, or look at one region of every image with --roi"
+            )
         self.encoder = Encoder(
             [self.task], device=device, dtype=pick_dtype(setup.dtype), batch_size=setup.batch_size
         )
 
-    def observe(self, paths: Sequence[Path]) -> Iterator[tuple[Prediction, Slice]]:
+    def observe(
+        self, paths: Sequence[Path], step: Callable[[str, float], None] = lambda what, done: None
+    ) -> Iterator[tuple[Prediction, Slice]]:
         """Yield the prediction of each image with its evidence, a row per tile; few images are held at once.
 
-        An image that cannot be read becomes a prediction with ``error`` and no evidence.
+        An image that cannot be read becomes a prediction with ``error`` and no evidence.  ``step`` is told
+        what takes long and how far it is (0 to 1).
+
+        Raises:
+            MethodError: for fewer images than the method compares with each other.
         """
         samples = [Sample(terminal(path.name), self.words, False, path, None) for path in paths]
         cut = self.setup.tile or self.setup.roi
-        for loaded, tiles, part in self._in_parts(samples) if cut else self._whole(samples):
+        seen = self._in_parts(samples) if cut else self._whole(samples)
+        if isinstance(self.method, Relating):
+            seen = self._related(self.method, seen, len(samples), step)
+        for loaded, tiles, part in seen:
             yield self._predicted(loaded, tiles, part), part
+
+    def _related(
+        self,
+        method: Relating,
+        seen: Iterator[tuple[Loaded, Tiling | None, Slice]],
+        images: int,
+        step: Callable[[str, float], None],
+    ) -> Iterator[tuple[Loaded, Tiling | None, Slice]]:
+        """Observe all images before the first one is judged: each is judged by the others."""
+        self._check_enough(images)
+        gathered, held = Gathered(images, self.resolved.id), []
+        for loaded, tiles, part in seen:
+            gathered.add([loaded], part.evidence)
+            held.append((dataclasses.replace(loaded, inputs={}), tiles))
+        whole = gathered.slice()
+        self._check_enough(len(whole.keys))
+        name, device = self.resolved.id, self.encoder.device
+        whole = related(whole, method, name, device, lambda done: step(f"{name} relates the images", done))
+        rows = count()
+        for loaded, tiles in held:
+            own = [next(rows)] if tiles else []
+            keys, hashes = [whole.keys[row] for row in own], [whole.hashes[row] for row in own]
+            yield loaded, tiles, Slice(select_rows(whole.evidence, own), keys, hashes) if own else NOTHING
+
+    def _check_enough(self, images: int) -> None:
+        if reason := too_few(self.method, images):
+            raise MethodError(f"{self.resolved.id} {reason}; here are {images} that can be read")
 
     def _whole(self, samples: Sequence[Sample]) -> Iterator[tuple[Loaded, Tiling | None, Slice]]:
         """Observe images as they are, in batches."""
@@ -200,6 +242,8 @@ class Predictor:
     def rule(self) -> str:
         """How an image comes by its score, in words."""
         what = "the region" if self.setup.roi else "the image"
+        if self.task.relates:
+            return f"of {what} by comparison with all others of this call"
         if self.setup.tile:
             return f"inductive, each tile of {what} by itself; the maximum over tiles"
         return f"inductive, from {what} alone"
