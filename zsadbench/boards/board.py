@@ -50,7 +50,7 @@ class Board:
     """The metric ranks go by; empty where there are none."""
     comparisons: tuple[Comparison, ...] = ()
     notes: tuple[str, ...] = ()
-    """What intervals, ranks and comparisons mean and where they are missing."""
+    """What intervals, ranks and comparisons mean and where they are missing, and which rows are left out."""
 
     @property
     def records(self) -> list[Record]:

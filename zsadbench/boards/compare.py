@@ -32,6 +32,7 @@ class BoardOptions(TypedDict, total=False):
     paired: bool
     replicates: int
     users: UserMethods
+    inductive_only: bool
 
 
 def boards(
@@ -46,6 +47,7 @@ def boards(
     paired: bool = False,
     replicates: int = 1000,
     users: UserMethods = NOBODY,
+    inductive_only: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Board]:
     """Return one board per group of records, sorted by dataset and protocol.
@@ -57,12 +59,15 @@ def boards(
     (False).  ``intervals`` adds 95 % intervals and ranks from ``replicates`` draws of
     the test images, ``paired`` also every pair of methods, in the order of ``records``; ``users`` are
     the users' methods whose code may render maps for them; ``say`` is told what takes long.
+    ``inductive_only`` leaves out rows whose numbers need other test images.
 
     Raises:
         UsageError: for an unknown metric, ``by`` or ``published``, or too few ``replicates``.
-        RecordError: for a metric no record has, when ``merge`` meets records of several groups, or for
-            image scores that cannot be read.
+        RecordError: for a metric no record has, when ``merge`` meets records of several groups, for image
+            scores that cannot be read, or where ``inductive_only`` leaves nothing.
     """
+    left_out = [record for record in records if inductive_only and not record.inductive]
+    records = inductive_records(records) if inductive_only else records
     chosen = _known_metrics(records, metrics or DEFAULT_METRICS, optional=metrics is None)
     _known_metrics(records, [sort] if sort else [], optional=False)
     if by is not None and by not in get_args(By):
@@ -75,7 +80,10 @@ def boards(
     if merge and len(groups) > 1:
         raise RecordError(_odd_one(groups))
     tables = [_board(group, groups[group], chosen, grouping, sort, choice) for group in sorted(groups)]
-    tables = [replace(board, notes=_kept_apart(board, tables)) for board in tables]
+    tables = [
+        replace(board, notes=(*_kept_apart(board, tables), *_left_out(board.group, left_out)))
+        for board in tables
+    ]
     if not intervals and not paired:
         return tables
     if replicates < FEWEST_REPLICATES:
@@ -113,6 +121,7 @@ def compare(paths: str | Path | Sequence[str | Path], **options: Unpack[BoardOpt
     * ``replicates=1000``: how many draws.
     * ``users``: the users' methods whose code may run for intervals of pixel metrics
       (:class:`zsadbench.scoring.UserMethods`).
+    * ``inductive_only=False``: leave out rows whose numbers need other test images.
 
     Raises:
         RecordError: if there is no record, or as :func:`boards` says.
@@ -124,6 +133,24 @@ def compare(paths: str | Path | Sequence[str | Path], **options: Unpack[BoardOpt
         raise RecordError(nothing_there(folders))
     tables = boards(records, **options)
     return paired_frame(tables) if options.get("paired") else frame_of(tables)
+
+
+def inductive_records(records: Sequence[Record]) -> list[Record]:
+    """Return the records whose numbers need no other test image.
+
+    Raises:
+        RecordError: if there is none.
+    """
+    kept = [record for record in records if record.inductive]
+    if records and not kept:
+        raise RecordError("every row here needs other test images; leave --inductive-only out.")
+    return kept
+
+
+def _left_out(group: Group, records: Sequence[Record]) -> tuple[str, ...]:
+    """Return a line that names the ``records`` of a group, whose numbers need other test images."""
+    names = dict.fromkeys(record.method for record in records if record.group == group)
+    return (f"Left out, as their numbers need other test images: {', '.join(names)}.",) if names else ()
 
 
 def nothing_there(paths: Sequence[Path]) -> str:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from ..errors import RecordError, UsageError
 from ..metrics import worth
-from ..records import UNKNOWN, Group, Record, is_metric, read_text, shared_rules
+from ..records import NEEDS_OTHERS, UNKNOWN, Group, Record, is_metric, read_text, shared_rules
 from .beside import MEAN
-from .compare import boards
+from .compare import boards, inductive_records
 from .verdict import Change, Verdict
 
 Line = Mapping[str, Any]
@@ -46,13 +46,16 @@ class _Found:
     place: Path
 
 
-def gate(records: Sequence[Record], baseline: Path, tolerance_points: float) -> Verdict:
+def gate(
+    records: Sequence[Record], baseline: Path, tolerance_points: float, *, inductive_only: bool = False
+) -> Verdict:
     """Compare every value of ``baseline`` (a ``leaderboard.csv``) with the same value of ``records``.
 
     A value fell when it is more than ``tolerance_points`` percent points lower, undefined now, a mean
     over fewer categories or taken under other rules; a row without a counterpart fell as a whole.  Of
     several records of a row's name (method, variant, backbone) the newest is judged, and a note says so;
-    where the baseline too has several, each is judged by the one with its digest.
+    where the baseline too has several, each is judged by the one with its digest.  ``inductive_only`` leaves
+    out, on both sides, rows whose numbers need other test images.
 
     Raises:
         UsageError: for a tolerance that is no finite number from 0 upwards.
@@ -62,6 +65,8 @@ def gate(records: Sequence[Record], baseline: Path, tolerance_points: float) -> 
     if not 0 <= tolerance_points < float("inf"):
         raise UsageError(f"a tolerance of {tolerance_points} points is not possible; give 0 or more")
     old = _read(baseline)
+    if inductive_only:
+        records, old = inductive_records(records), _inductive(old, baseline)
     metrics = [name for name in old[0] if is_metric(name)]
     by = "method" if all(line["category"] == MEAN for line in old) else "category"
     computed = {metric for record in records for metric in record.metrics}
@@ -79,6 +84,14 @@ def gate(records: Sequence[Record], baseline: Path, tolerance_points: float) -> 
     for line, chosen in zip(old, _chosen(old, found, baseline, verdict.notes), strict=True):
         _judge(verdict, line, chosen, metrics)
     return verdict
+
+
+def _inductive(lines: Sequence[Line], baseline: Path) -> list[Line]:
+    """Return the lines of a baseline whose numbers need no other test image."""
+    kept = [line for line in lines if NEEDS_OTHERS.isdisjoint(str(line.get("marks") or "").split("; "))]
+    if not kept:
+        raise RecordError(f"{baseline}: every row of it needs other test images; leave --inductive-only out.")
+    return kept
 
 
 def _chosen(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..text import put, say
-from .options import Code, examples, grouped
+from .options import Code, InductiveOnly, examples, grouped
 from .verbs import within
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def compare(
             metavar="N", help="Bootstrap draws behind intervals and p-values.", callback=within(100, 100_000)
         ),
     ] = 1000,
+    inductive_only: InductiveOnly = False,
     baseline: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A leaderboard.csv; exit code 1 when a value fell below it."),
@@ -138,13 +139,14 @@ def compare(
         paired=paired,
         replicates=replicates,
         users=code.users(),
+        inductive_only=inductive_only,
         say=_say,
     )
     if not as_json:
         _print(tables, chosen, paired, one_table)
     if len(records) == 1 and baseline is None:
         _say("Only one record here; run another method on the same dataset to compare it with.")
-    passed = _gate(records, baseline, tolerance, as_json) if baseline else True
+    passed = _gate(records, baseline, tolerance, as_json, inductive_only) if baseline else True
     if write:
         _write(tables, chosen, out, where, baseline, one_table)
     if not passed:
@@ -197,10 +199,12 @@ def _write(
         _say(f"not written: {error}")
 
 
-def _gate(records: Sequence[Record], baseline: Path, tolerance: float, as_json: bool) -> bool:
+def _gate(
+    records: Sequence[Record], baseline: Path, tolerance: float, as_json: bool, inductive_only: bool
+) -> bool:
     from ..boards import gate
 
-    verdict = gate(records, baseline, tolerance)
+    verdict = gate(records, baseline, tolerance, inductive_only=inductive_only)
     if as_json:
         put(verdict.to_json())
     for line in verdict.notes:

@@ -77,6 +77,10 @@ AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Accept categories without images.", rich_help_panel=DATA)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+InductiveOnly = Annotated[
+    bool,
+    typer.Option("--inductive-only", help="Leave out rows whose numbers need other test images (†, §)."),
+]
 
 
 def _which_size(value: int | None) -> None:

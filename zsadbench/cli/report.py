@@ -11,7 +11,7 @@ import typer
 
 from ..errors import UsageError
 from ..text import say
-from .options import AllowChanged, Code, Quiet, dataset_ids, examples, grouped, method_ids
+from .options import AllowChanged, Code, InductiveOnly, Quiet, dataset_ids, examples, grouped, method_ids
 from .verbs import Verbs, within
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def report(
     ] = 8,
     intervals: Intervals = False,
     code: Code,
+    inductive_only: InductiveOnly = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a static site: boards, curves, histograms, galleries and the origin of every number."""
@@ -114,6 +115,7 @@ def report(
         gallery=gallery,
         intervals=intervals,
         users=code.users(),
+        inductive_only=inductive_only,
         say=(lambda line: None) if quiet else _say,
     )
     for problem in done.problems:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .observations import OBSERVATION, near_runs, read_observation, write_observation
     from .published import KINDS, Published, published_figures
     from .records import (
+        NEEDS_OTHERS,
         RECORD,
         Record,
         find_records,
@@ -32,6 +33,7 @@ __all__ = [
     "IMAGES_CSV",
     "KINDS",
     "MASK_COLUMN",
+    "NEEDS_OTHERS",
     "OBSERVATION",
     "RECORD",
     "RESCORE",

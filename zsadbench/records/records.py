@@ -41,6 +41,8 @@ from .groups import Group, rules_of, shared_rules
 from .tables import CATEGORIES_CSV, IMAGE_COLUMNS, IMAGES_CSV, ImageRow, read_images, table
 
 RECORD = "record.json"
+NEEDS_OTHERS = frozenset({"transductive", "related maps"})
+"""Marks of numbers that an image alone does not have."""
 
 
 class Mean(NamedTuple):
@@ -224,6 +226,11 @@ class Record:
         marks = [mark for mark, holds in found.items() if holds]
         extra = [str(mark) for mark in self.observation.get("marks") or ()]
         return list(dict.fromkeys(marks + [mark for mark in extra if mark == EDITED or mark not in found]))
+
+    @property
+    def inductive(self) -> bool:
+        """Whether the scores and the map of an image need no other test image."""
+        return NEEDS_OTHERS.isdisjoint(self.marks)
 
     def value(self, category: str, metric: str) -> float | None:
         """Return one number in [0, 1], or None where it is undefined or was not computed."""

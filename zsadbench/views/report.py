@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..boards import Board, boards, nothing_there, to_csv
+from ..boards import Board, BoardOptions, boards, nothing_there, to_csv
 from ..errors import RecordError
 from ..records import Record, find_records
 from ..scoring import NOBODY, UserMethods
@@ -57,13 +57,15 @@ def build_report(
     gallery: int = GALLERY,
     intervals: bool = False,
     users: UserMethods = NOBODY,
+    inductive_only: bool = False,
     say: Say = lambda line: None,
 ) -> Summary:
     """Write the report of all records at or below ``paths`` into the folder ``out``.
 
     ``data`` is where the datasets lie now, by default where they lay when they were observed;
     ``gallery`` is the number of images of each gallery; ``intervals`` adds 95 % intervals and ranks to
-    the boards, which takes longer; ``users`` are the users' methods whose code may render maps.
+    the boards, which takes longer; ``users`` are the users' methods whose code may render maps;
+    ``inductive_only`` leaves out rows whose numbers need other test images.
 
     Raises:
         RecordError: if there is no record, or a file cannot be written.
@@ -73,8 +75,13 @@ def build_report(
     if not records:
         raise RecordError(nothing_there(paths))
     site = Site(out)
-    means = boards(records, intervals=intervals, users=users, say=say)
-    details = boards(records, by="category", intervals=intervals, users=users, say=say)
+    options: BoardOptions = {
+        "intervals": intervals,
+        "users": users,
+        "inductive_only": inductive_only,
+    }
+    means = boards(records, **options, say=say)
+    details = boards(records, by="category", **options, say=say)
     tables = list(zip(means, details, strict=True))
     return _Builder(site, tables, _relative(unreadable, paths), data, users, gallery, say).build()
 
