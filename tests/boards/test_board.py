@@ -347,6 +347,48 @@ def test_every_mark_stands_in_every_format(tmp_path: Path) -> None:
     assert "transductive" not in inductive.rows[0].marks
 
 
+def test_maps_that_need_a_category_and_constants_per_dataset_have_marks(tmp_path: Path) -> None:
+    seen = observation("musc", flags={"transductive": True, "relates": True, "constants_per_dataset": True})
+    board = one([save(tmp_path, seen)])
+    assert board.rows[0].marks[:3] == ["transductive", "related maps", "constants per dataset"]
+    text = " ".join(text_of(board).split())
+    assert "related maps: maps use all test images of a category." in text
+    assert "constants per dataset: the reference picks constants by the dataset's name." in text
+    assert "†, §, ¶" in text and r"\dag{}, \S{}, \P{}" in to_latex([board])
+    inductive = one([save(tmp_path, seen, rules=protocol("common-1"))])
+    assert inductive.rows[0].marks[:2] == ["related maps", "constants per dataset"]
+
+
+def mixed(folder: Path, rules: dict[str, Any] | None = None) -> list[Record]:
+    """Return records of a method that stands alone, a transductive one and one that relates images."""
+    flags = {"clip": {}, "clip-ad": {"transductive": True}, "musc": {"transductive": True, "relates": True}}
+    return [save(folder, observation(name, flags=flag), rules=rules) for name, flag in flags.items()]
+
+
+def test_rows_that_need_other_images_can_be_left_out(tmp_path: Path) -> None:
+    records = mixed(tmp_path)
+    board = one(records, inductive_only=True)
+    assert [line.label for line in board.rows] == ["clip"]
+    said = "Left out, as their numbers need other test images: clip-ad, musc."
+    assert said in footer(board) and said not in footer(one(records))
+    common = one(mixed(tmp_path, protocol("common-1")), inductive_only=True)
+    assert {line.label for line in common.rows} == {"clip", "clip-ad"}
+    with pytest.raises(RecordError, match="every row here needs other test images"):
+        boards(records[1:], inductive_only=True)
+    assert boards([], inductive_only=True) == []
+
+
+def test_the_gate_leaves_them_out_on_both_sides(tmp_path: Path) -> None:
+    old, new = mixed(tmp_path / "old"), mixed(tmp_path / "new")
+    (baseline,) = write_boards(boards(old), tmp_path, ["csv"])
+    assert gate(new[:1], baseline, 0.1).fell != []
+    verdict = gate(new[:1], baseline, 0.1, inductive_only=True)
+    assert (verdict.fell, verdict.compared) == ([], 7)
+    (alone,) = write_boards(boards(old[1:]), tmp_path / "alone", ["csv"])
+    with pytest.raises(RecordError, match="every row of it needs other test images"):
+        gate(new, alone, 0.1, inductive_only=True)
+
+
 def test_the_footer_states_protocol_size_mask_rule_and_versions(tmp_path: Path) -> None:
     board = one([save(tmp_path, observation(), rules=protocol("common-1"))])
     rules = "Protocol common-1: 518 px, masks bilinear50, image scores inductive"

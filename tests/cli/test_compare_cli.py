@@ -48,6 +48,19 @@ def results(tmp_path: Path) -> Path:
     return folder
 
 
+def test_inductive_only_leaves_rows_out_of_table_files_and_gate(
+    zsad: Compare, results: Path, tmp_path: Path
+) -> None:
+    assert zsad(results, "--out", tmp_path).code == 0
+    save(results, observation("musc", flags={"relates": True}), row("tile", 0.9))
+    answer = zsad(results, "--inductive-only", "--baseline", tmp_path / "leaderboard.csv")
+    assert answer.code == 0
+    assert "need other test images: musc" in " ".join(answer.out.split())
+    table = (results / "leaderboard.csv").read_text()
+    assert "winclip" in table and "musc" not in table
+    assert zsad(results).code == 0 and "musc" in (results / "leaderboard.csv").read_text()
+
+
 def test_a_table_is_printed_and_files_lie_beside_the_records(zsad: Compare, results: Path) -> None:
     answer = zsad(results)
     assert answer.code == 0

@@ -52,6 +52,20 @@ def test_both_rules_equal_torchvision(tmp_path: Path, size: tuple[int, int]) -> 
     assert mask_at(sample, size).any() and not np.array_equal(mask_at(sample, size), np.asarray(nearest) != 0)
 
 
+@pytest.mark.parametrize("size", [(20, 20), (64, 64), (33, 50)])
+def test_all_and_any_count_pixels_that_are_wholly_or_at_all_anomalous(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    values = np.zeros((41, 57), np.uint8)
+    values[8:30, 11:40] = 1
+    sample = save(tmp_path, values)
+    share = transforms.ToTensor()(transforms.Resize(size)(Image.fromarray(values * 255)))[0].numpy()
+    np.testing.assert_array_equal(mask_at(sample, size, "all"), share == 1)
+    np.testing.assert_array_equal(mask_at(sample, size, "any"), share > 0)
+    counts = [np.count_nonzero(mask_at(sample, size, rule)) for rule in ("all", "bilinear50", "any")]
+    assert 0 < counts[0] < counts[1] < counts[2]
+
+
 def test_native_keeps_the_size_of_the_image(tmp_path: Path) -> None:
     values = np.zeros((6, 9), np.uint8)
     values[2, 3:5] = 1

@@ -58,6 +58,18 @@ class Eyes:
         return {"map": grid, "score": grid.flatten(1).amax(1)}
 '''
 
+RELATING = """    @property
+    def fewest(self):
+        return 2
+
+    def relate(self, evidence, device, tell):
+        tell(1.0)
+        mean = evidence["map"].float().mean(0, keepdim=True)
+        return {"map": evidence["map"].float() - mean, "score": evidence["score"]}
+
+    def image_scores"""
+"""Makes it a method that takes the mean map of a category from every map."""
+
 
 def write(folder: Path, old: str = "", new: str = "") -> str:
     """Write the method with ``old`` replaced by ``new``; return its spec."""
@@ -65,3 +77,9 @@ def write(folder: Path, old: str = "", new: str = "") -> str:
     path = folder / "mine.py"
     path.write_text(SOURCE.replace(old, new, 1) if old else SOURCE)
     return f"{path}:Mine"
+
+
+def write_relating(folder: Path, old: str = "", new: str = "") -> str:
+    """Write the method that relates images, with ``old`` of ``RELATING`` replaced by ``new``."""
+    assert old in RELATING, old
+    return write(folder, "    def image_scores", RELATING.replace(old, new, 1) if old else RELATING)

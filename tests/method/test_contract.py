@@ -164,6 +164,37 @@ def test_an_order_dependent_method_is_not_asked_for_order(tmp_path: Path) -> Non
     assert not points["any batch size"].passed
 
 
+def test_a_method_that_relates_images_is_asked_on_one_category_and_must_say_so(tmp_path: Path) -> None:
+    spec = toy.write_relating(tmp_path)
+    found = failed(check(resolve(spec), load))
+    assert found.keys() == {"transductive or not"}
+    assert "relate(), so no map stands alone; declare transductive" in found["transductive or not"]
+    path = Path(spec.rpartition(":")[0])
+    flag = "    transductive: ClassVar[bool] = True\n    map_parameters"
+    path.write_text(path.read_text().replace("    map_parameters", flag, 1))
+    checks = check(resolve(spec), load)
+    assert failed(checks) == {}
+    words = {point.name: point.words for point in checks}
+    assert words["any batch size"].startswith("batches of 1, 2 and 3 agree")
+    assert words["transductive or not"].startswith("maps use all images of a category")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "points", "advice"),
+    [
+        ("- mean,", "- evidence['map'][:1],", {"any order"}, "keep no state"),
+        ('.float() - mean, "score"', '.double() - mean, "score"', {"evidence"}, "return float32"),
+        ("- mean,", "[:2],", {"evidence"}, "has 2 rows for 3 images"),
+    ],
+)
+def test_mistakes_in_relate_are_noticed(
+    tmp_path: Path, old: str, new: str, points: set[str], advice: str
+) -> None:
+    spec = toy.write_relating(tmp_path, old, new)
+    found = failed(check(resolve(spec), load))
+    assert points <= found.keys() and any(advice in words for words in found.values()), found
+
+
 def test_miniature_takes_the_patch_of_the_backbone() -> None:
     small = miniature("clip").method
     assert (small.backbone.name, small.preprocess.size) == ("tiny-l14", 84)

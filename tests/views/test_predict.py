@@ -279,6 +279,69 @@ def test_a_score_does_not_depend_on_the_other_images(tmp_path: Path, method: str
         assert one(path, setup) == same(found.score)
 
 
+MUSC = replace(BASE, method="musc")
+
+
+def photos(folder: Path, count: int) -> list[Path]:
+    for number in range(count):
+        photo(60 - 5 * number, 40 + 9 * number).rotate(30 * number).save(folder / f"{number}.png")
+    return find_images([folder])
+
+
+def test_images_of_a_call_are_related(tmp_path: Path) -> None:
+    images = photos(tmp_path, 6)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(images[0].read_bytes()[:-30])
+    found = score(*images, broken, setup=MUSC)
+    assert [one.error is None for one in found] == [True] * 6 + [False]
+    assert found[-1].path == broken
+    for prediction in found[:-1]:  # the inductive score is the map's maximum
+        assert prediction.score == pytest.approx(prediction.extremes[1]) and prediction.extremes[1] > 0
+    fewer = score(*images[:5], setup=MUSC)
+    assert any(one.score != other.score for one, other in zip(fewer, found, strict=False))
+    assert [one.score for one in score(*images[::-1], setup=MUSC)] == [
+        pytest.approx(one.score, abs=1e-5) for one in found[5::-1]
+    ]
+
+
+def test_a_prediction_relates_as_a_run_does(tmp_path: Path) -> None:
+    parts = make_folder(tmp_path / "parts", categories=("bolt",))
+    request = Request(
+        backbone="tiny-l14", weights="random", settings=SMALL, out=tmp_path / "r", workers=1, quiet=True
+    )
+    (record,) = execute(["musc"], [str(parts)], request).records
+    rows = {row.key: row.map_max for row in record.images()}
+    found = score(*find_images([parts / "bolt" / "test"]), setup=MUSC)
+    assert {f"bolt/test/{one.path.parent.name}/{one.path.name}": one.score for one in found} == {
+        key: pytest.approx(value, rel=1e-5) for key, value in rows.items()
+    }
+
+
+def test_an_overlay_and_a_region_of_related_images(tmp_path: Path, zsad: Zsad) -> None:
+    (tmp_path / "in").mkdir()
+    photos(tmp_path / "in", 5)
+    words = ["--method", "musc", *OPTIONS[2:], "--roi", "2,3,20,24"]
+    answer = zsad("predict", tmp_path / "in", *words, "--out", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    assert "scores are of the region by comparison with all others of this call" in answer.out
+    assert len(list((tmp_path / "out").glob("*.png"))) == 5
+
+
+def test_what_cannot_be_related_is_refused(tmp_path: Path, zsad: Zsad) -> None:
+    images = photos(tmp_path, 4)
+    with pytest.raises(MethodError, match="needs at least 5; here are 4 that can be read"):
+        score(*images, setup=MUSC)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(images[0].read_bytes()[:-30])
+    with pytest.raises(MethodError, match="needs at least 5; here are 4 that can be read"):
+        score(*images, broken, setup=MUSC)
+    with pytest.raises(UsageError, match="would compare the tiles of an image with each other"):
+        Predictor(replace(MUSC, tile=42))
+    words = ["--method", "musc", *OPTIONS[2:], "--force", "--out", tmp_path / "t.json"]
+    answer = zsad("calibrate", "--normal", tmp_path, *words)
+    assert isinstance(answer.error, UsageError) and "a threshold found on some" in str(answer.error)
+
+
 def test_an_order_dependent_method_works_through_a_call(tmp_path: Path) -> None:
     for number in range(2):
         photo(40 + number, 40).save(tmp_path / f"{number}.png")

@@ -67,6 +67,17 @@ def test_every_board_category_and_record_has_its_page(parsed: dict[str, Page]) -
     assert set(parsed) == {"index", "parts", *categories, *(n for n in parsed if n.startswith("record-"))}
 
 
+def test_rows_that_need_other_images_can_be_left_out(tmp_path: Path) -> None:
+    for name, relates in (("clip", False), ("musc", True)):
+        boardkit.save(tmp_path / "results", boardkit.observation(name, flags={"relates": relates}))
+    for only in (False, True):
+        build_report([tmp_path / "results"], tmp_path / "site", inductive_only=only)
+        found = pages(tmp_path / "site")
+        records = [name for name in found if name.startswith("record-")]
+        assert [("musc" in name) for name in sorted(records)] == ([False] if only else [False, True])
+        assert ("Left out, as their numbers need other test images: musc." in found["index"].text) == only
+
+
 def test_every_link_resolves_and_none_leaves_the_folder(site: Path, parsed: dict[str, Page]) -> None:
     for page in parsed.values():
         assert len(page.ids) == len(set(page.ids)), page.path
