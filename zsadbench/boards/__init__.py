@@ -13,7 +13,7 @@ from ..surface import room
 if TYPE_CHECKING:
     from .beside import MEAN
     from .board import Board
-    from .compare import BoardOptions, boards, compare, nothing_there
+    from .compare import boards, compare, nothing_there
     from .gate import gate
     from .latex import joined_to_latex
     from .pairs import in_order
@@ -35,7 +35,6 @@ __all__ = [
     "MEAN",
     "REPRODUCTION_COLUMNS",
     "Board",
-    "BoardOptions",
     "Cell",
     "Reproduction",
     "Row",

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..boards import Board, BoardOptions, boards, nothing_there, to_csv
+from ..boards import Board, boards, nothing_there, to_csv
 from ..errors import RecordError
 from ..records import Record, find_records
 from ..scoring import NOBODY, UserMethods
@@ -75,13 +76,8 @@ def build_report(
     if not records:
         raise RecordError(nothing_there(paths))
     site = Site(out)
-    options: BoardOptions = {
-        "intervals": intervals,
-        "users": users,
-        "inductive_only": inductive_only,
-    }
-    means = boards(records, **options, say=say)
-    details = boards(records, by="category", **options, say=say)
+    made = partial(boards, records, intervals=intervals, users=users, inductive_only=inductive_only, say=say)
+    means, details = made(), made(by="category")
     tables = list(zip(means, details, strict=True))
     return _Builder(site, tables, _relative(unreadable, paths), data, users, gallery, say).build()
 
