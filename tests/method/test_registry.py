@@ -185,7 +185,7 @@ class TestReadingCards:
             ('macaroni1 = "macaroni"', "macaroni1 = 1", "toy.toml:12", "must be a string"),
             ("size = 256", 'size = "full"', "toy.toml:15", '"frame"'),
             ("size = 256", "sise = 256", "toy.toml:15", "Did you mean 'size'"),
-            ('"nearest"', '"bilinear"', "toy.toml:29", "bilinear50, nearest, native"),
+            ('"nearest"', '"bilinear"', "toy.toml:29", "bilinear50, all, any, nearest, native"),
             ("layers = [", "blocks = [", "toy.toml:35", "Allowed: layers, lengths"),
             ('summary = "more gain"', "", "toy.toml", "'summary' is missing"),
             ("order_dependent = true", 'order_dependent = "yes"', "toy.toml:41", "true or false"),
