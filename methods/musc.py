@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zsadbench.clip import Clip
 from zsadbench.errors import MethodError, is_out_of_memory
-from zsadbench.inputs import Backbone, Batch, Preprocess
+from zsadbench.inputs import Backbone, Batch, Count, Number, Part, Preprocess
 from zsadbench.maps import render
 from zsadbench.method import Evidence, Tell
 
@@ -34,12 +34,12 @@ class MuSc:
 
     backbone: Backbone = Backbone("ViT-L-14-336", "openai", activation="gelu", position="bicubic")
     preprocess: Preprocess = Preprocess(518)
-    features: tuple[int, ...] = (6, 12, 18, 24)
-    degrees: tuple[int, ...] = (1, 3, 5)
-    share: float = 0.3
-    windows: tuple[int, ...] = (1, 2, 3)
+    features: tuple[Count, ...] = (6, 12, 18, 24)
+    degrees: tuple[Count, ...] = (1, 3, 5)
+    share: Part = 0.3
+    windows: tuple[Count, ...] = (1, 2, 3)
     image_score: Literal["reference", "maximum"] = "reference"
-    group: int = 0
+    group: Number = 0
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
