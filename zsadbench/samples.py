@@ -52,6 +52,8 @@ class Sample:
     image: Path
     mask: Path | None
     specie: str = ""
+    groups: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What it belongs to beside its category: a lighting, a view, an object. By name of the group."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from tests.kit.trees import Triple, touch, triples, write
 from zsadbench.cards import card_paths
+from zsadbench.cli.datasets import app
 from zsadbench.data.load import load_dataset
 from zsadbench.samples import Dataset
 
@@ -51,7 +53,27 @@ VISA = {
 }
 DAGM = dict(zip(range(1, 7), [(504, 71), (491, 84), (491, 84), (507, 68), (495, 80), (508, 67)], strict=True))
 DAGM |= dict.fromkeys(range(7, 11), (1000, 150))
+VISA_ZS = {name: 71 + (n < 2) for n, name in enumerate(sorted(VISA.keys() - {"pcb4"}))}
 BMAD = {"Brain": (640, 3075), "Liver": (833, 660), "Retina_RESC": (1041, 764)}
+
+GOODS = "drink_bottle 356 425 drink_can 147 147 food_bottle 243 361 food_box 146 251 food_package 253 230"
+MVTEC_3D = """
+bagel 22 88 cable_gland 21 87 carrot 27 132 cookie 28 103 dowel 26 104 foam 20 80 peach 26 106 potato 22 92
+rope 32 69 tire 25 87
+"""
+THREE_CAD = """
+Aluminum_Camera_Cover 369 1077 Aluminum_Ipad 913 1134 Aluminum_Middle_Frame 731 748 Aluminum_New_Ipad 999 3937
+Aluminum_New_Middle_Frame 670 736 Aluminum_Pc 911 2250 Copper_Stator 196 763 Iron_Stator 295 817
+"""
+AD_2 = """
+can 72 90 fabric 66 90 fruit_jelly 20 60 rice 42 90 sheet_metal 24 90 vial 35 105 wallplugs 60 90
+walnuts 60 90
+"""
+LOCO = """
+breakfast_box 102 83 90 juice_bottle 94 142 94 pushpins 138 91 81 screw_bag 122 137 82
+splicing_connectors 119 108 85
+"""
+LIGHTINGS = ("regular", "overexposed", "underexposed", "shift_1", "shift_2", "shift_3", "shift_4")
 
 # SHA-256 of the sorted lines "image<tab>mask<tab>label" of the test lists that AA-CLIP publishes.
 PUBLISHED = {
@@ -90,12 +112,12 @@ def polyps(numbers: range) -> Iterator[Triple]:
     return ((f"images/{i}.png", f"masks/{i}.png", 1) for i in numbers)
 
 
-def visa(tree: str) -> Iterator[Triple]:
-    for category, normals in VISA.items():
+def visa(tree: str, normal: dict[str, int] = VISA, anomalous: int = 1200) -> Iterator[Triple]:
+    for place, (category, normals) in enumerate(normal.items()):
         for i in range(normals):
             folder = "Data/Images/Normal" if tree == "raw" else "test/good"
             yield f"{category}/{folder}/{3 * i:04}.JPG", "", 0
-        for i in range(100):
+        for i in range(len(range(place, anomalous, len(normal)))):
             image = f"{category}/{'Data/Images/Anomaly' if tree == 'raw' else 'test/bad'}/{i:03}.JPG"
             mask = f"{category}/{'Data/Masks/Anomaly' if tree == 'raw' else 'ground_truth/bad'}/{i:03}.png"
             yield image, mask, 1
@@ -148,6 +170,69 @@ def thirds() -> Iterator[Triple]:
     yield from pairs(f"{top}/test/defect/{{:03}}.png", f"{top}/ground_truth/defect/{{:03}}_mask.png", 74)
 
 
+def counted(table: str, numbers: int = 2) -> Iterator[tuple[str, ...]]:
+    words = table.split()
+    return zip(*(words[place :: numbers + 1] for place in range(numbers + 1)), strict=True)
+
+
+def folders(table: str, image: str, mask: str, kinds: tuple[str, str] = ("good", "bad")) -> Iterator[Triple]:
+    """Yield the images of a table of counts; the templates have ``c`` category, ``k`` kind and ``i``."""
+    for category, *counts in counted(table):
+        for label, (kind, count) in enumerate(zip(kinds, map(int, counts), strict=True)):
+            for i in range(count):
+                names = {"c": category, "k": kind, "i": i}
+                yield image.format(**names), mask.format(**names) if label else "", label
+
+
+def lights() -> Iterator[Triple]:
+    """MVTec AD 2: every object under as many lightings as fit its count."""
+    for category, *counts in counted(AD_2):
+        for label, (kind, count) in enumerate(zip(("good", "bad"), map(int, counts), strict=True)):
+            for i in range(count):
+                stem = f"{kind}/{i // 7:03}_{LIGHTINGS[i % 7]}"
+                mask = f"{category}/test_public/ground_truth/{stem}_mask.png" if label else ""
+                yield f"{category}/test_public/{stem}.png", mask, label
+
+
+def loco() -> Iterator[Triple]:
+    kinds = ("good", "logical_anomalies", "structural_anomalies")
+    for category, *counts in counted(LOCO, 3):
+        for kind, count in zip(kinds, map(int, counts), strict=True):
+            for i in range(count):
+                mask = "" if kind == "good" else f"{category}/ground_truth/{kind}/{i:03}"
+                yield f"{category}/test/{kind}/{i:03}.png", mask, int(kind != "good")
+
+
+def cells() -> Iterator[Triple]:
+    return ((f"images/cell{i:04}.png", "", int(i > 1508)) for i in range(1, 2625))
+
+
+def strips() -> Iterator[Triple]:
+    rolls = "2306881-210020u 2306894-210033u 2311517-195063u 2311694-1930c7u 2311694-2040n7u 2311980-185026u"
+    for fabric, roll in enumerate((rolls + " 2608691-202020u").split()):
+        for i in range(20):
+            yield f"NODefect_images/{roll}/{i:04}_000_{fabric:02}.png", "", 0
+    for i in range(105):
+        stem = f"{i:04}_0{i % 9:02}_{i % 7:02}"
+        mask = "" if i in (44, 97) else f"Mask_images/{stem}_mask.png"
+        yield f"Defect_images/{stem}.png", mask, 1
+
+
+def recut(top: str, prefix: str, classes: dict[str, int]) -> Iterator[Triple]:
+    for name, count in classes.items():
+        for i in range(count):
+            good, bad = (f"{prefix}-{kind}-{i:06}_{i:010}" for kind in ("null", "defect"))
+            yield f"{name}/test/good/{good}.bmp", "", 0
+            yield f"{name}/test/anomaly/{bad}.bmp", f"{name}/ground_truth/anomaly/{bad}.png", 1
+
+
+def judged_anew() -> Iterator[Triple]:
+    names = [line.split()[0] for line in MVTEC.strip().splitlines() if line[0] != " "]
+    kept = [name for name in names if name not in ("bottle", "metal_nut", "pill")]
+    table = " ".join(f"{name} {31 + (n < 10)} {75 + (n < 6)}" for n, name in enumerate(kept))
+    return folders(table, "{c}/test/{k}/{i:03}.png", "{c}/ground_truth/{k}/{i:03}_mask.png")
+
+
 TREES: dict[str, Callable[[], Iterator[Triple]]] = {
     "mvtec": lambda: mvtec_like(MVTEC),
     "mpdd": lambda: mvtec_like(MPDD),
@@ -174,6 +259,25 @@ TREES: dict[str, Callable[[], Iterator[Triple]]] = {
     "brainmri": lambda: labelled("no/{} no.jpeg", 98, "yes/Y{}.JPG", 155),
     "br35h": lambda: labelled("no/no{}.jpg", 1500, "yes/y{}.jpg", 1500),
     "covid19": lambda: labelled("NORMAL/NORMAL ({}).png", 1341, "COVID-19/COVID-19 ({}).png", 219),
+    "mvtec_3d": lambda: folders(MVTEC_3D, "{c}/test/{k}/rgb/{i:03}.png", "{c}/test/{k}/gt/{i:03}.png"),
+    "goods_ad": lambda: folders(
+        f"{GOODS} cigarette_box 183 246", "{c}/test/{k}/001{i:03}.jpg", "{c}/ground_truth/{k}/001{i:03}.png"
+    ),
+    "3cad": lambda: folders(THREE_CAD, "{c}/test/{k}/{i}.png", "{c}/ground_truth/{k}/{i}.png"),
+    "mvtec_ad_2": lights,
+    "mvtec_loco": loco,
+    "elpv": cells,
+    "aitex": strips,
+    "bmad_oct2017": lambda: folders(
+        "Retina_OCT2017 242 726", "{c}_AD/test/{k}/img/{i}.png", "", ("good", "Ungood")
+    ),
+    "ksdd2_bayes_pfl": lambda: recut("KSDD2", "KSDD2-metal", {"Metal": 356}),
+    "rsdd_bayes_pfl": lambda: recut("RSDD", "RSDD_II-metal", {"Metal15": 387}),
+    "dagm_bayes_pfl": lambda: recut(
+        "DAGM", "DAGM2007-fabric", {f"Fabric{k}": 150 if k < 6 else 300 for k in (1, 2, 3, 4, 5, 7, 8)}
+    ),
+    "mvtec_zs": judged_anew,
+    "visa_zs": lambda: visa("raw", VISA_ZS, 941),
 }
 EXTRA = {
     "mvtec": ["license.txt", "readme.txt", "bottle/license.txt", "bottle/train/good/000.png"],
@@ -186,6 +290,15 @@ EXTRA = {
     "br35h": ["pred/pred0.jpg", "Br35H-Mask-RCNN/TEST/y1.jpg"],
     "covid19": ["Lung_Opacity/images/1.png"],
     "tn3k": ["trainval-image/0000.jpg", "trainval-mask/0000.jpg"],
+    "mvtec_3d": [
+        "bagel/test/bad/xyz/000.tiff",
+        "bagel/train/good/rgb/000.png",
+        "bagel/validation/good/rgb/000.png",
+    ],
+    "mvtec_ad_2": ["can/test_private/000_regular.png", "can/validation/good/000_regular.png"],
+    "mvtec_loco": ["pushpins/train/good/000.png", "pushpins/validation/good/000.png"],
+    "aitex": ["Defect_images/0100_025_08.png", "Mask_images/0044_019_04_mask1.png"],
+    "ksdd2_bayes_pfl": ["Metal/train/good/readme.txt"],
 }
 
 
@@ -196,7 +309,14 @@ def build(name: str, root: Path) -> set[Triple]:
         wanted |= {(f"head_ct/head_ct/{i:03}.png", "", 0) for i in range(100, 200)}
         rows = "".join(f"{i},{int(i < 100)}\n" for i in range(200))
         write(root, {"labels.csv": f"id, hemorrhage\n{rows}"})
-    if name == "visa":
+    if name == "elpv":
+        chance = [1508, 295, 106, 715]
+        values = [
+            value for value, count in zip((0.0, 1 / 3, 2 / 3, 1.0), chance, strict=True) for _ in range(count)
+        ]
+        rows = "".join(f"images/cell{i:04}.png  {v}                 mono\n" for i, v in enumerate(values, 1))
+        write(root, {"labels.csv": rows})
+    if name in ("visa", "visa_zs"):
         stream = io.StringIO()
         writer = csv.writer(stream)
         writer.writerow(["object", "split", "label", "image", "mask"])
@@ -207,7 +327,8 @@ def build(name: str, root: Path) -> set[Triple]:
                 [category, "train", "normal", f"{category}/Data/Images/Normal/{label}999.JPG", ""]
             )
         write(root, {"split_csv/1cls.csv": "\ufeff" + stream.getvalue()})
-    touch(root, (path for triple in wanted for path in triple[:2] if path))
+    more = "/000.png" if name == "mvtec_loco" else ""  # a folder of masks for an image
+    touch(root, (path for image, mask, _ in wanted for path in (image, mask and mask + more) if path))
     touch(root, EXTRA.get(name, []))
     return wanted
 
@@ -286,6 +407,26 @@ def test_kolektor_labels_come_from_the_masks(tmp_path: Path) -> None:
     }
 
 
+def test_groups_come_from_published_names(tmp_path: Path) -> None:
+    build("mvtec_ad_2", tmp_path / "mvtec_ad_2")
+    lights = {s.key: s.groups for s in load_dataset("mvtec_ad_2", tmp_path).samples}
+    assert lights["vial/test_public/bad/003_shift_2.png"] == {"lighting": "shift_2", "object": "bad/003"}
+    assert {groups["lighting"] for groups in lights.values()} == set(LIGHTINGS)
+
+    names = [
+        "OK/S0007/usb_adaptor_0007_OK_C1_20230922.jpg",
+        "NG/HS/S0064/usb_adaptor__0064_NG_HS_C5_2023.jpg",
+    ]
+    records = [
+        {"category": "usb_adaptor", "anomaly_class": "?", "image_path": n, "mask_path": None} for n in names
+    ]
+    table = json.dumps({"train": [], "test": records})
+    write(tmp_path, {"real_iad/realiad_jsons/realiad_jsons/usb_adaptor.json": table})
+    touch(tmp_path / "real_iad/realiad_1024/usb_adaptor", names)
+    views = [s.groups for s in load_dataset("real_iad", tmp_path).samples]
+    assert views == [{"view": "C5", "object": "HS/S0064"}, {"view": "C1", "object": "OK/S0007"}]
+
+
 def test_real_iad_reads_one_table_per_class(tmp_path: Path) -> None:
     ok, ng = "OK/S0001/a_C1.jpg", "NG/HS/S0002/b_C1.jpg"
     for category in ("usb", "toy"):
@@ -308,39 +449,65 @@ def test_real_iad_reads_one_table_per_class(tmp_path: Path) -> None:
     assert len(load_dataset("real_iad", tmp_path, split="train").samples) == 2
 
 
-def test_mvtec_ad_2_takes_the_public_test_part_only(tmp_path: Path) -> None:
-    names = ["can", "fabric", "fruit_jelly", "rice", "sheet_metal", "vial", "wallplugs", "walnuts"]
-    for name in names:
-        touch(
-            tmp_path / "MVTec_AD_2" / name,
-            [
-                "test_public/good/000_regular.png",
-                "test_public/bad/000_overexposed.png",
-                "test_public/ground_truth/bad/000_overexposed_mask.png",
-                "test_private/000_mixed.png",
-                "validation/good/000_regular.png",
-            ],
-        )
-    found = load_dataset("mvtec_ad_2", tmp_path)
-    assert found.counts() == dict.fromkeys(names, (1, 1))
-    assert found.words["fruit_jelly"] == "fruit jelly"
-
-
-def test_mvtec_loco_has_a_folder_of_masks_per_image(tmp_path: Path) -> None:
-    kinds = ("good", "logical_anomalies", "structural_anomalies")
-    names = [f"pushpins/test/{kind}/{i:03}.png" for kind in kinds for i in range(2)]
-    masks = [
-        f"pushpins/ground_truth/{kind}/{i:03}/{part:03}.png"
-        for kind in kinds[1:]
-        for i in range(2)
-        for part in range(i + 1)
+def test_a_view_without_a_mask_is_normal_even_of_a_defective_object(tmp_path: Path) -> None:
+    seen, unseen = "NG/HS/S0002/plug_0002_NG_C1_20240101.jpg", "NG/HS/S0002/plug_0002_NG_C2_20240101.jpg"
+    records = [
+        {"category": "plug", "anomaly_class": "HS", "image_path": seen, "mask_path": seen[:-4] + "_mask.png"},
+        {"category": "plug", "anomaly_class": "HS", "image_path": unseen, "mask_path": None},
     ]
-    more = ["pushpins/train/good/000.png", "pushpins/validation/good/000.png"]
-    touch(tmp_path / "mvtec_loco_anomaly_detection", [*names, *masks, *more])
-    found = load_dataset("mvtec_loco", tmp_path, categories=["pushpins"])
-    wanted = {(name, "" if "good" in name else name.replace("test", "ground_truth")[:-4]) for name in names}
-    assert {(image, mask) for image, mask, _ in triples(found)} == wanted
-    assert {image for image, _, label in triples(found) if not label} == set(names[:2])
+    table = json.dumps({"meta": {}, "train": [], "test": records})
+    places = {
+        "real_iad": ("realiad_jsons/realiad_jsons", "realiad_1024"),
+        "real_iad_variety": ("realiadvariety_jsons/Real-IAD_Variety_jsons", "realiadvariety_raw"),
+    }
+    for name, (jsons, images) in places.items():
+        write(tmp_path / name, {f"{jsons}/plug.json": table})
+        touch(tmp_path / name / images / "plug", [seen, seen[:-4] + "_mask.png", unseen])
+        found = load_dataset(name, tmp_path)
+        top = f"{images}/plug/"
+        assert triples(found) == {
+            (top + seen, top + seen[:-4] + "_mask.png", 1),
+            (top + unseen, "", 0),
+        }
+
+
+def test_autovi_has_a_folder_of_masks_per_image(tmp_path: Path) -> None:
+    touch(
+        tmp_path / "AutoVI/pipe_clip",
+        [
+            *("test/good/0001.png", "test/unclipped/0089.png", "train/good/0000.png"),
+            *(f"ground_truth/unclipped/0089/{part:04}.png" for part in range(2)),
+        ],
+    )
+    assert triples(load_dataset("autovi", tmp_path, categories=["pipe_clip"])) == {
+        ("pipe_clip/test/good/0001.png", "", 0),
+        ("pipe_clip/test/unclipped/0089.png", "pipe_clip/ground_truth/unclipped/0089", 1),
+    }
+
+
+def test_kvasir_in_its_three_trees(tmp_path: Path) -> None:
+    touch(tmp_path / "kvasir/Kvasir", ["images/cju0.png", "masks/cju0.png"])
+    assert triples(load_dataset("kvasir", tmp_path)) == {("images/cju0.png", "masks/cju0.png", 1)}
+    touch(tmp_path / "original/Kvasir-SEG", ["images/cju0.jpg", "masks/cju0.jpg", "kavsir_bboxes.json"])
+    assert triples(load_dataset("kvasir", tmp_path / "original")) == {
+        ("images/cju0.jpg", "masks/cju0.jpg", 1)
+    }
+    stem = "Kvasir_defect_cju0_000000"
+    names = [f"colon/test/anomaly/{stem}.bmp", f"colon/ground_truth/anomaly/{stem}.png"]
+    touch(tmp_path / "kvasir_bayes_pfl/Kvasir", names)
+    assert triples(load_dataset("kvasir_bayes_pfl", tmp_path)) == {(*names, 1)}
+
+
+def test_check_counts_a_set_and_says_what_the_full_one_has(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / "elpv/images").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (300, 300), 40 * i).save(tmp_path / f"elpv/images/cell{i:04}.png")
+    rows = "".join(f"images/cell{i:04}.png  {v}  mono\n" for i, v in enumerate(("0.0", "0.0", "1.0")))
+    write(tmp_path, {"elpv/labels.csv": rows})
+    result = CliRunner().invoke(app, ["check", "elpv", "--data", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "2 normal and 1 anomalous images, the full set has 1508 and 1116" in result.output
+    assert result.output.splitlines()[-1].endswith("2 normal and 1 anomalous test images, 0 errors.")
 
 
 def test_every_shipped_description_is_covered_by_a_tree() -> None:
@@ -348,8 +515,9 @@ def test_every_shipped_description_is_covered_by_a_tree() -> None:
         "ksdd",
         "ksdd2",
         "real_iad",
-        "mvtec_ad_2",
-        "mvtec_loco",
+        "real_iad_variety",
+        "autovi",
+        "kvasir_bayes_pfl",
         "meta_json",
         "aaclip_jsonl",
         "demo",

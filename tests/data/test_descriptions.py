@@ -155,6 +155,20 @@ MISTAKES = {
     "masks none but given": ('masks = "required"', 'masks = "none"', 14, "would never be read"),
     "class that is not listed": (NORMAL, NORMAL + '\nclass = "bolt"', 16, "class 'bolt' is not in [classes]"),
     "columns without a table": (NORMAL, NORMAL + '\ncolumns = { a = "b" }', 16, "belong together"),
+    "group of an unknown name": (
+        NORMAL,
+        NORMAL + '\ngroups = { view = "{view}" }',
+        16,
+        "'groups' uses 'view'",
+    ),
+    "group of a taken name": (
+        NORMAL,
+        NORMAL + '\ngroups = { category = "{specie}" }',
+        16,
+        "a group cannot be called 'category'",
+    ),
+    "parts without a table": (NORMAL, NORMAL + '\nparts = "{class}/{x}.png"', 16, "'parts' is for tables"),
+    "separator of two signs": (NORMAL, NORMAL + '\nseparator = "::"', 16, "must be one character"),
     "records without a json": (NORMAL, NORMAL + '\nrecords = "test"', 16, "needs a table that is a .json"),
     "blocks of another type": ("[[samples]]", "[samples]", 12, "'samples' must be a list"),
     "expect without a number": (
@@ -307,9 +321,9 @@ def test_class_words_of_another_description_can_be_used() -> None:
         )
 
 
-def described(root: Path, rule: str) -> list[str]:
-    text = 'format = 1\nid = "m"\ntitle = "M"\ndomain = "any"\nmasks = "none"\n\n[[samples]]\nclass = "x"\n'
-    write(root, {"m.toml": text + rule})
+def described(root: Path, rule: str, more: str = "") -> list[str]:
+    text = 'format = 1\nid = "m"\ntitle = "M"\ndomain = "any"\nmasks = "none"\n'
+    write(root, {"m.toml": f'{text}{more}\n[[samples]]\nclass = "x"\n{rule}'})
     return [sample.key for sample in load_dataset(str(root / "m.toml")).samples]
 
 
@@ -333,3 +347,79 @@ def test_a_name_used_twice_must_match_the_same_text(tmp_path: Path) -> None:
     touch(tmp_path, ["a/a_1.png", "a/b_1.png", "b/b_2.png"])
     rule = 'image = "{item}/{item}_{stem}.png"\nlabel = "normal"\n'
     assert described(tmp_path, rule) == ["a/a_1.png", "b/b_2.png"]
+
+
+def test_a_csv_without_headings_has_its_columns_listed(tmp_path: Path) -> None:
+    rule = (
+        'table = "list.csv"\ncolumns = ["image", "label"]\nimage = "{image}"\nnormal_when = { label = [0] }\n'
+    )
+    write(tmp_path, {"list.csv": "1.png,0\n2.png,1\n"})
+    touch(tmp_path, ["1.png", "2.png"])
+    assert described(tmp_path, rule) == ["1.png", "2.png"]
+    write(tmp_path, {"list.csv": "1.png    0.0\n\n2.png 1\n"})
+    assert described(tmp_path, f"{rule}separator = ' '\n") == ["1.png", "2.png"]
+    write(tmp_path, {"list.csv": "1.png;0\n2.png\n"})
+    with pytest.raises(DatasetError, match=r"list\.csv:2: 1 cells, but the header has 2"):
+        described(tmp_path, f"{rule}separator = ';'\n")
+
+
+def test_the_first_of_several_tables_that_exists_is_used(tmp_path: Path) -> None:
+    more = 'columns = { id = "id" }\nimage = "{id}.png"\nlabel = "normal"\n'
+    rule = 'table = ["lists/{class}.csv", "{class}.csv"]\n' + more
+    write(tmp_path, {"x.csv": "id\n1\n"})
+    touch(tmp_path, ["1.png", "2.png"])
+    assert described(tmp_path, rule) == ["1.png"]
+    write(tmp_path, {"lists/x.csv": "id\n2\n"})
+    assert described(tmp_path, rule) == ["2.png"]
+
+
+def test_a_pattern_with_a_slash_leaves_out_paths(tmp_path: Path) -> None:
+    touch(tmp_path, ["a/1.png", "a/2.png", "b/1.png"])
+    rule = 'image = "{item}/{stem}.png"\nlabel = "normal"\n'
+    assert described(tmp_path, rule, 'exclude = ["A/1.png"]\n') == ["a/2.png", "b/1.png"]
+    assert described(tmp_path, rule, 'exclude = ["1.png"]\n') == ["a/2.png"]
+
+
+JUDGED_ANEW = """
+[classes]
+nut = "hex nut"
+
+[[samples]]
+split = "test"
+table = "judged.csv"
+columns = { image = "image", mask = "mask" }
+parts = "{class}/test/{specie}/{stem}.png"
+image = "{image}"
+mask = "{mask}"
+normal_when = { mask = [""] }
+groups = { kind = "{specie}" }
+"""
+
+
+def test_a_list_judges_a_set_anew_and_its_paths_tell_the_rest(tmp_path: Path) -> None:
+    """Images that it lacks are gone, one has another mask, one is normal now."""
+    touch(tmp_path, [f"nut/test/{kind}/{i}.png" for kind in ("good", "bent") for i in range(3)])
+    touch(tmp_path, ["new/nut_1.png"])
+    rows = "nut/test/good/0.png,\nnut/test/bent/1.png,new/nut_1.png\nnut/test/bent/2.png,\n"
+    write(tmp_path, {"judged.csv": f"image,mask\n{rows}", "mine.toml": heading("required") + JUDGED_ANEW})
+    found = load_dataset(str(tmp_path / "mine.toml"))
+    assert [(s.key, s.anomalous, s.mask and s.mask.name) for s in found.samples] == [
+        ("nut/test/bent/1.png", True, "nut_1.png"),
+        ("nut/test/bent/2.png", False, None),
+        ("nut/test/good/0.png", False, None),
+    ]
+    assert [(s.category, s.specie, s.groups) for s in found.samples][::2] == [
+        ("nut", "bent", {"kind": "bent"}),
+        ("nut", "good", {"kind": "good"}),
+    ]
+
+
+def test_a_path_that_parts_do_not_fit_is_said_and_has_no_group(tmp_path: Path) -> None:
+    text = JUDGED_ANEW.replace('parts = "', 'class = "nut"\nparts = "')
+    touch(tmp_path, ["nut/test/good/0.png", "odd.png"])
+    write(tmp_path, {"judged.csv": "image,mask\nnut/test/good/0.png,\nodd.png,\n"})
+    write(tmp_path, {"mine.toml": heading("required") + text})
+    found = load_dataset(str(tmp_path / "mine.toml"))
+    assert [s.groups["kind"] for s in found.samples] == ["good", ""]
+    (note,) = [note for note in found.notes if "parts" in note]
+    assert note.startswith("warning: judged.csv: 1 path of images fit no template of `parts` (first odd.png)")

@@ -143,7 +143,7 @@ def _report_missing(
     for rule in listing.empty_rules:
         if categories and not rule.category.names and rule.category.text not in categories:
             continue
-        template = rule.table or rule.image[0]
+        template = (rule.tables or rule.image)[0]
         listing.report(
             severity,
             "",

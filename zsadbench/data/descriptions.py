@@ -7,7 +7,7 @@ which image, and how its categories are called in prompts.  No dataset needs Pyt
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,17 +15,20 @@ from typing import Any, cast
 from ..cards import Card, Key, card_path
 from ..errors import DatasetError
 from ..samples import Expect, Masks, nfc
-from .templates import Segment, Template, TemplateError, Token, unsafe
+from .templates import Segment, Template, TemplateError, unsafe
 
 Values = Mapping[str, tuple[Any, ...]]
 
 _ABOUT = ("format", "id", "title", "domain", "license", "url", "citation", "backbone")
 _FILES = ("subroot", "exclude", "masks", "mask_positive", "mask_mismatch", "empty_mask")
 _TOP = (*_ABOUT, *_FILES, "expect", "classes", "classes_from", "samples")
-_LISTED = ("image", "mask", "table", "records", "columns")
-_RULE = (*_LISTED, "normal_when", "anomaly_when", "label", "class", "split", "specie")
+_LISTED = ("image", "mask", "table", "records", "columns", "separator", "parts")
+_RULE = (*_LISTED, "normal_when", "anomaly_when", "label", "class", "split", "specie", "groups")
 _LABELS = ("normal", "anomaly", "mask", "mask-file")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*")
+_GROUP = re.compile(r"[A-Za-z]\w*")
+_RESERVED = ("category", "method")
+"""What `compare --by` takes for something else."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,22 @@ class Rule:
     where: str
     image: tuple[Template, ...]
     mask: tuple[Template, ...]
-    table: Template | None
+    tables: tuple[Template, ...]
+    """Where the samples are listed, of which the first that exists counts; empty: the folders tell."""
     records: tuple[Segment, ...] | None
     columns: Mapping[str, str]
+    header: tuple[str, ...]
+    """The columns of a table without a line of headings."""
+    separator: str
+    parts: tuple[Template, ...]
+    """Take the path of a listed image apart: what they capture are fields too."""
     normal_when: Values
     anomaly_when: Values
     label: str
     category: Template
     split: Template | None
     specie: Template | None
+    groups: Mapping[str, Template]
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Description:
 
     def outline(self) -> list[str]:
         """Return the expected tree, one path template a line."""
-        parts = [part for r in self.rules for part in ((r.table,) if r.table else ()) + r.image + r.mask]
+        parts = [part for r in self.rules for part in r.tables[:1] + r.image + r.mask]
         lines = dict.fromkeys(part.outline() for part in parts)
         return [line for line in lines if line not in ("{image}", "{mask}")]
 
@@ -224,26 +234,30 @@ class _Parser:
     def rule(self, block: dict[str, Any], index: int, masks: str, classes: Mapping[str, str]) -> Rule:
         card, at = self.card, ("samples", index)
         card.known_keys(block, _RULE, *at)
-        table = self.template(block, "table", index)
+        tables = self.templates(block, "table", index)
         image = self.templates(block, "image", index)
         mask = self.templates(block, "mask", index)
         if not image:
             card.fail("the key 'image' is missing; add a path template such as \"{stem}.png\".", *at)
-        records = self.records(block, table, index)
-        columns = self.columns(block, table, index)
+        records = self.records(block, tables, index)
+        columns, header = self.columns(block, tables, index)
         rule = Rule(
             where=f"{card.path}:{card.line(*at)}",
             image=image,
             mask=mask,
-            table=table,
+            tables=tables,
             records=records,
             columns=columns,
+            header=header,
+            separator=self.separator(block, index),
+            parts=self.templates(block, "parts", index),
             normal_when=self.values(block, "normal_when", index),
             anomaly_when=self.values(block, "anomaly_when", index),
             label=card.take(block, "label", str, "", *at),
             category=self.template(block, "class", index) or Template.parse("{class}"),
             split=self.template(block, "split", index),
             specie=self.template(block, "specie", index),
+            groups=self.groups(block, index),
         )
         if any(template.names_folder for template in rule.image):
             card.fail("'image' ends in '/': only a mask may be a folder.", *at, "image")
@@ -266,26 +280,52 @@ class _Parser:
             self.card.fail(f"{name}: {exc}.", "samples", index, name)
 
     def records(
-        self, block: Mapping[str, Any], table: Template | None, index: int
+        self, block: Mapping[str, Any], tables: tuple[Template, ...], index: int
     ) -> tuple[Segment, ...] | None:
         found = self.template(block, "records", index)
-        if found and not (table and table.text.lower().endswith(".json")):
+        if found and not (tables and all(table.text.lower().endswith(".json") for table in tables)):
             self.card.fail("'records' needs a table that is a .json.", "samples", index, "records")
         return found.segments if found else None
 
-    def columns(self, block: Mapping[str, Any], table: Template | None, index: int) -> dict[str, str]:
+    def columns(
+        self, block: Mapping[str, Any], tables: tuple[Template, ...], index: int
+    ) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Return our field names with the table's, and the columns of a csv without headings."""
         at = ("samples", index, "columns")
-        columns: dict[str, Any] = self.card.take(block, "columns", dict, {}, "samples", index)
-        if bool(columns) != bool(table):
+        listed = isinstance(block.get("columns"), list)
+        header = self.strings(block, "columns", [], "samples", index) if listed else ()
+        columns: dict[str, Any] = {name: name for name in header}
+        columns = columns or self.card.take(block, "columns", dict, {}, "samples", index)
+        if bool(columns) != bool(tables):
             self.card.fail("'table' and 'columns' belong together; give both or none.", *at)
-        if table and not table.text.lower().endswith((".csv", ".json", ".jsonl")):
-            self.card.fail(
-                f"table '{table.text}' must be a .csv, .jsonl or .json.", "samples", index, "table"
-            )
+        for table in tables:
+            if not table.text.lower().endswith((".csv", ".json", ".jsonl")):
+                text = f"table '{table.text}' must be a .csv, .jsonl or .json."
+                self.card.fail(text, "samples", index, "table")
+            if header and not table.text.lower().endswith(".csv"):
+                self.card.fail("a list of columns is for a .csv without headings; give ours = theirs.", *at)
         for ours, theirs in columns.items():
             if not isinstance(theirs, str) or not theirs:
                 self.card.fail(f"column '{ours}' must name a column of the table, not {theirs!r}.", *at, ours)
-        return columns
+        return columns, header
+
+    def separator(self, block: Mapping[str, Any], index: int) -> str:
+        found = self.card.take(block, "separator", str, ",", "samples", index)
+        if len(found) != 1 or found in '"\r\n':
+            text = f"'separator' must be one character (' ': one or more), not {found!r}."
+            self.card.fail(text, "samples", index, "separator")
+        return found
+
+    def groups(self, block: Mapping[str, Any], index: int) -> dict[str, Template]:
+        at = ("samples", index)
+        found = self.card.take(block, "groups", dict, {}, *at)
+        for name in found:
+            if not _GROUP.fullmatch(name) or name in _RESERVED:
+                self.card.fail(f"a group cannot be called '{name}'; use a word of its own.", *at, "groups")
+        try:
+            return {name: Template.parse(str(text)) for name, text in found.items()}
+        except TemplateError as exc:
+            self.card.fail(f"groups: {exc}.", *at, "groups")
 
     def values(self, block: Mapping[str, Any], name: str, index: int) -> dict[str, tuple[Any, ...]]:
         at = ("samples", index)
@@ -321,16 +361,19 @@ class _Parser:
 
     def check_fields(self, rule: Rule, at: tuple[Key, ...]) -> None:
         """Refuse templates and labels that ask for a name which nothing provides."""
-        captured = [frozenset(_captured(rule))] if rule.table else [t.names for t in rule.image]
+        captured = [*_captured(rule)]
         asked = {
             "mask": frozenset().union(*(t.names for t in rule.mask)),
             "normal_when": frozenset(rule.normal_when),
             "class": rule.category.names,
             "split": rule.split.names if rule.split else frozenset[str](),
             "specie": rule.specie.names if rule.specie else frozenset[str](),
+            "groups": frozenset().union(*(t.names for t in rule.groups.values())),
         }
-        if rule.table:
+        if rule.tables:
             asked["image"] = frozenset().union(*(t.names for t in rule.image))
+        elif rule.parts:
+            self.card.fail("'parts' is for tables; a template of 'image' captures by itself.", *at, "parts")
         for key, names in asked.items():
             for known in captured:
                 if missing := sorted(names - known):
@@ -343,11 +386,16 @@ class _Parser:
         self.check_widths(rule, at)
 
     def check_widths(self, rule: Rule, at: tuple[Key, ...]) -> None:
-        if not rule.table and any(token.width for t in rule.image for token in t.tokens):
+        if not rule.tables and any(token.width for t in rule.image for token in t.tokens):
             self.card.fail("{name:03} pads a field of a table; without a table write {name}.", *at, "image")
 
 
-def _captured(rule: Rule) -> list[str]:
-    tokens: list[Token] = [t for segment in rule.records or () for t in segment.tokens]
-    tokens += rule.table.tokens if rule.table else ()
-    return [*rule.columns, *(token.name for token in tokens)]
+def _captured(rule: Rule) -> Iterator[frozenset[str]]:
+    """Yield the names that are known of an image, for each way in which it may have been found."""
+    if not rule.tables:
+        yield from (template.names for template in rule.image)
+        return
+    listed = {token.name for segment in rule.records or () for token in segment.tokens}
+    for table in rule.tables:
+        for parts in rule.parts or (None,):
+            yield frozenset(rule.columns).union(listed, table.names, parts.names if parts else ())

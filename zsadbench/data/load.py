@@ -282,6 +282,7 @@ def _resolved(listing: Listing, candidates: list[Candidate]) -> Dataset:
                 Path(base, c.path),
                 Path(base, c.mask) if c.mask else None,
                 c.specie,
+                c.groups,
             )
             for c in candidates
         ),

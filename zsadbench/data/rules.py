@@ -11,7 +11,7 @@ from ..errors import DatasetError
 from ..samples import Problem, Severity, nfc
 from .descriptions import Description, Rule
 from .tables import read_rows, same_value
-from .templates import TemplateError, is_image, unsafe
+from .templates import Template, TemplateError, is_image, unsafe
 from .tree import Tree, amount
 
 USUAL_SPLITS = ("train", "test", "val", "valid", "validation")
@@ -27,6 +27,7 @@ class Candidate:
     anomalous: bool | None
     mask: str | None
     specie: str
+    groups: dict[str, str]
     where: str
     tried: tuple[str, ...]
     listed_mask: bool
@@ -64,7 +65,7 @@ def list_root(description: Description, tree: Tree, split: str) -> Listing:
         if rule.split and not rule.split.names and rule.split.text.lower() != split:
             continue
         before = len(listing.candidates), len(listing.problems)
-        for candidate in _from_table(rule, listing) if rule.table else _from_folders(rule, listing):
+        for candidate in _from_table(rule, listing) if rule.tables else _from_folders(rule, listing):
             first = owner.setdefault(candidate.key, rule)
             if first is not rule:
                 raise DatasetError(
@@ -74,7 +75,7 @@ def list_root(description: Description, tree: Tree, split: str) -> Listing:
             listing.candidates.append(candidate)
         if before == (len(listing.candidates), len(listing.problems)):
             listing.empty_rules.append(rule)
-        if not rule.table and listing.candidates:
+        if not rule.tables and listing.candidates:
             _orphans(rule, listing)
     listing.problems += tree.problems.values()
     return listing
@@ -102,29 +103,57 @@ def _from_folders(rule: Rule, listing: Listing) -> Iterator[Candidate]:
 
 
 def _from_table(rule: Rule, listing: Listing) -> Iterator[Candidate]:
-    assert rule.table
-    tree, classes = listing.tree, listing.description.classes
+    tree = listing.tree
     unused = _Unused()
-    for path, captured in tree.walk(rule.table, "", classes if "{class}" in rule.table.text else {}):
-        for row in read_rows(tree.root / path, path, rule.columns, rule.records):
+    table, found = _tables(rule, listing)
+    for path, captured in found:
+        for row in read_rows(tree.root / path, path, rule.columns, rule.records, rule.header, rule.separator):
             try:
-                yield from _from_row(rule, listing, captured | row.fields, row.where, unused)
+                fields = captured | row.fields
+                yield from _from_row(rule, listing, fields | _parts(rule, fields, unused), row.where, unused)
             except TemplateError as exc:
                 listing.report("error", row.where, str(exc), "correct the record")
     _report_unknown(rule, listing, unused.labels)
+    if unused.whole:
+        reason = f"{amount(len(unused.whole), 'path')} of images fit no template of `parts`"
+        remedy = "correct `parts`, else they belong to no group"
+        listing.report("warning", table.text, f"{reason} (first {unused.whole[0]})", remedy)
     for name, count in unused.splits.items():
         if name not in USUAL_SPLITS:
             reason = f"not used: {amount(count, 'row')} of an unusual split '{name}'"
-            listing.report("warning", rule.table.text, reason, "correct the split where it is a slip")
-    _report_classes(listing, rule.table.text, unused.classes)
+            listing.report("warning", table.text, reason, "correct the split where it is a slip")
+    _report_classes(listing, table.text, unused.classes)
+
+
+def _tables(rule: Rule, listing: Listing) -> tuple[Template, list[tuple[str, dict[str, str]]]]:
+    """Return the first template of a table that files fit, and these files."""
+    for template in rule.tables:
+        classes = listing.description.classes if "{class}" in template.text else {}
+        if found := list(listing.tree.walk(template, "", classes)):
+            return template, found
+    return rule.tables[0], []
+
+
+def _parts(rule: Rule, fields: dict[str, str], unused: _Unused) -> dict[str, str]:
+    """Return what `parts` capture from the path of a row's image; empty fields where it fits none of them."""
+    if rule.parts and all(fields[name] for name in rule.image[0].names):
+        path = nfc(rule.image[0].fill(fields))
+        for parts in rule.parts:
+            found = parts.match(path)
+            if found is not None and all(fields.get(name, value) == value for name, value in found.items()):
+                return found
+        unused.whole.append(path)
+    return {name: "" for parts in rule.parts for name in parts.names - fields.keys()}
 
 
 @dataclass
 class _Unused:
-    """Rows of a table that bring no candidate: labels with their first place, splits and classes."""
+    """What of a table's rows is not used: labels with their first place, splits, classes, paths."""
 
     labels: dict[str, tuple[str, int]] = field(default_factory=dict)
     splits: Counter[str] = field(default_factory=Counter)
+    whole: list[str] = field(default_factory=list)
+    """Paths that `parts` do not take apart."""
     classes: Counter[str] = field(default_factory=Counter)
 
 
@@ -161,7 +190,7 @@ def _speak_of(rule: Rule, listing: Listing, fields: dict[str, str]) -> str:
 def _candidate(
     rule: Rule, listing: Listing, path: str, fields: dict[str, str], where: str
 ) -> Iterator[Candidate]:
-    if not rule.table and (value := _unknown_label(rule, fields)):
+    if not rule.tables and (value := _unknown_label(rule, fields)):
         _report_unknown(rule, listing, {value: (path, 1)})
         return
     anomalous: bool | None = None
@@ -180,9 +209,10 @@ def _candidate(
         listing.report("error", where, "the class is empty", "fill it in")
         return
     specie = rule.specie.fill(fields) if rule.specie else fields.get("specie", "")
+    groups = {name: template.fill(fields) for name, template in rule.groups.items()}
     tried = () if anomalous is False else tried
     yield Candidate(
-        nfc(path), path, category, anomalous, mask, specie, where, tried, bool(rule.table and tried)
+        nfc(path), path, category, anomalous, mask, specie, groups, where, tried, bool(rule.tables and tried)
     )
 
 
@@ -221,13 +251,13 @@ def _mask(
     """Return the first mask that exists, a file or a folder with images, and every path that was tried."""
     tried: list[str] = []
     for template in rule.mask:
-        if rule.table and not all(fields[name] for name in template.names):
+        if rule.tables and not all(fields[name] for name in template.names):
             continue
         for path in template.fill_all(fields):
-            if rule.table and (reason := unsafe(path)):
+            if rule.tables and (reason := unsafe(path)):
                 listing.report("error", where, f"the mask path '{path}' {reason}")
                 return None, (path,)
-            if found := _mask_at(path, listing, folder=template.names_folder, either=bool(rule.table)):
+            if found := _mask_at(path, listing, folder=template.names_folder, either=bool(rule.tables)):
                 return found, ()
         tried.append(template.fill(fields) + "/" * template.names_folder)
     return None, tuple(tried)
@@ -297,6 +327,10 @@ def _split_of(rule: Rule, fields: dict[str, str]) -> str:
 
 
 def excluded(path: str, patterns: Collection[str]) -> bool:
-    """Tell whether a file is left out by one of the patterns of ``exclude``, without regard to case."""
-    name = path.rpartition("/")[2].lower()
-    return any(fnmatch.fnmatchcase(name, pattern.lower()) for pattern in patterns)
+    """Tell whether a file is left out by one of the patterns of ``exclude``, without regard to case.
+
+    A pattern with a ``/`` is of whole paths, others are of names.
+    """
+    path = path.lower()
+    name = path.rpartition("/")[2]
+    return any(fnmatch.fnmatchcase(path if "/" in p else name, p.lower()) for p in patterns)

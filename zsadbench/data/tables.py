@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,23 @@ class Row:
 
 
 def read_rows(
-    path: Path, name: str, columns: Mapping[str, str], records: tuple[Segment, ...] | None
+    path: Path,
+    name: str,
+    columns: Mapping[str, str],
+    records: tuple[Segment, ...] | None,
+    header: Sequence[str] = (),
+    separator: str = ",",
 ) -> Iterator[Row]:
     """Yield the records of a .csv, .jsonl or .json; ``columns`` maps our field names to the table's.
 
     ``name`` is the path shown in messages; ``records`` is the key path to the lists inside a json.
-    A missing or null field is the empty string, except that a csv must have every column.
+    A missing or null field is the empty string, except that a csv must have every column.  A csv without
+    a line of headings has the columns ``header``; ``separator`` is a character, a space for one or more.
     """
     suffix = path.suffix.lower()
     text = _text(path, name)
     if suffix == ".csv":
-        return _csv_rows(text, name, columns)
+        return _csv_rows(text, name, columns, list(header), separator)
     if suffix == ".jsonl":
         return _picked(_jsonl_records(text, name), columns)
     return _picked(_json_records(text, name, records or ()), columns)
@@ -78,9 +84,11 @@ def _text(path: Path, name: str) -> str:
         raise DatasetError(f"{name}: cannot be read ({exc.strerror}); check the permissions.") from None
 
 
-def _csv_rows(text: str, name: str, columns: Mapping[str, str]) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header: list[str] = []
+def _csv_rows(
+    text: str, name: str, columns: Mapping[str, str], header: list[str], separator: str
+) -> Iterator[Row]:
+    stream = io.StringIO(text, newline="")
+    reader = csv.reader(stream, delimiter=separator, skipinitialspace=separator == " ")
     try:
         for cells in reader:
             cells = [cell.strip() for cell in cells]

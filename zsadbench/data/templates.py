@@ -229,6 +229,19 @@ class Template:
         """The names that are captured or filled, without ``ext``."""
         return frozenset(token.name for token in self.tokens) - {"ext"}
 
+    def match(self, path: str) -> dict[str, str] | None:
+        """Return the captures of a path, or None; a name used twice must match the same text."""
+        names = path.split("/")
+        if len(names) != len(self.segments):
+            return None
+        captured: dict[str, str] = {}
+        for segment, name in zip(self.segments, names, strict=True):
+            found = segment.match(name)
+            if found is None or not all(captured.get(k, v) == v for k, v in found.items()):
+                return None
+            captured |= found
+        return captured
+
     def fill(self, values: Mapping[str, str], suffix: str = "{ext}") -> str:
         """Return the path made of ``values``, with ``suffix`` for ``{ext}``.
 
