@@ -51,6 +51,10 @@ class Board:
     comparisons: tuple[Comparison, ...] = ()
     notes: tuple[str, ...] = ()
     """What intervals, ranks and comparisons mean and where they are missing, and which rows are left out."""
+    axis: str = "category"
+    """What the rows of a board by category stand for: a category, or a value of this group."""
+    unit: str = ""
+    """The group whose highest score stands for all its images; empty where each image has its own."""
 
     @property
     def records(self) -> list[Record]:
@@ -146,6 +150,8 @@ class Board:
             "observation": row.digest,
             "label": row.label,
             "seeds": len(row.records),
+            **({"by": self.axis} if self.axis != "category" else {}),
+            **({"per": self.unit} if self.unit else {}),
             "category": row.category,
             "categories": len(record.categories) if row.category == MEAN else 1,
             "incomplete": "; ".join(f"{m} {cell.used}/{cell.total}" for m, cell in partial.items()),

@@ -30,7 +30,7 @@ class Line(NamedTuple):
 
 def names_of(board: Board) -> list[str]:
     """Return the headings of the columns that name a row."""
-    return ["method", "category"] if board.by == "category" else ["method"]
+    return ["method", board.axis] if board.by == "category" else ["method"]
 
 
 def numbers_of(board: Board) -> list[str]:
@@ -69,7 +69,7 @@ def styled(board: Board, row: Row | None, metric: str, best: Style, second: Styl
 def pair_headings(board: Board) -> list[str]:
     """Return the headings of a board's table of comparisons; p-values only where some pair has one."""
     shown = [title for title, has in _p_values(board).items() if has]
-    category = ["category"] if board.by == "category" else []
+    category = [board.axis] if board.by == "category" else []
     return ["A", "B", *category, "metric", "A - B", "95 % interval", *shown]
 
 

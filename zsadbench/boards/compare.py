@@ -11,8 +11,8 @@ import pandas as pd
 
 from ..errors import RecordError, UsageError, suggest
 from ..metrics import METRICS
-from ..records import Group, Record, is_metric, load_records, near_runs
-from ..scoring import NOBODY, UserMethods
+from ..records import Group, Grouping, Record, is_metric, load_records, near_runs
+from ..scoring import NOBODY, UserMethods, by_group, merged
 from .beside import Choice
 from .board import DEFAULT_METRICS, FEWEST_REPLICATES, Board, frame_of, paired_frame
 from .pairs import in_order
@@ -33,6 +33,8 @@ class BoardOptions(TypedDict, total=False):
     replicates: int
     users: UserMethods
     inductive_only: bool
+    per: str | None
+    group_by: str | None
 
 
 def boards(
@@ -48,38 +50,46 @@ def boards(
     replicates: int = 1000,
     users: UserMethods = NOBODY,
     inductive_only: bool = False,
+    per: str | None = None,
+    group_by: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Board]:
     """Return one board per group of records, sorted by dataset and protocol.
 
     ``metrics`` are ids, by default :data:`DEFAULT_METRICS`; ``by`` is ``"category"`` for one row per
-    method and category; ``sort`` is a metric, by default the first one that has a value; ``merge``
-    demands a single board.  ``published`` are the published figures beside ours: those that were made
-    under the same conditions (``"fitting"``, or True), ``"all"``, marked with what differs, or ``"none"``
-    (False).  ``intervals`` adds 95 % intervals and ranks from ``replicates`` draws of
-    the test images, ``paired`` also every pair of methods, in the order of ``records``; ``users`` are
-    the users' methods whose code may render maps for them; ``say`` is told what takes long.
-    ``inductive_only`` leaves out rows whose numbers need other test images.
+    method and category, or a group of images as :class:`zsadbench.records.Grouping` writes it for one row per
+    method and value; ``per`` is such a group whose highest image score stands for all its images, and
+    ``group_by`` one whose images are drawn together.  ``sort`` is a metric, by default the first one that has
+    a value; ``merge`` demands a single board.  ``published`` are the published figures beside ours: those
+    that were made under the same conditions (``"fitting"``, or True), ``"all"``, marked with what differs, or
+    ``"none"`` (False); none stand beside groups.  ``intervals`` adds 95 % intervals and ranks from
+    ``replicates`` draws of the test images, ``paired`` also every pair of methods, in the order of
+    ``records``; ``users`` are the users' methods whose code may render maps for them; ``say`` is told what
+    takes long.  ``inductive_only`` leaves out rows whose numbers need other test images.
 
     Raises:
         UsageError: for an unknown metric, ``by`` or ``published``, or too few ``replicates``.
         RecordError: for a metric no record has, when ``merge`` meets records of several groups, for image
             scores that cannot be read, or where ``inductive_only`` leaves nothing.
     """
+    _require_sense(by, per, group_by, intervals or paired)
     left_out = [record for record in records if inductive_only and not record.inductive]
     records = inductive_records(records) if inductive_only else records
     chosen = _known_metrics(records, metrics or DEFAULT_METRICS, optional=metrics is None)
-    _known_metrics(records, [sort] if sort else [], optional=False)
-    if by is not None and by not in get_args(By):
-        raise UsageError(f"cannot make a board by '{by}'.{suggest(by, get_args(By))}")
     choice = _choice(published)
-    grouping: By = "category" if by == "category" else "method"
+    facets = _facets(by, records)
+    records = _views(records, facets, Grouping(per) if per else None, chosen, users, say)
+    _known_metrics(records, [sort] if sort else [], optional=False)
+    grouping: By = "category" if by == "category" or facets else "method"
+    choice = "none" if facets or per else choice
     groups: dict[Group, list[Record]] = {}
     for record in records:
         groups.setdefault(record.group, []).append(record)
     if merge and len(groups) > 1:
         raise RecordError(_odd_one(groups))
     tables = [_board(group, groups[group], chosen, grouping, sort, choice) for group in sorted(groups)]
+    axis, unit = facets.name if facets else "category", Grouping(per).name if per else ""
+    tables = [replace(board, axis=axis, unit=unit) for board in tables]
     tables = [
         replace(board, notes=(*_kept_apart(board, tables), *_left_out(board.group, left_out)))
         for board in tables
@@ -98,6 +108,7 @@ def boards(
             paired=paired,
             replicates=replicates,
             users=users,
+            grouping=Grouping(group_by) if group_by else None,
             say=say,
         )
         for board in tables
@@ -111,7 +122,7 @@ def compare(paths: str | Path | Sequence[str | Path], **options: Unpack[BoardOpt
     agree in them may be compared.  ``options``, all of them optional:
 
     * ``metrics``: ids of metrics; those of every board where none are named.
-    * ``by``: ``"category"`` for one row per method and category.
+    * ``by``: ``"category"`` for one row per method and category, or a group of images.
     * ``sort``: a metric; otherwise the first one that has a value.
     * ``published="fitting"``: published numbers beside ours: ``"fitting"``, ``"all"`` or ``"none"``.
     * ``merge=False``: demand a single board.
@@ -122,6 +133,8 @@ def compare(paths: str | Path | Sequence[str | Path], **options: Unpack[BoardOpt
     * ``users``: the users' methods whose code may run for intervals of pixel metrics
       (:class:`zsadbench.scoring.UserMethods`).
     * ``inductive_only=False``: leave out rows whose numbers need other test images.
+    * ``per``: one score per group of images, the highest of them.
+    * ``group_by``: a group whose images are drawn together.
 
     Raises:
         RecordError: if there is no record, or as :func:`boards` says.
@@ -151,6 +164,50 @@ def _left_out(group: Group, records: Sequence[Record]) -> tuple[str, ...]:
     """Return a line that names the ``records`` of a group, whose numbers need other test images."""
     names = dict.fromkeys(record.method for record in records if record.group == group)
     return (f"Left out, as their numbers need other test images: {', '.join(names)}.",) if names else ()
+
+
+def _require_sense(by: str | None, per: str | None, group_by: str | None, drawn: bool) -> None:
+    """Refuse options that do not go together."""
+    if by and by not in get_args(By) and (drawn or per):
+        raise UsageError(f"--by {by} has neither intervals nor pairs, and each image has its own score there")
+    if group_by and not drawn:
+        raise UsageError("--group-by says what is drawn together: give --intervals or --paired too")
+    if group_by and per:
+        raise UsageError(
+            f"--per {per} leaves one score per group, each drawn as a whole: leave --group-by out"
+        )
+
+
+def _facets(by: str | None, records: Sequence[Record]) -> Grouping | None:
+    """Return the group of images that rows shall stand for; None where they are means or categories."""
+    if by is None or by in get_args(By):
+        return None
+    grouping = Grouping(by)
+    known = dict.fromkeys(name for record in records for row in record.images() for name in row.groups)
+    if grouping.is_name and by not in known:
+        raise UsageError(f"cannot make a board by '{by}'.{suggest(by, [*get_args(By), *known])}")
+    return grouping
+
+
+def _views(
+    records: Sequence[Record],
+    facets: Grouping | None,
+    per: Grouping | None,
+    metrics: Sequence[str],
+    users: UserMethods,
+    say: Callable[[str], None],
+) -> Sequence[Record]:
+    """Return the records by a group or with one score per group, where that is asked for."""
+    if not facets and not per:
+        return records
+    if per:
+        return [merged(record, per) for record in records]
+    assert facets
+    pixels = any(metric.startswith("pixel_") for metric in metrics)
+    views = [by_group(record, facets, pixels=pixels, users=users, say=say) for record in records]
+    for note in (note for view in views for note in view.notes if note not in (view.whole or view).notes):
+        say(note)
+    return views
 
 
 def nothing_there(paths: Sequence[Path]) -> str:

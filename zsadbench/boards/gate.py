@@ -241,6 +241,8 @@ def _read(path: Path) -> list[Line]:
     columns = reader.fieldnames or ()
     needed = [name for name in (*_GROUP, *_ROW, "observation") if name not in _SINCE_SCHEMA_2]
     missing = [name for name in needed if name not in columns]
+    if other := next((name for name in ("by", "per") if name in columns), ""):
+        raise RecordError(f"{path}: a board made with --{other}; the baseline is one without; {_REMEDY}.")
     if missing or not any(map(is_metric, columns)):
         missing = missing or ["image_auroc"]
         raise RecordError(f"{path}: not a leaderboard.csv, it has no column '{missing[0]}'; {_REMEDY}.")

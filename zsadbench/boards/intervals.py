@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RecordError, ZsadError
-from ..files import write_atomic
+from ..files import digest_of, write_atomic
 from ..metrics import (
     FEW,
     FEWEST,
@@ -34,8 +35,8 @@ from ..metrics import (
     image_replicates,
     resample,
 )
-from ..records import IMAGES_CSV, RESCORE, ImageRow, Record, is_metric
-from ..scoring import NOBODY, UserMethods
+from ..records import IMAGES_CSV, RESCORE, Grouping, ImageRow, Record, is_metric
+from ..scoring import NOBODY, UserMethods, require_same
 
 if TYPE_CHECKING:
     from ..scoring import MapReader
@@ -46,8 +47,6 @@ Place = tuple[str, str]
 _VERSION = 2
 """Raised whenever stored draws would come out otherwise."""
 _ROUNDING = 1e-9
-_DRIFT = 1e-4
-"""How far maps made again may move a metric: another processor rounds otherwise."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,20 @@ class Images:
     keys: tuple[str, ...]
     labels: NDArray[np.bool_]
     scores: NDArray[np.float64]
+    groups: tuple[str, ...] = ()
+    """What is drawn as a whole: the group of each image; empty where each image is drawn by itself."""
 
     @property
     def fewest(self) -> int:
-        """Images of the rarer kind, normal or anomalous."""
-        return int(min(self.labels.sum(), (~self.labels).sum()))
+        """Images (or groups with such images) of the rarer kind, normal or anomalous."""
+        names = np.array(self.groups or self.keys)
+        return min(np.unique(names[kind]).size for kind in (self.labels, ~self.labels))
+
+    def weights(self, category: str, replicates: int) -> Reals:
+        """Return how often each image is in each draw (B, n)."""
+        if not self.groups:
+            return resample(category, self.labels, replicates)
+        return resample_groups(category, self.labels, self.groups, replicates)
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,8 @@ class Draws:
     values: Mapping[Place, Reals] = field(repr=False)
     notes: tuple[str, ...] = ()
     """What has no interval and why, and what is doubtful."""
+    unit: str = "image"
+    """What was drawn."""
 
 
 def draws_of(
@@ -79,24 +89,28 @@ def draws_of(
     *,
     pixels: bool = True,
     replicates: int = REPLICATES,
+    grouping: Grouping | None = None,
     workers: int | None = None,
     users: UserMethods = NOBODY,
     say: Callable[[str], None] = lambda line: None,
 ) -> Draws:
     """Return the draws of a record; pixel metrics only with ``pixels``, which may take a while.
 
-    Categories with fewer than five images of either kind have none.  What keeps pixel metrics from
+    With a ``grouping`` whole groups are drawn; an image in none is a group of its own.  Categories with
+    fewer than five images (groups) of either kind have none.  What keeps pixel metrics from
     being drawn (foreign maps, evidence or images that are gone) becomes a note.  ``say`` is told
     before maps are made again.
 
     Raises:
         RecordError: if ``images.csv`` cannot be read or does not give the record's image metrics.
     """
-    images = _images(record.images())
+    rows = record.images()
+    unit = grouping.name if grouping else "image"
+    images = _images(rows, grouping.of(rows, record.path.parent) if grouping else None)
     _check(record, images)
     large = {name: found for name, found in images.items() if found.fewest >= FEWEST}
-    weights = {name: resample(name, found.labels, replicates) for name, found in large.items()}
-    notes = _doubts(images)
+    weights = {name: found.weights(name, replicates) for name, found in large.items()}
+    notes = _doubts(images, f"groups of '{unit}'" if grouping else "images")
     values: dict[Place, Reals] = {}
     more = [metric for metric in MORE_IMAGE_METRICS if metric in record.metrics]
     for name, found in large.items():
@@ -104,18 +118,43 @@ def draws_of(
         values |= {(name, metric): draws for metric, draws in drawn.items()}
     if pixels and large and _has_pixels(record):
         try:
-            values |= _stored(record, replicates) or _keep(
-                record, replicates, _pixel_draws(record, large, weights, workers, users, say)
+            kept = _file(record, replicates, large)
+            values |= _stored(record, kept, replicates) or _keep(
+                record, kept, replicates, _pixel_draws(record, large, weights, workers, users, say)
             )
         except ZsadError as error:
             notes.append(f"no interval of pixel metrics of {record.method}: {error}")
     if record.legacy:
         notes.append("AUPRO from 200 thresholds has no interval")
     defined = {place: draws for place, draws in values.items() if not np.isnan(draws).any()}
-    return Draws(images, defined, tuple(notes))
+    return Draws(images, defined, tuple(notes), unit)
 
 
-def _images(rows: list[ImageRow]) -> dict[str, Images]:
+def resample_groups(category: str, anomalous: Any, groups: Sequence[str], replicates: int) -> Reals:
+    """Return the weights (B, n) of draws of whole groups, with replacement, as many as there are.
+
+    Groups that are normal, anomalous or both throughout are drawn apart, so every draw has both kinds of
+    images.  Where each image is a group of its own the draws are those of ``metrics.resample``.
+    """
+    names = {name: place for place, name in enumerate(dict.fromkeys(groups))}
+    unit = np.array([names[name] for name in groups])
+    labels = np.asarray(anomalous, np.bool_)
+    has = np.zeros((2, len(names)), np.bool_)
+    for kind in (0, 1):
+        has[kind, unit[labels == bool(kind)]] = True
+    random = np.random.RandomState(zlib.crc32(f"boot/{category}".encode()))
+    weights = np.zeros((replicates, len(names)))
+    for stratum in (has[0] & ~has[1], has[1] & ~has[0], has[0] & has[1]):
+        units = np.flatnonzero(stratum)
+        if units.size:
+            drawn = random.randint(0, units.size, (replicates, units.size))
+            drawn += units.size * np.arange(replicates)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=replicates * units.size)
+            weights[:, units] = counts.reshape(replicates, -1)
+    return weights[:, unit]
+
+
+def _images(rows: list[ImageRow], groups: Mapping[str, str] | None) -> dict[str, Images]:
     found: dict[str, list[ImageRow]] = {}
     for row in sorted(rows, key=lambda row: row.key):
         found.setdefault(row.category, []).append(row)
@@ -124,6 +163,7 @@ def _images(rows: list[ImageRow]) -> dict[str, Images]:
             tuple(row.key for row in same),
             np.array([row.anomalous for row in same], np.bool_),
             np.array([np.nan if row.image_score is None else row.image_score for row in same]),
+            () if groups is None else tuple(groups.get(row.key, row.key) for row in same),
         )
         for name, same in found.items()
     }
@@ -141,14 +181,14 @@ def _check(record: Record, images: Mapping[str, Images]) -> None:
             )
 
 
-def _doubts(images: Mapping[str, Images]) -> list[str]:
+def _doubts(images: Mapping[str, Images], units: str) -> list[str]:
     none = [name for name, found in images.items() if found.fewest < FEWEST]
     doubtful = [name for name, found in images.items() if FEWEST <= found.fewest < FEW]
     notes = [
-        f"no interval with fewer than {FEWEST} normal or anomalous images, nor for a mean with such a "
+        f"no interval with fewer than {FEWEST} normal or anomalous {units}, nor for a mean with such a "
         f"category: {', '.join(none)}"
     ]
-    more = [f"rough interval, fewer than {FEW} normal or anomalous images: {', '.join(doubtful)}"]
+    more = [f"rough interval, fewer than {FEW} normal or anomalous {units}: {', '.join(doubtful)}"]
     return (notes if none else []) + (more if doubtful else [])
 
 
@@ -196,14 +236,7 @@ def _count(record: Record, category: str, reader: MapReader, workers: int | None
     for row, one, mask in reader.visit(workers):
         if mask is not None:
             exact.update(one, mask, keys[row])
-    again = exact.compute()
-    for metric in ("pixel_auroc", "pixel_ap"):
-        said, now = record.value(category, metric), again[metric]
-        if said is None or now is None or abs(said - now) > _DRIFT:
-            raise RecordError(
-                f"{record.path}: {metric} of '{category}' is {said} but {now} when made again from evidence: "
-                "evidence, masks or method changed since; repeat zsad score"
-            )
+    require_same(record, category, exact.compute())
     counted = PixelHistograms(bin_edges(exact.curve()), connectivity)
     for row, one, mask in reader.visit(workers):
         if mask is not None:
@@ -211,18 +244,21 @@ def _count(record: Record, category: str, reader: MapReader, workers: int | None
     return counted
 
 
-def _file(record: Record, replicates: int) -> Path:
-    return record.path.parent / f"bootstrap-{replicates}.npz"
+def _file(record: Record, replicates: int, images: Mapping[str, Images]) -> Path:
+    """Return where the draws are kept; those of groups have a name of their own."""
+    groups = {name: found.groups for name, found in images.items() if found.groups}
+    kind = f"-{digest_of([[*groups.items()]])[:8]}" if groups else ""
+    return record.path.parent / f"bootstrap-{replicates}{kind}.npz"
 
 
 def _about(record: Record) -> dict[str, Any]:
     return {"version": _VERSION, "record": record.digest}
 
 
-def _stored(record: Record, replicates: int) -> dict[Place, Reals] | None:
+def _stored(record: Record, file: Path, replicates: int) -> dict[Place, Reals] | None:
     """Return the draws kept beside a record; None where there are none or they are not its own."""
     with suppress(Exception):  # whatever is wrong with the file, the draws are made anew
-        with np.load(_file(record, replicates), allow_pickle=False) as archive:
+        with np.load(file, allow_pickle=False) as archive:
             about, draws = json.loads(bytes(archive["about"])), archive["draws"]
         places = [(category, metric) for category, metric in about.pop("places")]
         if about == _about(record) and draws.shape == (len(places), replicates):
@@ -230,11 +266,11 @@ def _stored(record: Record, replicates: int) -> dict[Place, Reals] | None:
     return None
 
 
-def _keep(record: Record, replicates: int, values: dict[Place, Reals]) -> dict[Place, Reals]:
+def _keep(record: Record, file: Path, replicates: int, values: dict[Place, Reals]) -> dict[Place, Reals]:
     about = json.dumps(_about(record) | {"places": list(values)}, ensure_ascii=False)
     stream = io.BytesIO()
     draws = np.array([*values.values()]).reshape(-1, replicates)
     np.savez(stream, about=np.frombuffer(about.encode(), np.uint8), draws=draws)
     with suppress(RecordError):  # what cannot be written only costs time
-        write_atomic(_file(record, replicates), stream.getvalue())
+        write_atomic(file, stream.getvalue())
     return values

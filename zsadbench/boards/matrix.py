@@ -44,13 +44,13 @@ def matrices(board: Board, best: Style, second: Style, other: Style) -> Iterator
             cells = [styled(means, row, metric, best, second, other) for row in methods]
             rows.append([MEAN, *cells, *[""] * len(kinds)])
         published = [f"{label} published: {kind}" for label, kind in kinds]
-        yield Matrix(metric_title(metric), ["category", *heads, *published], rows, summed)
+        yield Matrix(metric_title(metric), [board.axis, *heads, *published], rows, summed)
     if board.ranked_by:
         ranks = [
             [category, *(_rank(by_label.get(row.label)) for row in methods)]
             for category, by_label in _by_category(board).items()
         ]
-        yield Matrix(f"Rank in {metric_title(board.ranked_by)}", ["category", *heads], ranks)
+        yield Matrix(f"Rank in {metric_title(board.ranked_by)}", [board.axis, *heads], ranks)
 
 
 def _methods(board: Board) -> list[Row]:

@@ -24,7 +24,7 @@ from ..metrics import (
     wilcoxon_p,
     worth,
 )
-from ..records import Record
+from ..records import Grouping, Record
 from ..scoring import NOBODY, UserMethods
 from .beside import MEAN
 from .intervals import Draws, draws_of
@@ -46,14 +46,16 @@ def with_statistics(
     *,
     paired: bool = False,
     replicates: int = REPLICATES,
+    grouping: Grouping | None = None,
     workers: int | None = None,
     users: UserMethods = NOBODY,
     say: Callable[[str], None] = lambda line: None,
 ) -> Board:
     """Return the board with an interval for every number, ranks by ``ranked_by`` and, if asked, all pairs.
 
-    A pair stands in the order in which its records come in ``order``.  The rank is 1 + the number of
-    methods significantly better.
+    With a ``grouping`` whole groups of images are drawn, and DeLong's test, for which images are
+    independent, is left out.  A pair stands in the order in which its records come in ``order``.  The rank
+    is 1 + the number of methods significantly better.
 
     Raises:
         RecordError: if the image scores of a record cannot be read.
@@ -62,7 +64,13 @@ def with_statistics(
     pixels = any(metric.startswith("pixel_") for metric in metrics)
     draws = {
         record.digest: draws_of(
-            record, pixels=pixels, replicates=replicates, workers=workers, users=users, say=say
+            record,
+            pixels=pixels,
+            replicates=replicates,
+            grouping=grouping,
+            workers=workers,
+            users=users,
+            say=say,
         )
         for record in board.records
     }
@@ -163,6 +171,8 @@ def _differences(one: Row, other: Row, metric: str) -> list[float]:
 
 def _delong(one: Row, other: Row, draws: SeedDraws) -> float | None:
     tests: list[DeLong] = []
+    if any(draws[row.record.digest].unit != "image" for row in (one, other)):
+        return None
     for name in _used(one, one.record, "image_auroc"):
         test = delong(_placements(one, name, draws), _placements(other, name, draws))
         if test is None:
@@ -196,6 +206,17 @@ def _loser(pair: Comparison) -> str:
     return pair.second if worth(pair.metric, pair.difference) > 0 else pair.first
 
 
+def _drawn(draws: Collection[Draws]) -> str:
+    """Return what was drawn, and what that means."""
+    units = sorted({each.unit for each in draws} - {"image"})
+    if units:
+        return f"the images of one '{units[0]}' are drawn together."
+    return (
+        "images of one patient or part, and duplicates, count as independent, which makes it too narrow "
+        "(--group-by draws them together)."
+    )
+
+
 def _notes(
     draws: Collection[Draws],
     pairs: Sequence[Comparison],
@@ -208,8 +229,7 @@ def _notes(
     correction = f", corrected for {count} pairs (Holm)" if count > 1 else ""
     lines = [
         f"[low, high]: 95 % interval over the choice of test images ({replicates} stratified bootstrap "
-        "draws, the same for all methods). It covers no training seed, prompt or image size; images of one "
-        "patient or part, and duplicates, count as independent, which makes it too narrow."
+        f"draws, the same for all methods). It covers no training seed, prompt or image size; {_drawn(draws)}"
     ]
     if count:
         lines.append(

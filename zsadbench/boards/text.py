@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -194,9 +195,15 @@ def known_formats(text: str) -> list[str]:
 
 
 def file_name(tables: Sequence[Board], form: str, stem: str = "leaderboard") -> str:
-    """Return the name of a board's file: boards by category do not replace those of means."""
-    by = "-by-category" if tables[0].by == "category" else ""
+    """Return the name of a board's file: boards of other rows do not replace those of means."""
+    first = tables[0]
+    by = f"-by-{_plain(first.axis)}" if first.by == "category" else ""
+    by += f"-per-{_plain(first.unit)}" if first.unit else ""
     return f"{stem}{by}.{_SUFFIXES.get(form, form)}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w-]+", "-", name)
 
 
 def write_boards(

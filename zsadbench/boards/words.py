@@ -49,7 +49,10 @@ def title(board: Board) -> str:
     """Return the dataset with its number of images."""
     name = str(board.records[0].observation["dataset"].get("title") or board.group.dataset)
     name += f" ({board.group.dataset})" if name != board.group.dataset else ""
-    return f"{name}: {_counts(board.records[0])}"
+    record = board.records[0]
+    if board.axis != "category":
+        return f"{name} by {board.axis}: {_counts(whole_of(record))}"
+    return f"{name}: {_counts(record, f'groups of {board.unit!r}' if board.unit else 'images')}"
 
 
 def subtitle(board: Board) -> str:
@@ -79,6 +82,12 @@ def sources(board: Board) -> list[str]:
 
 def _conditions(board: Board) -> list[str]:
     lines = [_unit(board)]
+    if board.unit:
+        lines.append(f"One score per '{board.unit}': the highest of its images, anomalous if any of them is.")
+    if board.axis != "category":
+        lines.append(
+            f"By '{board.axis}': each number is the unweighted mean over the categories that have the value."
+        )
     rules: dict[str, dict[str, None]] = {}
     for row in board.rows:
         rules.setdefault(row.record.rules, {})[row.record.method] = None
@@ -125,8 +134,13 @@ def _versions(board: Board) -> str:
     return f"Metrics version {board.group.metric_version}{program}; {data}."
 
 
-def _counts(record: Record) -> str:
+def whole_of(record: Record) -> Record:
+    """Return the record that a view of one is made of, else the record itself."""
+    return getattr(record, "whole", None) or record
+
+
+def _counts(record: Record, what: str = "images") -> str:
     rows = record.categories.values()
     normal, anomalous = (sum(row.get(label) or 0 for row in rows) for label in ("normal", "anomalous"))
     plural = f"{len(rows)} categories" if len(rows) > 1 else "1 category"
-    return f"{normal + anomalous} images ({normal} normal, {anomalous} anomalous, {plural})"
+    return f"{normal + anomalous} {what} ({normal} normal, {anomalous} anomalous, {plural})"

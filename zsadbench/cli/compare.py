@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 COMPARISONS = (
     "zsad compare results --by category",
     "zsad compare results --metric image_auroc --format latex",
+    "zsad compare results --intervals --group-by object",
     "zsad compare results --baseline leaderboard.csv --tolerance 0.5 --json",
 )
 
@@ -42,7 +43,19 @@ def compare(
         ),
     ] = None,
     by: Annotated[
-        str | None, typer.Option(metavar="category", help="A row per category and a column per method.")
+        str | None,
+        typer.Option(
+            metavar="category|GROUP",
+            help="A row per category, or per value of a group of images (lighting, view ...), and a column "
+            "per method.",
+        ),
+    ] = None,
+    per: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GROUP",
+            help="One score per group of images, the highest of them (object: Real-IAD's sample level).",
+        ),
     ] = None,
     metric: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Show this metric; may be given several times.")
@@ -90,6 +103,14 @@ def compare(
         ),
     ] = 1000,
     inductive_only: InductiveOnly = False,
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GROUP",
+            help="Draw whole groups in intervals and pairs (patients, views, duplicates). A GROUP is a name "
+            "of the dataset's description, a regular expression of keys, or a FILE.csv of key and group.",
+        ),
+    ] = None,
     baseline: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A leaderboard.csv; exit code 1 when a value fell below it."),
@@ -140,6 +161,8 @@ def compare(
         replicates=replicates,
         users=code.users(),
         inductive_only=inductive_only,
+        per=per,
+        group_by=group_by,
         say=_say,
     )
     if not as_json:

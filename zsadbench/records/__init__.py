@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .contents import Contents
     from .evidence import EvidenceStore, Slice, by_category, plan, select_rows
     from .files import EDITED, RESCORE, UNKNOWN, NewerSchema, RecordWarning, check_run, is_metric, read_text
+    from .grouping import Grouping
     from .groups import Group, shared_rules
     from .observations import OBSERVATION, near_runs, read_observation, write_observation
     from .published import KINDS, Published, published_figures
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
         read_record,
         write_record,
     )
-    from .tables import IMAGES_CSV, MASK_COLUMN, ImageRow, read_masks
+    from .tables import IMAGES_CSV, MASK_COLUMN, ImageRow, group_columns, read_masks
 
 __all__ = [
     "EDITED",
@@ -41,6 +42,7 @@ __all__ = [
     "Contents",
     "EvidenceStore",
     "Group",
+    "Grouping",
     "ImageRow",
     "NewerSchema",
     "Published",
@@ -50,6 +52,7 @@ __all__ = [
     "by_category",
     "check_run",
     "find_records",
+    "group_columns",
     "is_metric",
     "load_records",
     "near_runs",

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ CATEGORIES_CSV, IMAGES_CSV = "categories.csv", "images.csv"
 IMAGE_COLUMNS = ("key", "category", "anomalous", "image_score", "map_min", "map_max")
 MASK_COLUMN = "mask_sha256"
 """A further column of ``images.csv``: the digest of the mask that an image was scored with."""
+GROUP_PREFIX = "group_"
+"""What further columns of ``images.csv`` begin with that tell what an image belongs to."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class ImageRow:
     image_score: float | None
     map_min: float | None
     map_max: float | None
+    groups: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What it belongs to beside its category, by name of the group."""
 
 
 def read_images(folder: Path) -> list[ImageRow]:
@@ -87,6 +91,11 @@ def _cell(value: Any) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
+def group_columns(groups: Mapping[str, str]) -> dict[str, str]:
+    """Return the columns of ``images.csv`` that tell what an image belongs to."""
+    return {f"{GROUP_PREFIX}{name}": value for name, value in groups.items()}
+
+
 def _image_row(row: Mapping[str, str]) -> ImageRow:
     def number(name: str) -> float | None:
         if row[name] and not math.isfinite(float(row[name])):
@@ -94,5 +103,7 @@ def _image_row(row: Mapping[str, str]) -> ImageRow:
         return float(row[name]) if row[name] else None
 
     label = {"0": False, "1": True}[row["anomalous"]]
-    numbers = (number(name) for name in ("image_score", "map_min", "map_max"))
-    return ImageRow(csv_text(row["key"]), csv_text(row["category"]), label, *numbers)
+    score, low, high = (number(name) for name in ("image_score", "map_min", "map_max"))
+    columns = (name for name in row if name and name.startswith(GROUP_PREFIX))
+    groups = {name.removeprefix(GROUP_PREFIX): csv_text(row[name]) for name in columns if row[name]}
+    return ImageRow(csv_text(row["key"]), csv_text(row["category"]), label, score, low, high, groups)

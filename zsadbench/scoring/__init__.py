@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .category import EvidenceMaps, Map, MapReader, Maps, score_category
     from .code import NOBODY, UserMethods, restore
     from .command import OBSERVED, evaluated, observed
+    from .facets import View, by_group, merged, require_same
     from .observation import (
         StoredMaps,
         frame,
@@ -37,11 +38,15 @@ __all__ = [
     "Maps",
     "StoredMaps",
     "UserMethods",
+    "View",
+    "by_group",
     "evaluated",
     "frame",
     "map_settings",
+    "merged",
     "observed",
     "protocol",
+    "require_same",
     "restore",
     "rules_for",
     "score",

@@ -20,7 +20,7 @@ from ..images import ahead, default_workers, mask_at, vanished
 from ..maps import exact_maps
 from ..method import Method, blamed
 from ..metrics import MORE_IMAGE_METRICS, LegacyAupro, PixelMetrics, image_metrics, image_reasons
-from ..records import Slice, select_rows
+from ..records import Slice, group_columns, select_rows
 from ..samples import Dataset, Sample
 from .protocol import MASK_RULES, EvaluationProtocol
 
@@ -148,6 +148,7 @@ def score_category(
     columns = ("key", "category", "anomalous", "image_score", "map_min", "map_max")
     images = [
         dict(zip(columns, (key, category, int(label), float(score), low, high), strict=True))
+        | group_columns(known[key].groups)
         for key, label, score, (low, high) in zip(maps.keys, labels, scores, extrema.tolist(), strict=True)
     ]
     return CategoryScores(row_out, images, [f"{category}: {warning}" for warning in warnings])
