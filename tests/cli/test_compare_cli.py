@@ -332,3 +332,51 @@ def test_comparing_loads_no_torch(results: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(results)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def viewed(folder: Path) -> None:
+    """Write a record of six objects of two views, of which the second never shows the defect."""
+    scores = [(n, v, n > 2 and v == 1, 0.1 * n + 0.05 * v) for n in range(6) for v in (1, 2)]
+    images = [
+        {"key": f"S{n}_C{v}.png", "category": "usb", "anomalous": int(bad), "image_score": score}
+        | {"map_min": None, "map_max": None, "group_view": f"C{v}", "group_object": f"S{n}"}
+        for n, v, bad, score in scores
+    ]
+    known = image_metrics([score for *_, score in scores], [bad for _, _, bad, _ in scores])
+    numbers = row("usb", None, normal=9, anomalous=3, **known)
+    seen = observation("clip", dataset="real_iad")
+    content = {"observation": seen, "protocol": protocol(), "metric_version": 1, "categories": [numbers]}
+    write_record(folder / "real_iad/clip" / seen["observation"][:12], "reference", content, images)
+
+
+def test_one_score_per_object_and_a_row_per_view(zsad: Compare, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    viewed(results)
+    answer = zsad(results, "--per", "object", "--metric", "image_auroc", "--format", "csv")
+    assert answer.code == 0, answer.err
+    (line,) = csv.DictReader(io.StringIO(answer.out))
+    assert (line["per"], float(line["image_auroc"])) == ("object", 1.0)
+    answer = zsad(results, "--per", "object", "--metric", "image_auroc")
+    assert "6 groups of 'object' (3 normal, 3 anomalous" in answer.out
+    assert "One score per 'object': the highest of its images" in answer.out.replace("\n", " ")
+    assert (results / "leaderboard-per-object.csv").exists() and not (results / "leaderboard.csv").exists()
+    answer = zsad(results, "--by", "view", "--metric", "image_auroc")
+    assert answer.code == 0 and "by view: 12 images" in answer.out
+    assert [line.split()[:1] for line in answer.out.splitlines() if " C1 " in f" {line} "] != []
+    answer = zsad(results, "--baseline", results / "leaderboard-per-object.csv")
+    assert answer.code == 2
+    assert "a board made with --per" in answer.err
+
+
+def test_groups_that_are_not_there_are_one_line(zsad: Compare, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    viewed(results)
+    for option, words in {
+        ("--by", "views"): "cannot make a board by 'views'. Did you mean 'view'",
+        ("--per", "patient"): "no group 'patient'",
+        ("--group-by", "object"): "give --intervals or --paired too",
+    }.items():
+        answer = zsad(results, *option)
+        assert answer.code == 2
+        assert words in answer.err.replace("\n", " ")
+        assert "Traceback" not in answer.err

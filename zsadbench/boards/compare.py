@@ -12,7 +12,7 @@ import pandas as pd
 from ..errors import RecordError, UsageError, suggest
 from ..metrics import METRICS
 from ..records import Group, Grouping, Record, is_metric, load_records, near_runs
-from ..scoring import NOBODY, UserMethods, by_group, merged
+from ..scoring import NOBODY, UserMethods
 from .beside import Choice
 from .board import DEFAULT_METRICS, FEWEST_REPLICATES, Board, frame_of, paired_frame
 from .pairs import in_order
@@ -200,6 +200,8 @@ def _views(
     """Return the records by a group or with one score per group, where that is asked for."""
     if not facets and not per:
         return records
+    from ..scoring import by_group, merged  # loads torch
+
     if per:
         return [merged(record, per) for record in records]
     assert facets

@@ -36,7 +36,7 @@ from ..metrics import (
     resample,
 )
 from ..records import IMAGES_CSV, RESCORE, Grouping, ImageRow, Record, is_metric
-from ..scoring import NOBODY, UserMethods, require_same
+from ..scoring import NOBODY, UserMethods
 
 if TYPE_CHECKING:
     from ..scoring import MapReader
@@ -230,6 +230,8 @@ def _pixel_draws(
 
 def _count(record: Record, category: str, reader: MapReader, workers: int | None) -> PixelHistograms:
     """Return the histograms of a category; maps that do not give the record's numbers are refused."""
+    from ..scoring import require_same
+
     keys = reader.maps.keys
     connectivity = record.protocol["connectivity"]
     exact = PixelMetrics((), connectivity, keep="source", source=reader.again, aupimo=None)

@@ -211,17 +211,13 @@ class _Parser:
         card.known_keys(table, ("normal", "anomaly", "categories"), "expect")
         per_category = {}
         for name, pair in card.take(table, "categories", dict, {}, "expect").items():
+            at = ("expect", "categories", name)
             if not (
                 isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair)
             ):
-                card.fail(
-                    f"'{name}' must be [normal, anomalous] counts, not {pair!r}.",
-                    "expect",
-                    "categories",
-                    name,
-                )
+                card.fail(f"'{name}' must be [normal, anomalous] counts, not {pair!r}.", *at)
             if classes and nfc(name) not in classes:
-                card.fail(f"'{name}' is not in [classes]; correct the name.", "expect", "categories", name)
+                card.fail(f"'{name}' is not in [classes]; correct the name.", *at)
             per_category[nfc(name)] = (pair[0], pair[1])
         total = tuple(card.take(table, name, int, None, "expect") for name in ("normal", "anomaly"))
         if min(total) < 0:

@@ -209,11 +209,17 @@ def _candidate(
         listing.report("error", where, "the class is empty", "fill it in")
         return
     specie = rule.specie.fill(fields) if rule.specie else fields.get("specie", "")
-    groups = {name: template.fill(fields) for name, template in rule.groups.items()}
+    groups = {name: _group(template, fields) for name, template in rule.groups.items()}
     tried = () if anomalous is False else tried
     yield Candidate(
         nfc(path), path, category, anomalous, mask, specie, groups, where, tried, bool(rule.tables and tried)
     )
+
+
+def _group(template: Template, fields: dict[str, str]) -> str:
+    """Return the value of a group; empty where a text is none of those that its capture lists."""
+    listed = all(fields[t.name] in t.choices for t in template.tokens if t.choices)
+    return template.fill(fields) if listed else ""
 
 
 def _listed_image(rule: Rule, listing: Listing, fields: dict[str, str], where: str) -> str | None:

@@ -14,7 +14,7 @@ from ..errors import RecordError, UsageError, suggest
 from .files import read_text
 from .tables import IMAGES_CSV, ImageRow
 
-_NAME = re.compile(r"[A-Za-z]\w*")
+_NAME = re.compile(r"[A-Za-z][\w-]*")
 
 
 @dataclass(frozen=True)

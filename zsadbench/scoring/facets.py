@@ -89,8 +89,8 @@ def by_group(
 ) -> View:
     """Return the record with a row per value of a group, each the mean over the categories.
 
-    Where a value has no anomalous image in a category, its normal ones stand beside every other value there:
-    MVTec LOCO's good images beside each kind of anomaly.  Pixel metrics are left out, with a note, where the
+    Normal images in no group stand beside every value: MVTec LOCO's good images beside each kind of anomaly.
+    Anomalous images in no group are left out.  Pixel metrics are left out, with a note, where the
     evidence is gone, and of methods of users that ``users`` lacks.
 
     Raises:
@@ -123,17 +123,13 @@ def by_group(
 
 
 def _members(rows: Sequence[ImageRow], groups: Mapping[str, str]) -> dict[str, set[str]]:
-    """Return the keys of each value that has anomalous images, or of all values where none has."""
-    keys: dict[str, set[str]] = defaultdict(set)
-    hit: set[str] = set()
+    """Return the keys of the images behind each value of one category."""
+    shared = {row.key for row in rows if row.key not in groups and not row.anomalous}
+    keys: dict[str, set[str]] = defaultdict(lambda: set(shared))
     for row in rows:
-        if value := groups.get(row.key):
-            keys[value].add(row.key)
-            hit |= {value} if row.anomalous else set()
-    if not hit:
-        return dict(keys)
-    shared = set[str]().union(*(each for value, each in keys.items() if value not in hit))
-    return {value: each | shared for value, each in keys.items() if value in hit}
+        if row.key in groups:
+            keys[groups[row.key]].add(row.key)
+    return dict(keys)
 
 
 def _pixel_rows(
