@@ -518,6 +518,7 @@ def test_every_shipped_description_is_covered_by_a_tree() -> None:
         "real_iad_variety",
         "autovi",
         "kvasir_bayes_pfl",
+        "mvtec_ad_2_private",
         "meta_json",
         "aaclip_jsonl",
         "demo",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .loader import Loaded, preprocess, stream, to_batch_images, to_rgb
     from .masks import MaskRule, mask_at, mask_files, read_mask, vanished
     from .scan import scan
+    from .tiff import half_tiff
 
 __all__ = [
     "MAX_PIXELS",
@@ -24,6 +25,7 @@ __all__ = [
     "ahead",
     "decode",
     "default_workers",
+    "half_tiff",
     "looks_like_image",
     "mask_at",
     "mask_files",

@@ -27,12 +27,14 @@ if TYPE_CHECKING:
         without,
     )
     from .protocol import EvaluationProtocol, protocol
+    from .submission import Exported, export_submission
 
 __all__ = [
     "NOBODY",
     "OBSERVED",
     "EvaluationProtocol",
     "EvidenceMaps",
+    "Exported",
     "Map",
     "MapReader",
     "Maps",
@@ -41,6 +43,7 @@ __all__ = [
     "View",
     "by_group",
     "evaluated",
+    "export_submission",
     "frame",
     "map_settings",
     "merged",
