@@ -91,6 +91,7 @@ def sound_calls() -> dict[tuple[str, ...], list[str]]:
         ("predict",): ["picture.png", *CLIP, "--words", "nut"],
         ("calibrate",): ["--normal", "picture.png", *CLIP, "--words", "nut", "--force", "--out", "t.json"],
         ("inspect",): [run_dir, "--key", "bolt/test/hole/0.png"],
+        ("export-submission",): [run_dir, "--out", "submission"],
         ("report",): ["results", "--gallery", "0", "--out", "site"],
         ("figure", "qualitative"): ["results", "--rows", "1", "--out", "figure.png"],
         ("figure", "curves"): ["results", "--kind", "image-roc", "--out", "figure.png"],

@@ -8,20 +8,7 @@ import typer
 
 from ..environment import VERSION
 from ..text import say
-from . import (
-    bench,
-    compare,
-    datasets,
-    demo,
-    methods,
-    predict,
-    report,
-    reproduce,
-    run,
-    submission,
-    train,
-    weights,
-)
+from . import bench, compare, datasets, demo, methods, predict, report, reproduce, run, train, weights
 from .options import examples
 from .verbs import Verbs
 
@@ -39,7 +26,6 @@ compare.register(app)
 reproduce.register(app)
 predict.register(app)
 report.register(app)
-submission.register(app)
 app.add_typer(methods.app, name="methods")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(weights.app, name="weights")

@@ -1,4 +1,4 @@
-"""``zsad report`` and ``zsad figure``: a site and figures from records."""
+"""``zsad report``, ``figure``, ``export-submission``: records and evidence for others to look at."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import UsageError
-from ..text import say
+from ..text import put, say
 from .options import AllowChanged, Code, InductiveOnly, Quiet, dataset_ids, examples, grouped, method_ids
 from .verbs import Verbs, within
 
@@ -86,6 +86,8 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to ``app``."""
     app.command("report", epilog=examples("zsad report results --out report/ --intervals"))(report)
     app.add_typer(figure, name="figure")
+    export = "zsad export-submission results/mvtec_ad_2_private/anoclip/0123456789ab --out submission"
+    app.command("export-submission", epilog=examples(export))(export_submission)
 
 
 @grouped
@@ -219,3 +221,36 @@ def require(*modules: Literal["jinja2", "matplotlib"]) -> None:
 
 def _say(line: str) -> None:
     say(line, sys.stderr)
+
+
+@grouped
+def export_submission(
+    *,
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_DIR", help="A finished run on mvtec_ad_2_private, with its evidence."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder to write into.")],
+    protocol: Annotated[
+        str, typer.Option(metavar="NAME", help="The protocol whose maps are exported.")
+    ] = "reference",
+    data: Data = None,
+    code: Code,
+    compress: Annotated[bool, typer.Option("--compress", help="Deflate the TIFF files.")] = False,
+) -> None:
+    """Write float16 maps and thresholded masks for the MVTec AD 2 benchmark server.
+
+    Pack and check the folder with MVTec's check_and_prepare_data_for_upload.py before you upload it.
+    """
+    from ..records import RECORD, read_record
+    from ..scoring import export_submission as written
+
+    record = read_record(run / protocol / RECORD)
+    found = written(record, out, data=data, users=code.users(), compress=compress, say=_say)
+    put("category        threshold   above it   files\n")
+    for one in found:
+        files = " + ".join(map(str, one.images.values()))
+        put(f"{one.category:<14}{one.threshold:>11.5g}{one.share:>11.2%}   {files}\n")
+    for note in filter(None, (one.missing for one in found)):
+        _say(f"warning: incomplete, the server refuses it: {note}")
+    _say(f"Written into {out}")
