@@ -507,7 +507,11 @@ def test_check_counts_a_set_and_says_what_the_full_one_has(tmp_path: Path) -> No
     result = CliRunner().invoke(app, ["check", "elpv", "--data", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert "2 normal and 1 anomalous images, the full set has 1508 and 1116" in result.output
-    assert result.output.splitlines()[-1].endswith("2 normal and 1 anomalous test images, 0 errors.")
+    *_, group, last = result.output.splitlines()
+    assert group == "group module: 1 value"
+    assert last.endswith("2 normal and 1 anomalous test images, 0 errors.")
+    shown = CliRunner().invoke(app, ["show", "mvtec_ad_2"])
+    assert "groups    lighting, object" in shown.output
 
 
 def test_every_shipped_description_is_covered_by_a_tree() -> None:

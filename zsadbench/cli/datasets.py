@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -90,6 +91,8 @@ def show(dataset: Spec) -> None:
         "masks": _masks(description),
         "test set": f"{total[0]} normal, {total[1]} anomalous" if total else "counts not known",
     }
+    if groups := list(dict.fromkeys(name for rule in description.rules for name in rule.groups)):
+        facts["groups"] = ", ".join(groups)
     screen.print(f"{description.title}\n")
     for name, value in facts.items():
         screen.print(f"{name:<10}{value}")
@@ -122,6 +125,9 @@ def check(
         for problem in problems:
             if problem.severity == severity:
                 screen.print(str(problem))
+    values = {(name, value) for s in found.samples for name, value in s.groups.items() if value}
+    for name, count in sorted(Counter(name for name, _ in values).items()):
+        screen.print(f"group {name}: {amount(count, 'value')}")
     errors = sum(problem.severity == "error" for problem in problems)
     normal = sum(not sample.anomalous for sample in found.samples)
     categories = amount(len(found.categories), "category", "categories")
