@@ -131,9 +131,9 @@ def test_a_folder_of_masks_scores_as_their_union(zsad: Zsad, tmp_path: Path) -> 
 
 WRONG = {
     "protocol": (["--protocol", "comon-1"], "unknown protocol 'comon-1'. Did you mean 'common-1'?"),
-    "size": (["--size", "0"], "an evaluation size of 0 pixels is not possible"),
+    "size": (["--size", "0"], "--size 0: give a number from 1 to 8192"),
     "masks": (["--mask-resize", "cubic"], "unknown mask rule 'cubic'"),
-    "limit": (["--aupro-limit", "30"], "AUPRO limits lie in (0, 1]"),
+    "limit": (["--aupro-limit", "30"], "--aupro-limit 30.0: give a number above 0, up to 1"),
 }
 
 
