@@ -39,10 +39,21 @@ def test_the_best_method_without_training_finds_most_faults_and_none_finds_all(
 ) -> None:
     free = [name for name, card in method_cards().items() if not card.trained]
     best = trained_clip.loc[free].max(numeric_only=True)
-    assert best["image_auroc"] >= 0.88
+    assert best["image_auroc"] >= 0.85
     assert best["pixel_auroc"] >= 0.93
     assert best["pixel_aupro"] >= 0.75
     assert trained_clip[METRICS].max().max() <= 0.99
+
+
+def test_fixed_temperatures_leave_image_scores_apart(trained_clip: pd.DataFrame) -> None:
+    """Where most scores are exactly 1, as with a logit scale far below 100, they tie and the AUROC falls."""
+    image = trained_clip["image_auroc"]
+    assert image["april-gan"] >= image["clip"] - 0.05
+
+
+def test_checkpoints_are_small() -> None:
+    sizes = {path.name: path.stat().st_size for path in (BOARDS / "checkpoints").iterdir()}
+    assert max(sizes.values()) <= 2e6
 
 
 def test_value_value_attention_localises_better_than_plain_patch_tokens(trained_clip: pd.DataFrame) -> None:
@@ -50,10 +61,19 @@ def test_value_value_attention_localises_better_than_plain_patch_tokens(trained_
     assert pixel["anoclip"] >= pixel["clip"] + 0.03
 
 
-def test_the_readme_shows_the_board(board: pd.DataFrame) -> None:
-    readme = (BOARDS.parents[1] / "README.md").read_text()
+@pytest.mark.parametrize(
+    ("document", "name", "noise"),
+    [
+        ("README.md", "{}", "clip, random weights (5 seeds)"),
+        ("docs/demo-model-card.md", "`{}`", "`clip`, random weights (mean of 5 seeds)"),
+    ],
+)
+def test_readme_and_model_card_show_the_board(
+    board: pd.DataFrame, document: str, name: str, noise: str
+) -> None:
+    text = (BOARDS.parents[1] / document).read_text()
     shown = ["image_auroc", "pixel_auroc", "pixel_aupro"]
     for row in board.to_dict("records"):
-        name = row["method"] if row["backbone"] == "demo/demo" else "clip, random weights (5 seeds)"
+        title = name.format(row["method"]) if row["backbone"] == "demo/demo" else noise
         numbers = " | ".join(f"{100 * row[metric]:.1f}" for metric in shown)
-        assert f"| {name} | {numbers} |" in readme
+        assert f"| {title} | {numbers} |" in text

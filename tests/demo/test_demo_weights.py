@@ -48,22 +48,45 @@ def seen(student: Student) -> Seen:
     return found
 
 
+def read(student: Student, texts: list[str]) -> Tensor:
+    """Return unit features (n, C) as the shipped text tower gives them: equal tokens, equal bits."""
+    tokens = student.tokenizer(texts, student.text.context)
+    return F.normalize(student.text.encode(tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]), dim=-1)
+
+
 def image_aurocs(student: Student, seen: Seen, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     """Return the image AUROC (categories, pairs) of texts with ``{}`` for the words of a category."""
     rows = []
     for category, (features, labels) in seen.items():
         words = category.replace("_", " ")
         with torch.inference_mode():
-            texts = student.read([text.format(words) for pair in pairs for text in pair])
-        texts = F.normalize(texts, dim=-1)
+            texts = read(student, [text.format(words) for pair in pairs for text in pair])
         scores = (features @ (texts[1::2] - texts[0::2]).T).numpy()
         rows.append([roc_auc_score(labels, column) for column in scores.T])
     return np.array(rows)
 
 
 def test_it_is_small_and_in_half_precision() -> None:
-    assert WEIGHTS.stat().st_size < 8e6
-    assert {value.dtype for value in load_file(WEIGHTS).values()} == {torch.float16}
+    state = load_file(WEIGHTS)
+    assert WEIGHTS.stat().st_size <= 4.5e6
+    assert {value.dtype for key, value in state.items() if key != "logit_scale"} == {torch.float16}
+
+
+def test_its_scale_is_that_of_large_clips_and_texts_are_as_wide_as_what_they_meet() -> None:
+    state = load_file(WEIGHTS)
+    assert float(state["logit_scale"].exp()) == pytest.approx(100, abs=1e-4)
+    width, joint = state["text_projection"].shape
+    assert width == joint == state["visual.proj"].shape[1]
+
+
+def test_probabilities_at_that_scale_do_not_saturate(student: Student, seen: Seen) -> None:
+    with torch.inference_mode():
+        texts = read(student, ["a photo of a normal thing", "a photo of an anomalous thing"])
+    probability = torch.cat(
+        [torch.softmax(100 * features @ texts.T, dim=-1)[:, 1] for features, _ in seen.values()]
+    )
+    assert (probability == 1).float().mean() < 0.02
+    assert len(set(probability.tolist())) > 0.95 * len(probability)
 
 
 def test_words_for_states_find_faults_in_every_category_and_no_category_is_solved(

@@ -40,7 +40,7 @@ def train(
     ],
     images: Annotated[
         int, typer.Option("--images", metavar="N", help="Pictures of the first stage.", callback=within(1))
-    ] = 160_000,
+    ] = 80_000,
     seconds: Annotated[
         float,
         typer.Option(

@@ -18,7 +18,7 @@ from ..errors import DatasetError, UsageError
 from ..files import draft_folder
 from .factory import AUXILIARY, HELD_OUT, Picture, bad, faults_of, generator, good
 
-VERSION = 2
+VERSION = 3
 """Of the rendered sets: pictures that differ are another version, in a folder of their own in the cache."""
 
 NORMAL, ANOMALOUS = 12, 18

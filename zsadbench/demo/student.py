@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from ..inputs import OPENAI_MEAN, OPENAI_STD, Backbone
 GUIDED = 2
 """Last blocks in which the class token is shown where to look."""
 
+FELT = 14.0
+"""Logit scale of which cosines of the parts that features do not share are worth it at the start."""
+
 
 class Student:
     """The miniature CLIP under training: both towers, the tokenizer, the logit scale."""
@@ -24,6 +28,7 @@ class Student:
         weights = find_weights(Backbone("demo", "random"))
         torch.manual_seed(seed)
         self.model: Any = open_clip.model.CLIP(**weights.architecture())
+        narrow(self.model)
         self.vision, self.text = Vision(self.model.visual, "bicubic-antialias"), Text(self.model)
         self.tokenizer = PrunedTokenizer(
             open_clip.tokenizer.SimpleTokenizer(context_length=self.text.context),
@@ -71,15 +76,38 @@ class Student:
     def read(self, texts: list[str]) -> Tensor:
         """Return text features (n, C), un-normalised."""
         tokens = self.tokenizer(texts, self.text.context)
-        return self.text.encode(tokens[:, : int(tokens.argmax(dim=-1).max()) + 1])
+        tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
+        x = self.text.embed(tokens)
+        later = torch.full((tokens.shape[1],) * 2, -torch.inf).triu(1)
+        for block in self.text.blocks:
+            x = x + attend(block, *block.qkv(x), later)[0]
+            x = x + block.mlp(x)
+        return self.text.pool(x, tokens)
 
 
-def attend(block: Block, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def narrow(model: Any) -> None:
+    """Fix the logit scale at ln 100, and let all features start in the narrow cone where it acts as ``FELT``.
+
+    Features of large CLIPs share a direction, and what tells texts apart is a small part of them; the scale
+    of 100 is made for it.  Here both towers start with one projection and one offset, orthogonal to what
+    LayerNorm gives, whose square is 1 - FELT / 100 of a feature's.
+    """
+    model.text_projection.copy_(model.visual.proj)
+    for norm in (model.visual.ln_post, model.ln_final):
+        norm.bias.fill_(math.sqrt(100 / FELT - 1))
+    model.logit_scale.fill_(math.log(100)).requires_grad_(False)
+
+
+def attend(
+    block: Block, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return what ``block.attend`` does, and the weights (B, heads, T, T).
 
-    Written out, its gradient is twice as fast on a CPU.
+    ``mask`` (T, T) is added to what the softmax takes.  Written out, the gradient is twice as fast on a CPU.
     """
-    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1, dtype=v.dtype)
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    weights = torch.softmax(logits if mask is None else logits + mask, dim=-1, dtype=v.dtype)
     return block.attention.out_proj((weights @ v).transpose(1, 2).flatten(2)), weights
 
 

@@ -108,7 +108,7 @@ def wood(rng: Rng) -> Field:
     base = hue(rng, 0.08, 0.015, 0.5, 0.65)
     dark = shade(base, 0.6)
     image = painted(
-        base, (as_field(0.175 + 0.175 * rings), dark), (as_field(0.9 * knots.clip(0, 1)), shade(base, 0.28))
+        base, (as_field(0.175 + 0.175 * rings), dark), (as_field(0.85 * knots.clip(0, 1)), shade(base, 0.4))
     )
     return image + (6 * fibre + 2 * grain(rng))[..., None]
 

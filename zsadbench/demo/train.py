@@ -34,7 +34,7 @@ class Recipe:
 
     images: int
     seed: int = 0
-    more: float = 0.15
+    more: float = 0.25
     shards: int = 2
     pairs: int = 12
     rate: float = 1e-3
@@ -91,13 +91,15 @@ def train(
         raise UsageError(f"--out {out}: weights are a .safetensors file; name one")
     if out.exists() and not resume:
         raise UsageError(f"--out {out}: exists already; go on with --resume, or choose another name")
-    threads = torch.get_num_threads()
+    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
     try:
         with ThreadPoolExecutor(recipe.shards, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return _train(recipe, out, pool, seconds, resume, every, half, say, probe)
     finally:
         torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(exact)
 
 
 def _train(
@@ -152,9 +154,7 @@ def connote(
     """Teach the text tower connotations; the image tower stays as it is shipped, in half precision."""
     stage = replace(recipe, images=round(recipe.more * recipe.images), warm=1_000, decay=1.0)
     say(f"second stage: {stage.images} images for the text tower alone")
-    student.model.half().float()
-    for name, parameter in student.model.named_parameters():
-        parameter.requires_grad_(not name.startswith("visual.") and name != "logit_scale")
+    student.model.visual.half().float().requires_grad_(False)
     optimiser, told = optimiser_of(student, stage.rate), time.monotonic()
     for seen in range(0, stage.images, stage.step):
         at, rate = recipe.images + seen, stage.rate_at(seen)
@@ -183,7 +183,7 @@ def step(
 
 
 def optimiser_of(student: Student, rate: float) -> torch.optim.AdamW:
-    """Return AdamW that decays matrices, and leaves norms, biases and the logit scale alone."""
+    """Return AdamW that decays matrices, and leaves norms and biases alone."""
     matrices = [p for p in student.learning if p.ndim >= 2]
     others = [p for p in student.learning if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -200,8 +200,6 @@ def update(
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.step()
-    with torch.no_grad():
-        student.model.logit_scale.clamp_(0, math.log(100))
 
 
 def keep(path: Path, student: Student, optimiser: torch.optim.Optimizer, seen: int) -> None:
@@ -232,11 +230,11 @@ def restore(path: Path, student: Student, optimiser: torch.optim.Optimizer) -> i
 
 
 def export(student: Student, out: Path) -> None:
-    """Write the weights in half precision."""
+    """Write the weights in half precision; the logit scale, which would not be 100 in it, stays as it is."""
     from safetensors.torch import save
 
     state = {
-        key: value.detach().half().contiguous()
+        key: value.detach().half().contiguous() if key != "logit_scale" else value
         for key, value in student.model.state_dict().items()
         if key != "attn_mask"
     }
