@@ -181,7 +181,7 @@ def tiff(width: int, height: int) -> bytes:
         ("a.npz", b"no archive", "cannot be read as an anomaly map"),
         ("a.npz", zipped(b"no array"), "cannot be read as an anomaly map"),
         ("a.npz", zipped(b"")[:-30], "cannot be read as an anomaly map"),
-        ("a.png", b"<html>", "neither PNG nor TIFF"),
+        ("a.png", b"<html>", "a page of HTML or XML, not the file"),
         ("a.tiff", b"II*\0\x08\0\0\0", "cannot be read as an anomaly map"),
         ("a.npy", claiming((0, 40)), r"this is float32 \(0, 40\)"),
         ("a.npy", claiming((40,)), r"this is float32 \(40,\)"),
