@@ -30,12 +30,13 @@ COMMAND = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its lines and what it needs, if anything."""
+    """A fenced block: language, lines, what it needs, the number of its first line, its end in the text."""
 
     language: str
     lines: tuple[str, ...]
     needs: tuple[str, ...]
     line: int
+    end: int
 
     @property
     def commands(self) -> list[str]:
@@ -55,7 +56,13 @@ def blocks(text: str) -> Iterator[Block]:
     """Yield the fenced blocks of a page."""
     for found in _BLOCK.finditer(text):
         lines = tuple(line[len(found[2]) :] for line in found[4].splitlines())
-        yield Block(found[3], lines, tuple((found[1] or "").split()), text.count("\n", 0, found.start()) + 1)
+        yield Block(
+            found[3],
+            lines,
+            tuple((found[1] or "").split()),
+            text.count("\n", 0, found.start()) + 1,
+            found.end(),
+        )
 
 
 def marked(text: str) -> str:
@@ -72,7 +79,7 @@ def _with_note(found: re.Match[str]) -> str:
 
 
 def script(text: str) -> str:
-    """Return what the blocks of a page that run hold, in order."""
+    """Return what the blocks of a page that run hold, in order, for a folder of the page's own."""
     return "\n".join("\n".join(block.lines) for block in blocks(text) if block.runs)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import commonmark
 import examples
+import outputs
 import pages
 from mkdocs.structure.files import File, Files
 
@@ -64,9 +65,19 @@ def on_files(files: Files, config: Any) -> Files:
     taken = {
         place: _taken(source, about) for source, (place, about) in TAKEN.items() if (ROOT / source).exists()
     }
-    for path, text in {**made, **taken}.items():
-        files.append(File.generated(config, path, content=text))
+    for path, content in {**made, **taken, **_pictures(files)}.items():
+        files.append(File.generated(config, path, content=content))
     return files
+
+
+def _pictures(files: Files) -> dict[str, bytes]:
+    """Return the pictures that commands of the docs write, by their place in the site."""
+    return {
+        f"{file.src_uri.rpartition('/')[0]}/made/{name}": content
+        for file in files.documentation_pages()
+        if file.abs_src_path and outputs.asked(text := Path(file.abs_src_path).read_text())
+        for name, content in outputs.pictures(text).items()
+    }
 
 
 def _taken(source: str, description: str) -> str:
@@ -82,6 +93,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     path = page.file.src_uri
     source = page.meta.get("source", f"docs/{path}")
     text = pages.completed(path, markdown)
+    text = outputs.shown(text) if page.meta.get("outputs") else text
     text = examples.marked(text)
     text = _LINK.sub(lambda link: f"[{link[1]}]({_target(link[2], source, path, files)})", text)
     return commonmark.lists(text)

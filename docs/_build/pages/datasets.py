@@ -29,7 +29,8 @@ def index() -> str:
         "Datasets",
         "Every dataset that zsadbench describes: layout, counts, licence, citation.",
         "Counts are those of the full test set. `zsad datasets check ID --data DIR` opens every file of "
-        "yours and reports every problem at once. [A dataset of your own](../../guides/own-dataset.md) needs no Python.",
+        "yours and reports every problem at once. "
+        "[A dataset of your own](../../guides/own-dataset.md) needs no Python.",
         table(("dataset", "id", "domain", "normal", "anomalous", "masks", "licence"), rows),
     )
 
