@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo board checkpoints baseline test check wheel clean
+.PHONY: install demo board checkpoints baseline test check wheel docs release-check clean
 
 install: .venv/installed
 
@@ -68,5 +68,25 @@ wheel: .venv/installed
 	cd / && $(CURDIR)/.wheelcheck/bin/zsad datasets
 	rm -rf .wheelcheck build
 
+# The site in build/site. Pages are made in the build, commands whose outputs are shown are run (kept in .cache/docs).
+docs: .venv/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python docs/_build/check.py build/site
+
+.venv/docs-installed: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+# What must hold before a version goes out; needs network for build and twine.
+release-check: wheel
+	rm -rf .releasecheck
+	$(PYTHON) -m venv .releasecheck
+	.releasecheck/bin/python -m pip install --quiet build twine
+	rm -rf dist
+	.releasecheck/bin/python -m build --outdir dist .
+	.releasecheck/bin/twine check --strict dist/*
+	$(BIN)/python .ci/release.py dist
+	rm -rf .releasecheck build
+
 clean:
-	rm -rf .venv .wheelcheck build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .wheelcheck .releasecheck build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import tomllib
 from pathlib import Path
+
+import pytest
+
+from zsadbench.environment import VERSION
 
 ROOT = Path(__file__).parents[1]
 SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
@@ -44,3 +50,56 @@ def test_no_method_is_imported_by_a_statement() -> None:
     for path in [*(ROOT / "zsadbench").rglob("*.py"), *(ROOT / "methods").glob("*.py")]:
         assert "import zsadbench.methods." not in path.read_text(), path
         assert "from zsadbench.methods" not in path.read_text(), path
+
+
+def test_one_version_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == VERSION
+    assert f"\nversion: {VERSION}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_links_of_the_readme_work_where_the_package_is_shown() -> None:
+    home = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Source"]
+    text = (ROOT / "README.md").read_text()
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert targets and all(target.startswith("https://") for target in targets)
+    for target in targets:
+        if found := re.match(rf"{home}/(?:blob|raw)/main/([^#]+)", target):
+            assert (ROOT / found[1]).exists(), target
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "said"),
+    [
+        ("CHANGELOG.md", "## 9.9.9", "## Unreleased", "CHANGELOG.md begins with 'Unreleased'"),
+        ("CITATION.cff", "9.9.9", "9.9.8", "CITATION.cff does not say 9.9.9"),
+        ("zsadbench/environment.py", "9.9.9", "9.9.8", "zsadbench/environment.py does not say 9.9.9"),
+        (
+            "dist/zsadbench-9.9.9.tar.gz",
+            "",
+            None,
+            "not zsadbench-9.9.9-py3-none-any.whl, zsadbench-9.9.9.tar.gz",
+        ),
+    ],
+)
+def test_a_release_is_refused_where_its_parts_disagree(
+    tmp_path: Path, file: str, before: str, after: str | None, said: str
+) -> None:
+    disagreements = runpy.run_path(str(ROOT / ".ci" / "release.py"))["disagreements"]
+    for name, text in {
+        "pyproject.toml": '[project]\nversion = "9.9.9"\n',
+        "zsadbench/environment.py": '"""Doc."""\n\nVERSION = "9.9.9"\n',
+        "CITATION.cff": "cff-version: 1.2.0\nversion: 9.9.9\n",
+        "CHANGELOG.md": "# Changelog\n\n## 9.9.9\n",
+        "dist/zsadbench-9.9.9.tar.gz": "",
+        "dist/zsadbench-9.9.9-py3-none-any.whl": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert list(disagreements(tmp_path, tmp_path / "dist")) == []
+    path = tmp_path / file
+    if after is None:
+        path.unlink()
+    else:
+        path.write_text(path.read_text().replace(before, after))
+    assert [said in problem for problem in disagreements(tmp_path, tmp_path / "dist")] == [True]

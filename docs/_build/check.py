@@ -71,13 +71,17 @@ class Page(HTMLParser):
 def problems(site: Path) -> Iterator[str]:
     """Yield what is wrong with the site in a folder, page by page."""
     titles: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     for path in sorted(set(site.rglob("*.html")) - {site / "404.html"}):
         name = path.relative_to(site).as_posix()
         page = _read(path)
         said = [*page.problems, *_heads(page), *_strangers(page), *_broken(page, path, site)]
-        if other := titles.get(page.title):
-            said.append(f"has the title of {other}")
-        titles[page.title] = name
+        for kind, known, own in (
+            ("title", titles, page.title),
+            ("description", descriptions, page.described),
+        ):
+            if (first := known.setdefault(own, name)) != name:
+                said.append(f"has the {kind} of {first}")
         yield from (f"{name}: {problem}" for problem in said)
     for path in (*site.rglob("*.css"), *site.rglob("*.svg")):
         if _REMOTE.search(path.read_text()):

@@ -49,11 +49,10 @@ class _Lines:
         if not self.levels and column >= WIDTH:  # code by indentation
             self._put(line)
             return
-        while self.levels and column < self.levels[-1][1] and column <= self.levels[-1][0]:
-            self.levels.pop()
-        opens = not self.levels or column >= self.levels[-1][1]
-        if opens and not self.levels and self.done and self.done[-1].strip():
+        if not self.levels and self.done and self.done[-1].strip():
             self.done.append("")
+        while self.levels and column < self.levels[-1][1]:
+            self.levels.pop()
         self.levels.append((column, item.end()))
         self.done.append(" " * (WIDTH * (len(self.levels) - 1)) + line[column:])
 

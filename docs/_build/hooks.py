@@ -85,7 +85,7 @@ def _taken(source: str, description: str) -> str:
     if source in TITLES:
         text = re.sub(r"\A#+ .*\n", "", text)
         text = f"# {TITLES[source]}\n\n{text}"
-    return f"---\ndescription: {description}\nsource: {source}\n---\n{text}"
+    return f'---\ndescription: "{description}"\nsource: {source}\n---\n{text}'
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:

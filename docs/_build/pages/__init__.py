@@ -73,7 +73,8 @@ def completed(path: str, text: str) -> str:
 
 
 def _exit_codes() -> str:
-    raised = {error.exit_code for error in (ZsadError, *ZsadError.__subclasses__())}
+    errors: list[type[ZsadError]] = [ZsadError, *ZsadError.__subclasses__()]
+    raised = {error.exit_code for error in errors}
     unknown = raised - EXIT_CODES.keys()
     if unknown:
         raise ValueError(f"docs/_build/pages.py says nothing of the exit codes {sorted(unknown)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -91,25 +92,23 @@ def page_of(room: str) -> str:
 def _constant(home: str) -> str:
     """Return a constant's value as it is written, shortened."""
     module, _, name = home.removeprefix("zsadbench.").rpartition(".")
-    for node in _source(module).body:
-        targets = (
-            node.targets
-            if isinstance(node, ast.Assign)
-            else [node.target]
-            if isinstance(node, ast.AnnAssign)
-            else []
-        )
-        for target in targets:
-            pairs = (
-                zip(target.elts, node.value.elts, strict=True)
-                if isinstance(target, ast.Tuple)
-                else [(target, node.value)]
-            )
-            for one, value in pairs:
-                if getattr(one, "id", "") == name:
-                    text = ast.unparse(value)
-                    return f"`{text if len(text) < 90 else text[:80] + ' ...'}`"
-    raise ValueError(f"{home} is listed but not assigned")
+    text = ast.unparse(dict(_assigned(_source(module)))[name])
+    return f"`{text if len(text) < 90 else text[:80] + ' ...'}`"
+
+
+def _assigned(module: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+    """Yield the names that a module assigns at its top, each with what is assigned."""
+    for node in module.body:
+        if isinstance(node, ast.AnnAssign) and node.value and isinstance(node.target, ast.Name):
+            yield node.target.id, node.value
+        if not isinstance(node, ast.Assign):
+            continue
+        for target in node.targets:
+            if isinstance(target, ast.Name):
+                yield target.id, node.value
+            elif isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                names = (one.id for one in target.elts if isinstance(one, ast.Name))
+                yield from zip(names, node.value.elts, strict=True)
 
 
 def _home(module: str, name: str) -> str:

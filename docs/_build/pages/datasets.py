@@ -65,7 +65,7 @@ def page_of(one: Description) -> str:
     return page(
         one.title,
         f"{one.title} in zsadbench: expected tree, counts, words in prompts, licence and citation.",
-        table(("", ""), rows),
+        table(("", "what the description says"), rows),
         f"## Expected tree\n\nBelow {roots}:\n\n```text\n{tree}\n```",
         _categories(one),
         f"## Citation\n\n```bibtex\n{one.citation.strip()}\n```" if one.citation else "No citation is known.",

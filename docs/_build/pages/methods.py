@@ -27,7 +27,7 @@ def place(name: str) -> str:
 @cache
 def specified() -> dict[str, str]:
     """Return id -> name of the specification: a method's own page, or that of the family it belongs to."""
-    found = {}
+    found: dict[str, str] = {}
     for path in sorted(SPECIFICATIONS.glob("*.md")):
         head = path.read_text().split("\n---\n")[0]
         ids = re.search(r"^methods: (.*)$", head, re.M)
@@ -117,7 +117,7 @@ def facts_of(card: MethodCard) -> str:
             ", ".join(f"`{name}`" for name in card.map_parameters) or "nothing but the protocol",
         ),
     ]
-    parts = [table(("", ""), rows), _run_line(card), "## Parameters", _parameters(found)]
+    parts = [table(("", "of the reference"), rows), _run_line(card), "## Parameters", _parameters(found)]
     if card.variants:
         variants = ((f"`{card.id}@{name}`", layer.summary) for name, layer in card.variants.items())
         parts += ["## Variants", table(("run it as", "what is different"), variants)]

@@ -66,7 +66,8 @@ def _parameters_of(parameters: list[Any]) -> str:
     if not parameters:
         return ""
     rows = [(_name_of(one), _help_of(one)) for one in parameters]
-    return table(("", ""), rows)
+    kind = "argument" if parameters[0].param_type_name == "argument" else "option"
+    return table((kind, "what it does"), rows)
 
 
 def _name_of(one: Any) -> str:
