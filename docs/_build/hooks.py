@@ -42,6 +42,7 @@ TAKEN = {
 }
 """Files of the repository that are pages too: where they stand in the site, and their description."""
 TITLES = {"results/boards/demo.md": "The board of the demo"}
+_ROLE = re.compile(r":(?:class|meth|func|data|mod|attr):<code>[~.]*")
 _LINK = re.compile(r"(?<!!)\[([^\]\[]*)\]\(([^)\s]+)\)")
 
 
@@ -97,6 +98,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     text = examples.marked(text)
     text = _LINK.sub(lambda link: f"[{link[1]}]({_target(link[2], source, path, files)})", text)
     return commonmark.lists(text)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Take the marks of Sphinx out of docstrings, which people read in code too."""
+    return _ROLE.sub(r"<code>", html).replace("::</p>", ":</p>")
 
 
 def _target(link: str, source: str, path: str, files: Files) -> str:
