@@ -7,6 +7,7 @@ BIN := .venv/bin
 install: .venv/installed
 
 .venv/installed: pyproject.toml
+	@echo "Setting up .venv with torch and the rest: once, some minutes, little is printed meanwhile."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
@@ -14,6 +15,7 @@ install: .venv/installed
 
 # Every method on the demo set and CLIP with random weights beside them, the board and one picture; no download.
 demo: .venv/installed
+	@echo "Running every method on the demo set: pictures are rendered and code is compiled the first time."
 	rm -rf results/run
 	ZSAD_CHECKPOINTS=results/boards/checkpoints $(BIN)/zsad run --method all --dataset demo --out results/run >/dev/null
 	$(BIN)/zsad run --method clip --dataset demo --weights random --seeds 5 --out results/run >/dev/null
