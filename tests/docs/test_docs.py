@@ -14,6 +14,7 @@ from typing import Any
 
 import commonmark
 import examples
+import outputs
 import pages
 import pytest
 import typer
@@ -244,3 +245,37 @@ def test_a_block_runs_unless_it_needs_something() -> None:
     assert not third.commands and not third.runs
     assert examples.script(page) == "zsad demo data"
     assert examples.NEEDS["network"] in examples.marked(page) and "<!--" not in examples.marked(page)
+
+
+SHOWN = """---
+outputs: true
+---
+```
+mkdir one && echo made > one/word
+cat one/word
+```
+<!-- needs data -->
+```
+cat nothing
+```
+```
+cp one/word picture.png
+```
+![a picture](made/picture.png)
+"""
+
+
+def test_what_commands_print_stands_below_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "ROOT", tmp_path)
+    assert outputs.asked(SHOWN) and not outputs.asked(SHOWN.replace("outputs: true", "title: x"))
+    assert outputs.shown(SHOWN).count("```text") == 1
+    assert "cat one/word\n```\n\n```text\nmade\n```\n" in outputs.shown(SHOWN)
+    assert outputs.pictures(SHOWN) == {"picture.png": b"made\n"}
+    assert len(list((tmp_path / ".cache" / "docs").iterdir())) == 1
+
+
+def test_a_failing_command_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "ROOT", tmp_path)
+    with pytest.raises(RuntimeError, match="a command of the docs failed"):
+        outputs.shown(SHOWN.replace("cat one/word", "cat two"))
+    assert not (tmp_path / ".cache").exists()

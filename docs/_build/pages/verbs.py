@@ -78,7 +78,7 @@ def _name_of(one: Any) -> str:
 
 
 def _help_of(one: Any) -> str:
-    text = one.help or ""
+    text = (one.help or "").replace("<", "&lt;")
     default = one.default
     plain = isinstance(default, str | int | float) and not isinstance(default, bool) and default != ""
     return f"{text} Default: `{default}`." if plain else text
