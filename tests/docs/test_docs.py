@@ -24,6 +24,7 @@ from pages import api, methods
 from zsadbench.boards.words import MARKS
 from zsadbench.cli.app import app
 from zsadbench.method import method_cards
+from zsadbench.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -179,6 +180,11 @@ def test_exit_codes_are_listed() -> None:
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("exit_code", "FAULT"):
                 used.add(ast.literal_eval(node.value))
     assert used <= set(pages.EXIT_CODES) and {1, 2, 3, 70, 130} <= used
+
+
+def test_every_metric_says_what_it_hides() -> None:
+    rows = re.findall(r"^\| (`[^|]+) \|(?: [^|]+ \|){3}$", text_of("docs/reference/metrics.md"), re.M)
+    assert set(METRICS) <= set(re.findall(r"`([^`]+)`", " ".join(rows)))
 
 
 def test_marks_are_explained() -> None:
