@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from zsadbench.boards.words import MARKS, SYMBOLS
 from zsadbench.cards import card_paths
 from zsadbench.data import shipped_description
 from zsadbench.errors import ZsadError
@@ -60,10 +61,13 @@ def navigation(kind: str) -> list[Any]:
 
 
 def completed(path: str, text: str) -> str:
-    """Return a page with what is made for it: the ids of metrics, the facts of a method's card."""
+    """Return a page with what is made for it: ids of metrics, marks of boards, facts of a method's card."""
     if path == "reference/metrics.md":
         rows = ((f"`{name}`", title) for name, title in METRICS.items())
         return text.replace("<!-- metric ids -->", table(("id", "title"), rows))
+    if path == "concepts.md":
+        marks = ((name + (f" ({SYMBOLS[name]})" if name in SYMBOLS else ""), MARKS[name]) for name in MARKS)
+        return text.replace("<!-- marks -->", table(("mark", "meaning"), marks))
     if not (DOCS / path).is_relative_to(methods.SPECIFICATIONS) or not (DOCS / path).exists():
         return text
     card = next((card for card in method_cards().values() if methods.place(card.id) == path), None)
