@@ -108,6 +108,9 @@ def facts_of(card: MethodCard) -> str:
             if card.transductive
             else "from one image alone",
         ),
+        *([("maps", "from all test images of a category")] if found.relates else []),
+        *([("constants", "picked by the dataset's name")] if found.constants_per_dataset else []),
+        ("evidence", f"at most {card.evidence_per_patch} numbers a patch"),
         (
             "order of images",
             "counts: images of a category follow each other" if card.order_dependent else "does not matter",
