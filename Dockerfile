@@ -1,4 +1,4 @@
-# zsad on a CPU: docker build -t zsadbench . && docker run --rm -v "$PWD:/work" zsadbench run --method clip --dataset demo
+# zsad on a CPU: docker build -t zsadbench . && docker run --rm -v "$PWD:/data" zsadbench run --method clip --dataset demo
 # Untried: no builder was at hand where it was written. torch's CPU build keeps the image small; for a GPU leave that line out.
 FROM python:3.12-slim
 
@@ -7,8 +7,8 @@ ENV PIP_NO_CACHE_DIR=1 \
     ZSAD_CACHE=/cache
 
 RUN useradd --create-home --uid 1000 zsad \
-    && mkdir /cache /work \
-    && chown zsad:zsad /cache /work
+    && mkdir /cache /data \
+    && chown zsad:zsad /cache /data
 
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
@@ -23,6 +23,6 @@ RUN pip install torch torchvision --index-url https://download.pytorch.org/whl/c
     && rm -rf /src
 
 USER 1000
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["zsad"]
 CMD ["--help"]
