@@ -14,6 +14,7 @@ from tests.kit.factory import make_folder
 from tests.kit.terminal import call
 from zsadbench.clip.towers import Clip
 from zsadbench.inputs import Backbone
+from zsadbench.records.files import sealed
 from zsadbench.records.records import Record, find_records
 from zsadbench.run import engine
 
@@ -145,6 +146,22 @@ def test_a_record_never_says_which_code_runs(
     assert "its method is a user's; name the file again" in said and "name a method with --method" in said
     assert call("run", "--like", record.path, "--method", spec, "--out", tmp_path / "again", "-q") == 0
     assert only(tmp_path / "again").observation_digest == record.observation_digest
+
+
+@pytest.mark.parametrize("words", [["--out", "elsewhere"], ["--log-file", "log"], ["--config", "run.toml"]])
+def test_a_record_decides_nothing_but_its_run(
+    words: list[str], config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert call("run", "--config", config, "--out", tmp_path / "out") == 0
+    path = only(tmp_path / "out").path
+    content = json.loads(path.read_text())
+    content["command"] += words
+    path.write_text(json.dumps(sealed(content)))
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert call("run", "--like", path, "-q") == 2
+    assert f"'{words[0]}' is no part of a run" in capsys.readouterr().err
+    assert not (tmp_path / "elsewhere").exists() and not (tmp_path / "log").exists()
 
 
 def test_records_without_a_command_are_refused(

@@ -28,6 +28,7 @@ def _repeated(context: typer.Context, path: Path | None) -> Path | None:
         words = _command(path)
         parsed = context.command.make_context("run", words, resilient_parsing=True)
         given = {name: value for name, value in parsed.params.items() if _stated(parsed, name)}
+        _require_run(context.command, given, path)
         given["method"] = _without_code(given.get("method") or (), path)
         context.default_map = {**(context.default_map or {}), **given}
     return path
@@ -128,6 +129,16 @@ def _command(path: Path) -> list[str]:
             "again by its parameters"
         )
     return words
+
+
+def _require_run(command: Any, given: Mapping[str, Any], path: Path) -> None:
+    """Refuse words that decide more than what is run: where anything is written, for instance."""
+    from ..scoring import OPTIONS
+
+    for option in command.params:
+        if option.name in given and OPTIONS.isdisjoint(option.opts):
+            name = option.opts[0]
+            raise UsageError(f"--like {terminal(path)}: '{name}' is no part of a run; the record was changed")
 
 
 def _without_code(methods: Sequence[str], path: Path) -> list[str]:

@@ -13,7 +13,7 @@ from ..surface import room
 if TYPE_CHECKING:
     from .category import EvidenceMaps, Map, MapReader, Maps, score_category
     from .code import NOBODY, UserMethods, restore
-    from .command import OBSERVED, evaluated, observed
+    from .command import OBSERVED, OPTIONS, evaluated, observed
     from .facets import View, by_group, merged, require_same
     from .observation import (
         StoredMaps,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NOBODY",
     "OBSERVED",
+    "OPTIONS",
     "EvaluationProtocol",
     "EvidenceMaps",
     "Exported",

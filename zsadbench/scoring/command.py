@@ -37,6 +37,10 @@ _EVALUATED = {
 }
 
 
+OPTIONS = frozenset({"--method", "--dataset", *OBSERVED.values(), *_EVALUATED.values()})
+"""All options that may stand among the words."""
+
+
 def observed(method: str, dataset: str, options: Mapping[str, Any]) -> list[str]:
     """Return the words that observe again; ``options`` are those of :data:`OBSERVED` that were given."""
     return ["--method", method, "--dataset", dataset, *_words(OBSERVED, options)]
