@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from tests.kit.factory import save
 from zsadbench.boards import boards, compare, to_csv
-from zsadbench.boards.intervals import draws_of, resample_groups
+from zsadbench.boards.intervals import draws_of
 from zsadbench.boards.text import file_name
 from zsadbench.errors import RecordError, UsageError
 from zsadbench.metrics import PixelMetrics
@@ -196,13 +196,13 @@ def test_evidence_that_is_gone_leaves_image_metrics(records: dict[str, Record]) 
 def test_draws_of_single_images_are_those_of_the_plain_bootstrap() -> None:
     labels = np.array([0, 1, 1, 0, 0, 1, 0], bool)
     names = [f"{i}.png" for i in range(7)]
-    assert np.array_equal(resample_groups("nut", labels, names, 50), resample("nut", labels, 50))
+    assert np.array_equal(resample("nut", labels, 50, names), resample("nut", labels, 50))
 
 
 def test_groups_are_drawn_whole_and_every_draw_has_both_kinds() -> None:
     labels = np.array([0, 0, 1, 1, 1, 0, 0, 1], bool)
     groups = ["a", "a", "b", "b", "c", "c", "d", "e"]  # normal, anomalous, both, normal, anomalous
-    weights = resample_groups("nut", labels, groups, 400)
+    weights = resample("nut", labels, 400, groups)
     assert np.array_equal(weights[:, 0], weights[:, 1]) and np.array_equal(weights[:, 2], weights[:, 3])
     assert np.array_equal(weights[:, 4], weights[:, 5])
     assert (weights[:, 4] == 1).all()  # alone in its stratum

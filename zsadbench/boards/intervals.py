@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,9 +66,7 @@ class Images:
 
     def weights(self, category: str, replicates: int) -> Reals:
         """Return how often each image is in each draw (B, n)."""
-        if not self.groups:
-            return resample(category, self.labels, replicates)
-        return resample_groups(category, self.labels, self.groups, replicates)
+        return resample(category, self.labels, replicates, self.groups)
 
 
 @dataclass(frozen=True)
@@ -128,30 +125,6 @@ def draws_of(
         notes.append("AUPRO from 200 thresholds has no interval")
     defined = {place: draws for place, draws in values.items() if not np.isnan(draws).any()}
     return Draws(images, defined, tuple(notes), unit)
-
-
-def resample_groups(category: str, anomalous: Any, groups: Sequence[str], replicates: int) -> Reals:
-    """Return the weights (B, n) of draws of whole groups, with replacement, as many as there are.
-
-    Groups that are normal, anomalous or both throughout are drawn apart, so every draw has both kinds of
-    images.  Where each image is a group of its own the draws are those of ``metrics.resample``.
-    """
-    names = {name: place for place, name in enumerate(dict.fromkeys(groups))}
-    unit = np.array([names[name] for name in groups])
-    labels = np.asarray(anomalous, np.bool_)
-    has = np.zeros((2, len(names)), np.bool_)
-    for kind in (0, 1):
-        has[kind, unit[labels == bool(kind)]] = True
-    random = np.random.RandomState(zlib.crc32(f"boot/{category}".encode()))
-    weights = np.zeros((replicates, len(names)))
-    for stratum in (has[0] & ~has[1], has[1] & ~has[0], has[0] & has[1]):
-        units = np.flatnonzero(stratum)
-        if units.size:
-            drawn = random.randint(0, units.size, (replicates, units.size))
-            drawn += units.size * np.arange(replicates)[:, None]
-            counts = np.bincount(drawn.ravel(), minlength=replicates * units.size)
-            weights[:, units] = counts.reshape(replicates, -1)
-    return weights[:, unit]
 
 
 def _images(rows: list[ImageRow], groups: Mapping[str, str] | None) -> dict[str, Images]:

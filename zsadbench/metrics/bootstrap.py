@@ -43,23 +43,30 @@ class Interval(NamedTuple):
     high: float
 
 
-def resample(category: str, anomalous: Any, replicates: int = REPLICATES) -> Reals:
+def resample(
+    category: str, anomalous: Any, replicates: int = REPLICATES, groups: Sequence[str] = ()
+) -> Reals:
     """Return the weights (B, n) of the draws of one category: how often each image is in each.
 
     ``anomalous`` (n,) are the labels of its images *sorted by key*.  The draws depend on the name of
     the category and on the labels only, so all methods meet the same ones.  Either kind of image
-    keeps its number in every draw.
+    keeps its number in every draw.  With ``groups`` (n,) whole groups are drawn: normal ones, anomalous
+    ones and those that are both apart.
     """
     labels = as_labels(anomalous)
+    names = {name: place for place, name in enumerate(dict.fromkeys(groups))}
+    unit = np.array([names[name] for name in groups]) if groups else np.arange(labels.size)
+    places = np.arange(len(names) if groups else labels.size)
+    normal, marked = (np.isin(places, unit[kind]) for kind in (~labels, labels))
     random = np.random.RandomState(zlib.crc32(f"boot/{category}".encode()))
-    weights = np.zeros((replicates, labels.size))
-    for stratum in (np.flatnonzero(~labels), np.flatnonzero(labels)):
+    weights = np.zeros((replicates, places.size))
+    for stratum in map(np.flatnonzero, (normal & ~marked, marked & ~normal, normal & marked)):
         if stratum.size:
             drawn = random.randint(0, stratum.size, (replicates, stratum.size))
             drawn += stratum.size * np.arange(replicates)[:, None]
             counts = np.bincount(drawn.ravel(), minlength=replicates * stratum.size)
             weights[:, stratum] = counts.reshape(replicates, -1)
-    return weights
+    return weights[:, unit] if groups else weights
 
 
 def interval(replicates: Reals, level: float = 0.95) -> Interval | None:
