@@ -54,6 +54,12 @@ def _home() -> Path:
         return Path(tempfile.gettempdir()) / f"zsadbench-{os.getuid()}"
 
 
+def whole_path(name: str) -> str:
+    """Return the whole path of a file, and the name of anything else as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_file() else name
+
+
 class FileState(NamedTuple):
     """What a file shows without being read; while it stays the same, so does the content."""
 

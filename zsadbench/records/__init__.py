@@ -12,7 +12,7 @@ from ..surface import room
 
 if TYPE_CHECKING:
     from .contents import Contents
-    from .evidence import EvidenceStore, Slice, by_category, plan, select_rows
+    from .evidence import EvidenceStore, Slice, by_category, plan, select_rows, shapes_of, undefined
     from .files import EDITED, RESCORE, UNKNOWN, NewerSchema, RecordWarning, check_run, is_metric, read_text
     from .grouping import Grouping
     from .groups import Group, shared_rules
@@ -63,7 +63,9 @@ __all__ = [
     "read_record",
     "read_text",
     "select_rows",
+    "shapes_of",
     "shared_rules",
+    "undefined",
     "write_observation",
     "write_record",
 ]

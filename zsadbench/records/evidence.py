@@ -130,22 +130,18 @@ class EvidenceStore:
         parts = [self.read(number) for number in numbers]
         filled = [part for part in parts if part.keys]
         names = list(filled[0].evidence) if filled else []
-        for part in filled[1:]:
-            if _shapes(part) != _shapes(filled[0]):
-                raise RecordError(
-                    f"{self.folder}: holds evidence of {_shapes(filled[0])} for some images and of "
-                    f"{_shapes(part)} for others; the method must keep the same of every image"
-                )
+        shapes = [shapes_of(part.evidence) for part in filled]
+        if other := next((found for found in shapes if found != shapes[0]), None):
+            raise RecordError(
+                f"{self.folder}: holds evidence of {shapes[0]} for some images and of {other} for others; "
+                "the method must keep the same of every image"
+            )
         return Slice(
             {name: torch.cat([part.evidence[name] for part in filled]) for name in names},
             [key for part in parts for key in part.keys],
             [digest for part in parts for digest in part.hashes],
             {key: reason for part in parts for key, reason in part.failed.items()},
         )
-
-
-def _shapes(part: Slice) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape[1:]) for name, value in part.evidence.items()}
 
 
 def _decoded(content: bytes, tensors: bool) -> Slice:
@@ -187,3 +183,14 @@ def by_category(samples: Sequence[Sample], slices: Sequence[range]) -> Iterator[
 def select_rows(evidence: Mapping[str, Tensor], rows: Sequence[int] | slice) -> dict[str, Tensor]:
     """Return the given rows of every tensor."""
     return {name: tensor[rows] for name, tensor in evidence.items()}
+
+
+def shapes_of(evidence: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return what one row of every tensor is like."""
+    return {name: tuple(value.shape[1:]) for name, value in evidence.items()}
+
+
+def undefined(values: Tensor, keys: Sequence[str]) -> str:
+    """Return the key of the first row of ``values`` that holds a number that is not finite; else nothing."""
+    finite = torch.isfinite(values.flatten(1) if values.ndim > 1 else values[:, None]).all(dim=1)
+    return "" if bool(finite.all()) else keys[int((~finite).nonzero()[0])]

@@ -24,7 +24,7 @@ from ..inputs import Backbone, Batch, Preprocess
 from ..method import Evidence, Method, Observer, Relating, blamed
 from ..records import EvidenceStore, Slice, plan
 from ..samples import Sample
-from .gathered import Gathered, checked, related, too_few
+from .gathered import Gathered, checked, related, require_alike, too_few
 
 if TYPE_CHECKING:
     from ..progress import Progress
@@ -231,10 +231,8 @@ def _to_rows(evidence: Evidence, batch: Batch, task: Task) -> dict[str, Tensor]:
 
 def _joined(parts: Sequence[Mapping[str, Tensor]], name: str) -> dict[str, Tensor]:
     """Return the evidence of several batches as one."""
-    shapes = [{key: tuple(value.shape[1:]) for key, value in part.items()} for part in parts]
-    other = next((found for found in shapes if found != shapes[0]), None)
-    if other is not None:
-        raise MethodError(f"{name}: observe() returns {shapes[0]} for some images and {other} for others")
+    for part in parts[1:]:
+        require_alike(parts[0], part, name)
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import MethodError, is_out_of_memory
 from ..images import Loaded
 from ..method import Evidence, Method, Relating, Tell, blamed
-from ..records import Slice
+from ..records import Slice, shapes_of, undefined
 
 
 class Gathered:
@@ -41,10 +41,8 @@ class Gathered:
                 name: torch.empty(self.images, *value.shape[1:], dtype=value.dtype)
                 for name, value in rows.items()
             }
-        kept, shapes = _shapes(part.evidence), _shapes(rows)
-        if rows and kept != shapes:
-            said = f"{kept} for some images and {shapes} for others"
-            raise MethodError(f"{self.name}: observe() returns {said}")
+        if rows:
+            require_alike(part.evidence, rows, self.name)
         for name, value in rows.items():
             part.evidence[name][start : len(part.keys)] = value
 
@@ -53,6 +51,17 @@ class Gathered:
         part = self._part
         rows = {name: value[: len(part.keys)] for name, value in part.evidence.items()}
         return Slice(rows, part.keys, part.hashes, part.failed)
+
+
+def require_alike(some: Evidence, other: Evidence, name: str) -> None:
+    """Refuse evidence of other names or shapes than that of the images before.
+
+    Raises:
+        MethodError: naming the method.
+    """
+    kept, shapes = shapes_of(some), shapes_of(other)
+    if kept != shapes:
+        raise MethodError(f"{name}: observe() returns {kept} for some images and {shapes} for others")
 
 
 def too_few(method: Method, images: int) -> str:
@@ -104,9 +113,7 @@ def checked(evidence: Evidence, keys: Sequence[str], said: str, *, half: bool = 
             )
         kept = half and value.dtype in (torch.float16, torch.bfloat16)
         rows[key] = value.detach().to("cpu", value.dtype if kept else torch.float32)
-        finite = torch.isfinite(rows[key].reshape(len(keys), -1)).all(dim=1)
-        if not bool(finite.all()):
-            bad = keys[int((~finite).nonzero()[0])]
+        if bad := undefined(rows[key], keys):
             raise MethodError(
                 f"{name}: evidence '{key}' of {bad} is not finite; with half precision try --dtype fp32"
             )
@@ -115,7 +122,3 @@ def checked(evidence: Evidence, keys: Sequence[str], said: str, *, half: bool = 
 
 def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _shapes(rows: Evidence) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape[1:]) for name, value in rows.items()}

@@ -12,7 +12,7 @@ from ..cards import card_paths
 from ..clip import Weights, find_seconds, find_weights
 from ..data import load_dataset, problem_report, subset
 from ..errors import DatasetError
-from ..files import digest_of, sha256_of
+from ..files import digest_of, sha256_of, whole_path
 from ..images import scan
 from ..inputs import Preprocess
 from ..method import Resolved, places, source_digest, wordings
@@ -208,18 +208,13 @@ def _command(resolved: Resolved, seed: int | None, spec: str, data: Dataset, req
         "settings": settings,
         "checkpoint": Path(checkpoint).resolve() if checkpoint else None,
         "backbone": data.backbone_or(request.backbone),
-        "weights": _absolute(weights),
+        "weights": weights and whole_path(weights),
         "prompts": request.prompts and request.prompts.resolve(),
     }
     plain = Request()
     given = {k: v for k, v in options.items() if v != getattr(plain, k, None)}
     method = resolved.id if card.path.suffix == ".toml" else _absolute_spec(card.entry)
     return observed(method, spec if spec in card_paths("datasets") else str(Path(spec).resolve()), given)
-
-
-def _absolute(weights: str | None) -> str | None:
-    """Return a weight file's whole path, and a tag as it is."""
-    return str(Path(weights).resolve()) if weights and Path(weights).is_file() else weights
 
 
 def _absolute_spec(entry: str) -> str:

@@ -20,7 +20,7 @@ from ..images import ahead, default_workers, mask_at, vanished
 from ..maps import exact_maps
 from ..method import Method, blamed
 from ..metrics import MORE_IMAGE_METRICS, LegacyAupro, PixelMetrics, image_metrics, image_reasons
-from ..records import Slice, group_columns, select_rows
+from ..records import Slice, group_columns, select_rows, undefined
 from ..samples import Dataset, Sample
 from .protocol import MASK_RULES, EvaluationProtocol
 
@@ -88,9 +88,7 @@ def _check_numbers(name: str, found: Any, shape: tuple[int, ...], keys: Sequence
         raise MethodError(f"{name}() returns {kind}, not a tensor of float32")
     if tuple(found.shape) != shape:
         raise MethodError(f"{name}() returns a tensor of shape {tuple(found.shape)}; it must be {shape}")
-    finite = torch.isfinite(found).flatten(1).all(dim=1) if found.ndim > 1 else torch.isfinite(found)
-    if not bool(finite.all()):
-        bad = keys[int((~finite).nonzero()[0])]
+    if bad := undefined(found, keys):
         raise MethodError(f"{name}() returns numbers for {bad} that are not finite")
 
 

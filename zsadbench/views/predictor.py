@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..clip import find_seconds, find_weights, load_checkpoint
 from ..environment import environment
 from ..errors import DatasetError, MethodError, UsageError
-from ..files import sha256_of
+from ..files import sha256_of, whole_path
 from ..images import Loaded, decode, preprocess, stream
 from ..method import Relating, Resolved, resolve
 from ..records import EvidenceStore, Slice, select_rows
@@ -279,8 +279,8 @@ class Predictor:
         checkpoint = str(getattr(self.method, "checkpoint", "") or "")
         return {
             "method": setup.method,
-            "backbone": _absolute(backbone.name),
-            "weights": _absolute(backbone.weights),
+            "backbone": whole_path(backbone.name),
+            "weights": whole_path(backbone.weights),
             "activation": self.weights.activation,
             "checkpoint": str(Path(checkpoint).resolve()) if checkpoint else "",
         }
@@ -292,11 +292,6 @@ class Predictor:
             "weights": self.weights.tag,
             "environment": environment(self.encoder.device, self.setup.dtype),
         }
-
-
-def _absolute(name: str) -> str:
-    """Return a file's whole path, and the name of anything else as it is."""
-    return str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_file() else name
 
 
 def _check(setup: Setup) -> None:
