@@ -11,6 +11,7 @@ import pytest
 
 from tests.kit.boardkit import observation, protocol, row, save
 from zsadbench.boards import reproducing as module
+from zsadbench.boards.compare import boards
 from zsadbench.boards.reproducing import (
     board_figures,
     reproduction,
@@ -18,6 +19,7 @@ from zsadbench.boards.reproducing import (
     to_markdown,
     write_reproductions,
 )
+from zsadbench.boards.text import write_boards
 from zsadbench.errors import RecordError
 from zsadbench.records.published import Published
 from zsadbench.records.records import Record
@@ -126,11 +128,10 @@ def test_what_is_undefined_or_unpublished_is_not_judged(publish: Any, tmp_path: 
 
 
 def test_a_board_stands_in_place_of_what_is_published(tmp_path: Path) -> None:
-    board = tmp_path / "board.csv"
-    head = "dataset,method,variant,category,backbone,image_auroc,pixel_auroc"
-    board.write_text(
-        f"{head}\nmtd,clip,reference,mean,ViT-B-16/openai,0.8,\nmtd,clip,reference,mean,demo/random,0.5,0.5\n"
-    )
+    plain = save(tmp_path / "old", observation("clip"), row(image_auroc=0.8, pixel_auroc=None))
+    random = save(tmp_path / "old", observation("clip", weights="random"), row(value=0.5))
+    tables = boards([plain, random], metrics=["image_auroc", "pixel_auroc"])
+    (board,) = write_boards(tables, tmp_path, ["csv"])
     figures = board_figures(board)
     assert len(figures) == 3
     close, far = record(tmp_path / "close", 0.803), record(tmp_path / "far", 0.806)

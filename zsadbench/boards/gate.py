@@ -64,7 +64,7 @@ def gate(
     """
     if not 0 <= tolerance_points < float("inf"):
         raise UsageError(f"a tolerance of {tolerance_points} points is not possible; give 0 or more")
-    old = _read(baseline)
+    old = read_board(baseline)
     if inductive_only:
         records, old = inductive_records(records), _inductive(old, baseline)
     metrics = [name for name in old[0] if is_metric(name)]
@@ -230,7 +230,12 @@ def _row(line: Line) -> Key:
     return (line["dataset"], line["protocol"], rules, part, *(str(line[name]) for name in _ROW))
 
 
-def _read(path: Path) -> list[Line]:
+def read_board(path: Path) -> list[Line]:
+    """Return the rows of a ``leaderboard.csv``: texts, whole numbers, and rates or None where undefined.
+
+    Raises:
+        RecordError: if the file is missing, no board, or one of groups of images.
+    """
     if not path.is_file():
         inside = path / "leaderboard.csv"
         hint = (

@@ -6,21 +6,19 @@ others are listed.  What is known to set paper and code apart stands on the meth
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import RecordError
 from ..files import write_atomic
 from ..method import method_cards
 from ..metrics import METRICS
-from ..records import Published, Record, published_figures, read_text
+from ..records import Published, Record, published_figures
 from ..text import markdown
 from .beside import CHECKPOINT, MEAN, differences
+from .gate import read_board
 
 TOLERANCES = {"author-log": 0.5, "paper": 1.0, "board": 0.5}
 """Points that ours may lie from a figure, by where the figure comes from; others are not judged."""
@@ -120,27 +118,23 @@ def board_figures(path: Path) -> list[Published]:
     Raises:
         RecordError: if the file is missing or no board.
     """
-    remedy = "write it with zsad compare RESULTS --out DIR"
-    rows = csv.DictReader(io.StringIO(read_text(path, remedy), newline=""))
-    if not {"dataset", "method", "variant", "category", "backbone"} <= set(rows.fieldnames or ()):
-        raise RecordError(f"{path}: not a leaderboard.csv; {remedy}.")
     return [
         Published(
-            row["method"],
-            row["variant"],
-            row["dataset"],
-            row["category"],
+            line["method"],
+            line["variant"],
+            line["dataset"],
+            line["category"],
             metric,
-            float(row[metric]),
+            line[metric],
             "board",
-            row["backbone"],
+            line["backbone"],
             "",
             path.name,
             "",
         )
-        for row in rows
+        for line in read_board(path)
         for metric in METRICS
-        if row.get(metric)
+        if line.get(metric) is not None
     ]
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ..method import Resolved
     from ..records import Published, Record
 
-PROTOCOLS = ("reference", "legacy200")
 EXAMPLES = (
     "zsad reproduce anomalyclip --dataset visa --checkpoint anomalyclip.safetensors",
     "zsad reproduce --all --dataset demo",
@@ -71,6 +70,7 @@ def reproduce(
     from ..boards import reproduction, write_reproductions
     from ..environment import environment
     from ..run import Request, execute, pick_device
+    from ..scoring import score_run
 
     if bool(method) == every or not dataset:
         raise UsageError("give a METHOD, or --all, and --dataset ID; see: zsad methods, zsad datasets")
@@ -79,23 +79,15 @@ def reproduce(
     files = tuple(checkpoint or _shipped_checkpoints(dataset, methods))
     if method:
         _require(method, dataset, data, files)
-    records: list[Record] = []
+    request = Request(data=data, checkpoints=files, device=device, workers=workers, out=out, quiet=quiet)
     with interruptible("interrupted; what is observed is kept: repeat the command to go on there"):
-        for protocol in PROTOCOLS:
-            request = Request(
-                data=data,
-                checkpoints=files,
-                protocol=protocol,
-                device=device,
-                workers=workers,
-                out=out,
-                quiet=quiet,
-            )
-            # Of what is published one method may lack its checkpoint; a board wants all that stand on it.
-            outcome = execute(["all"] if every and figures is None else methods, [dataset], request)
-            records += [one for one in outcome.records if one.method in methods]
-            for name, reason in outcome.skipped.items() if protocol == PROTOCOLS[0] else ():
-                say(f"skipped {name}: {reason}", sys.stderr)
+        # Of what is published one method may lack its checkpoint; a board wants all that stand on it.
+        outcome = execute(["all"] if every and figures is None else methods, [dataset], request)
+        records = [record for record in outcome.records if record.method in methods]
+        runs = [record.path.parents[1] for record in records]
+        records += [score_run(run, "legacy200", data=data, settings={}, workers=workers) for run in runs]
+    for name, reason in outcome.skipped.items():
+        say(f"skipped {name}: {reason}", sys.stderr)
     named: dict[str, list[Record]] = {}
     for record in records:
         named.setdefault(record.method, []).append(record)
