@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import RecordError, UsageError, suggest
+from ..method import as_text
 from ..text import say, terminal
 
 
@@ -95,22 +96,16 @@ def _options(command: Any) -> dict[str, Any]:
 def _value(option: Any, name: str, value: Any, where: str) -> Any:
     """Return a value of TOML as the texts that the command line would hold."""
     if isinstance(value, Mapping):
-        value = [f"{key}={_text(one)}" for key, one in value.items()]
+        value = [f"{key}={as_text(one)}" for key, one in value.items()]
     several = bool(getattr(option, "multiple", False))
     if several:
-        return [_text(one) for one in (value if isinstance(value, list) else [value])]
+        return [as_text(one) for one in (value if isinstance(value, list) else [value])]
     if isinstance(value, list):
         raise UsageError(f"{terminal(where)}: '{terminal(name)}' takes one value, not a list")
     if isinstance(value, bool) != bool(getattr(option, "is_flag", False)):
         kind = "true or false" if not isinstance(value, bool) else "a value, not true or false"
         raise UsageError(f"{terminal(where)}: '{terminal(name)}' must be {kind}")
-    return value if isinstance(value, bool) else _text(value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return ",".join(map(_text, value)) if isinstance(value, list) else str(value)
+    return value if isinstance(value, bool) else as_text(value)
 
 
 def _command(path: Path) -> list[str]:

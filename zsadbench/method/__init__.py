@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .draft import draft_method, draft_prompts
     from .protocol import Evidence, Method, Observer, Relating, Tell
     from .registry import Resolved, load_method, parse_spec, recipe_of, resolve, wordings
-    from .settings import convert, describe, flattened, hints, override, places
+    from .settings import as_text, convert, describe, flattened, hints, override, places
     from .trial import miniature, prompts_sent, with_checkpoint
     from .user import blamed, is_users, source_digest
 
@@ -40,6 +40,7 @@ __all__ = [
     "SecondTower",
     "Tell",
     "Within",
+    "as_text",
     "blamed",
     "check",
     "convert",

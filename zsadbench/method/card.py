@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..cards import Card, card_paths
 from ..errors import MethodError
 
 MaskResize = Literal["bilinear50", "all", "any", "nearest", "native"]
 
-MASK_RESIZES = ("bilinear50", "all", "any", "nearest", "native")
+MASK_RESIZES = get_args(MaskResize)
 WORDINGS = ("key", "spaced", "words")
 WORDLESS = "none"
 """In place of a rule of wording: the prompts of the method name no category."""

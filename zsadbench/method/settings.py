@@ -125,6 +125,13 @@ def convert(value: Any, hint: Any) -> Any:
     return simple[hint](value)
 
 
+def as_text(value: Any) -> str:
+    """Return a value as it is written after ``--set NAME=``, which ``convert`` takes back."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(as_text, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def _bounded(value: Any, hint: Any, *marks: Any) -> Any:
     found = convert(value, hint)
     if any(found not in mark for mark in marks if isinstance(mark, Within)):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..method import as_text
+
 OBSERVED = {
     "data": "--data",
     "category": "--category",
@@ -60,13 +62,9 @@ def _option(name: str, value: Any) -> Iterator[str]:
         yield name
     elif isinstance(value, Mapping):
         for key, one in value.items():
-            yield from (name, f"{key}={_text(one)}")
+            yield from (name, f"{key}={as_text(one)}")
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for one in value:
             yield from (name, str(one))
     elif value not in (None, False, ""):
         yield from (name, str(value))
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -14,7 +14,18 @@ from ..errors import RecordError, UsageError, suggest
 from ..records import Record, find_records
 from ..scoring import NOBODY, UserMethods
 from . import plots
-from .category import CURVES, Entry, curves_of, enter, open_replays, pro_limit, ranked, read_images, title
+from .category import (
+    CURVES,
+    Entry,
+    ImagesOf,
+    curves_of,
+    enter,
+    open_replays,
+    pro_limit,
+    ranked,
+    read_images,
+    title,
+)
 from .galleries import Standing
 from .replay import CategoryMaps, Replay
 from .site import metric_name
@@ -107,7 +118,8 @@ def qualitative_figure(
     plots.check_format(out)
     replays = open_replays(board.records, data, users)
     categories = [known_category(board, category)] if category else _categories(board)
-    entered = {name: _enter(board, name, replays, pixels=False) for name in categories}
+    images = read_images(board.rows)
+    entered = {name: _enter(board, name, replays, images, pixels=False) for name in categories}
     shown = _by_key(entered, keys) if keys else _spread(entered, rows)
     with plots.style():
         figure, grid = plots.panels(len(shown), 2 + len(board.rows))
@@ -129,9 +141,11 @@ def _pictures(entries: Sequence[Entry], key: str) -> list[tuple[str, Pixels]]:
     return found
 
 
-def _enter(board: Board, category: str, replays: Mapping[Path, Replay | str], *, pixels: bool) -> list[Entry]:
+def _enter(
+    board: Board, category: str, replays: Mapping[Path, Replay | str], images: ImagesOf, *, pixels: bool
+) -> list[Entry]:
     """Return the methods of a board in one category; a figure without one of them is refused."""
-    entries = enter(board.rows, category, replays, read_images(board.rows), pixels=pixels)
+    entries = enter(board.rows, category, replays, images, pixels=pixels)
     for entry in entries:
         if "images" in entry.reasons:
             raise RecordError(f"{entry.label}: {entry.reasons['images']}")
@@ -193,7 +207,8 @@ def curves_figure(
             raise UsageError(f"unknown curve '{kind}'.{suggest(kind, known)}")
     name = known_category(board, category)
     pixels = any(kind.startswith("pixel") for kind in kinds) or not kinds
-    entries = _enter(board, name, open_replays(board.records, data, users), pixels=pixels)
+    replays = open_replays(board.records, data, users)
+    entries = _enter(board, name, replays, read_images(board.rows), pixels=pixels)
     for entry in entries:
         if "pixels" in entry.reasons and any(kind.startswith("pixel") for kind in kinds):
             raise RecordError(f"{entry.label}: {entry.reasons['pixels']}")
