@@ -10,15 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.kit import tiny, toy
 from tests.kit.factory import make_folder
 from zsadbench.boards import intervals
 from zsadbench.boards.intervals import Draws, draws_of
-from zsadbench.clip.towers import Clip
 from zsadbench.errors import RecordError
-from zsadbench.inputs import Backbone
 from zsadbench.metrics import PixelMetrics
 from zsadbench.metrics.bootstrap import resample
 from zsadbench.records.records import Record, find_records, read_record
@@ -36,14 +33,11 @@ DRAWS = 120
 def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run of a toy method on two categories of 6 + 6 and one of 3 + 3 images."""
 
-    def load(backbone: Backbone, device: Any, dtype: torch.dtype) -> Clip:
-        return tiny.clip(backbone.name, backbone.activation, backbone.position)
-
     root = tmp_path_factory.mktemp("run")
     make_folder(root / "data" / "parts", each=6)
     make_folder(root / "data" / "parts", ("nut",), each=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "load_clip", load)
+        patch.setattr(engine, "load_clip", tiny.load)
         request = Request(settings={"gain": "-1"}, out=root / "results", quiet=True, workers=1)
         execute([toy.write(root)], [str(root / "data" / "parts")], request)
     yield root / "results"

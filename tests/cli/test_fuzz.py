@@ -51,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def _load(backbone: Backbone, *options: Any) -> Clip:
     if backbone.name.startswith("tiny-") and backbone.weights == "random":
-        return tiny.clip(backbone.name, backbone.activation, backbone.position)
+        return tiny.load(backbone)
     return load_clip(backbone, *options)
 
 

@@ -12,8 +12,6 @@ import pytest
 from tests.kit import tiny, toy
 from tests.kit.factory import make_folder
 from tests.kit.terminal import call
-from zsadbench.clip.towers import Clip
-from zsadbench.inputs import Backbone
 from zsadbench.records.files import sealed
 from zsadbench.records.records import Record, find_records
 from zsadbench.run import engine
@@ -34,10 +32,7 @@ quiet = true
 
 @pytest.fixture(autouse=True)
 def cached_towers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(backbone: Backbone, device: Any, dtype: Any) -> Clip:
-        return tiny.clip(backbone.name, backbone.activation, backbone.position)
-
-    monkeypatch.setattr(engine, "load_clip", load)
+    monkeypatch.setattr(engine, "load_clip", tiny.load)
 
 
 @pytest.fixture(scope="module")

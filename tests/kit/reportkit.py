@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 import typer
 
 from tests.kit import tiny, toy
 from tests.kit.factory import make_folder
 from zsadbench.cli import report
-from zsadbench.clip.towers import Clip
-from zsadbench.inputs import Backbone
 from zsadbench.run import engine
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
@@ -46,9 +42,6 @@ def users(results: Path) -> UserMethods:
 def run(results: Path, data: Path, method: str) -> None:
     """Run one method with the miniature towers."""
 
-    def load(backbone: Backbone, device: Any, dtype: torch.dtype) -> Clip:
-        return tiny.clip(backbone.name, backbone.activation, backbone.position)
-
     request = Request(
         backbone="tiny-l14",
         weights="random",
@@ -58,7 +51,7 @@ def run(results: Path, data: Path, method: str) -> None:
         workers=1,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "load_clip", load)
+        patch.setattr(engine, "load_clip", tiny.load)
         execute((method,), [str(data)], request)
 
 

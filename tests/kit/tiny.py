@@ -22,6 +22,11 @@ def clip(name: str, activation: Activation = "auto", position: PositionRule = "b
     return load_clip(Backbone(name, "random", activation, position))
 
 
+def load(backbone: Backbone, *options: object) -> Clip:
+    """Return the miniature called ``backbone``, in place of ``load_clip``."""
+    return clip(backbone.name, backbone.activation, backbone.position)
+
+
 def images(seed: int, batch: int, size: int) -> Tensor:
     """Return normalised inputs (batch, 3, size, size): smooth noise plus one bright blob each."""
     return torch.from_numpy(tiny_clip.images(seed, batch, size))

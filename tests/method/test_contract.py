@@ -22,7 +22,7 @@ SPECS = [spec for id, card in method_cards().items() for spec in (id, *(f"{id}@{
 @cache
 def load(backbone: Backbone, dtype: torch.dtype) -> Clip:
     if dtype == torch.float32:
-        return tiny.clip(backbone.name, backbone.activation, backbone.position)
+        return tiny.load(backbone)
     return load_clip(backbone, dtype=dtype)
 
 

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageOps
 
 from tests.kit import tiny
@@ -22,9 +21,7 @@ from zsadbench import files
 from zsadbench.boards.compare import boards
 from zsadbench.boards.gate import gate
 from zsadbench.boards.text import to_csv
-from zsadbench.clip.towers import Clip
 from zsadbench.errors import RecordError
-from zsadbench.inputs import Backbone
 from zsadbench.records import contents, evidence
 from zsadbench.records.records import Record, find_records, read_record
 from zsadbench.run import engine
@@ -39,10 +36,7 @@ IMAGE, MASK = "bolt/test/hole/0.png", "bolt/ground_truth/hole/0_mask.png"
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(backbone: Backbone, device: Any, dtype: torch.dtype) -> Clip:
-        return tiny.clip(backbone.name, backbone.activation, backbone.position)
-
-    monkeypatch.setattr(engine, "load_clip", load)
+    monkeypatch.setattr(engine, "load_clip", tiny.load)
     monkeypatch.setattr(evidence, "SLICE", 2)
     monkeypatch.setattr(files, "SETTLING_NS", -(10**15))  # files count as old enough at once
 

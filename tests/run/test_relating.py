@@ -15,10 +15,8 @@ from torch import Tensor
 from tests.kit import tiny, toy
 from tests.kit.factory import make_folder
 from tests.kit.terminal import call
-from zsadbench.clip.towers import Clip
 from zsadbench.errors import MethodError
 from zsadbench.images import Loaded
-from zsadbench.inputs import Backbone
 from zsadbench.method import Tell, resolve
 from zsadbench.progress import Progress
 from zsadbench.records import evidence as stored
@@ -40,10 +38,7 @@ Run = Callable[..., Outcome]
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load the miniature towers once, and cut slices of two images."""
 
-    def load(backbone: Backbone, device: Any, dtype: torch.dtype) -> Clip:
-        return tiny.clip(backbone.name, backbone.activation, backbone.position)
-
-    monkeypatch.setattr(engine, "load_clip", load)
+    monkeypatch.setattr(engine, "load_clip", tiny.load)
     monkeypatch.setattr(stored, "SLICE", 2)
 
 

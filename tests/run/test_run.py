@@ -41,10 +41,7 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True)
 def cached_towers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(backbone: Backbone, device: Any, dtype: torch.dtype) -> Clip:
-        return tiny.clip(backbone.name, backbone.activation, backbone.position)
-
-    monkeypatch.setattr(engine, "load_clip", load)
+    monkeypatch.setattr(engine, "load_clip", tiny.load)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +101,7 @@ def test_several_datasets_share_the_towers(
 
     def count(backbone: Backbone, device: Any, dtype: torch.dtype) -> Clip:
         loaded.append(backbone.name)
-        return tiny.clip(backbone.name, backbone.activation, backbone.position)
+        return tiny.load(backbone)
 
     monkeypatch.setattr(engine, "load_clip", count)
     second = make_folder(tmp_path / "others", categories=("gear",))

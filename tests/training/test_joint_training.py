@@ -46,10 +46,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def _one_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_small(backbone: Any, device: Any) -> Any:
-        return tiny.clip(backbone.name, backbone.activation, backbone.position)
-
-    monkeypatch.setattr("zsadbench.training.run.load_clip", load_small)
+    monkeypatch.setattr("zsadbench.training.run.load_clip", tiny.load)
 
 
 def trained(folders: list[Path], out: Path, method: str = "adaclip", **settings: str) -> Trained:

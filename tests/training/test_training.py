@@ -86,7 +86,7 @@ def _one_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     found: dict[Any, Any] = {}
 
     def load(backbone: Any, device: Any) -> Any:
-        return found.setdefault(backbone, tiny.clip(backbone.name, backbone.activation, backbone.position))
+        return found.setdefault(backbone, tiny.load(backbone))
 
     monkeypatch.setattr("zsadbench.training.run.load_clip", load)
 

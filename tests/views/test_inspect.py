@@ -6,11 +6,9 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import typer
 from PIL import Image
 from typer.testing import CliRunner
@@ -18,9 +16,7 @@ from typer.testing import CliRunner
 from tests.kit import tiny
 from tests.kit.factory import make_folder
 from zsadbench.cli import predict as verbs
-from zsadbench.clip.towers import Clip
 from zsadbench.errors import RecordError, UsageError
-from zsadbench.inputs import Backbone
 from zsadbench.records.evidence import EvidenceStore
 from zsadbench.records.records import Record
 from zsadbench.records.tables import ImageRow
@@ -37,16 +33,13 @@ KEY = "bolt/test/hole/1.png"
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Record]:
-    def load(backbone: Backbone, device: Any, dtype: torch.dtype) -> Clip:
-        return tiny.clip(backbone.name, backbone.activation, backbone.position)
-
     folder = tmp_path_factory.mktemp("inspect")
     make_folder(folder / "parts")
     request = Request(
         backbone="tiny-l14", weights="random", settings={"size": "42"}, out=folder / "results", quiet=True
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "load_clip", load)
+        patch.setattr(engine, "load_clip", tiny.load)
         (found,) = execute(["clip"], [str(folder / "parts")], request).records
         yield found
 

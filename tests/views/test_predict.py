@@ -19,9 +19,7 @@ from typer.testing import CliRunner
 from tests.kit import tiny, toy
 from tests.kit.factory import make_folder
 from zsadbench.cli import predict as verbs
-from zsadbench.clip.towers import Clip
 from zsadbench.errors import DatasetError, MethodError, RecordError, UsageError
-from zsadbench.inputs import Backbone
 from zsadbench.run import engine
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
@@ -47,10 +45,7 @@ OPTIONS += ["--words", "nut", "--workers", "1", "--quiet"]
 
 @pytest.fixture(autouse=True)
 def cached_towers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def load(backbone: Backbone, device: Any, dtype: torch.dtype) -> Clip:
-        return tiny.clip(backbone.name, backbone.activation, backbone.position)
-
-    monkeypatch.setattr(engine, "load_clip", load)
+    monkeypatch.setattr(engine, "load_clip", tiny.load)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
