@@ -88,7 +88,7 @@ def reason(error: BaseException) -> str:
 
 
 def sound(path: Path | str, key: str, value: Tensor, remedy: str) -> Tensor:
-    """Return a tensor as float32.
+    """Return a tensor of any shape as float32.
 
     Raises:
         WeightsError: if it holds anything but finite real numbers; it ends with the ``remedy``.

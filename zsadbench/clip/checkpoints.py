@@ -98,7 +98,7 @@ class AuthorTable:
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], provenance: Provenance) -> None:
-    """Write learned ``tensors`` and their ``provenance``, whole or not at all.
+    """Write learned ``tensors`` (of any shape) and their ``provenance``, whole or not at all.
 
     Raises:
         RecordError: if the file cannot be written.

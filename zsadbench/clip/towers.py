@@ -44,7 +44,7 @@ class Block:
         self.heads: int = module.attn.num_heads
 
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values of ``ln_1(x)``, each (B, heads, T, W / heads)."""
+        """Return queries, keys and values of ``ln_1(x)``, ``x`` (B, T, W), each (B, heads, T, W / heads)."""
         attn = self.attention
         packed = F.linear(self.module.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
         q, k, v = torch.unflatten(packed, -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -70,7 +70,7 @@ class Block:
         return projected
 
     def mlp(self, x: Tensor) -> Tensor:
-        """Return the MLP of ``ln_2(x)``, without a residual."""
+        """Return the MLP of ``ln_2(x)``, ``x`` (B, T, W), without a residual."""
         out: Tensor = self.module.ls_2(self.module.mlp(self.module.ln_2(x)))
         return out
 
@@ -203,27 +203,27 @@ class Trace:
         self.output = x
 
     def stream(self, block: int) -> Tensor:
-        """Return the residual stream as it enters ``block``."""
+        """Return the residual stream (B, 1 + N, W) as it enters ``block``."""
         return self._get("stream", block)
 
     def after(self, layer: int) -> Tensor:
-        """Return the residual stream that leaves ``layer``, counted from 1."""
+        """Return the residual stream (B, 1 + N, W) that leaves ``layer``, counted from 1."""
         return self.output if layer == self._depth else self.stream(layer)
 
     def middle(self, block: int) -> Tensor:
-        """Return the residual stream inside ``block``, after its attention and before its MLP."""
+        """Return the residual stream (B, 1 + N, W) inside ``block``, after its attention, before its MLP."""
         return self._get("middle", block)
 
     def values(self, block: int) -> Tensor:
-        """Return the value-value attention of ``block`` (output-projected, no residual)."""
+        """Return the value-value attention (B, 1 + N, W) of ``block``, output-projected, without residual."""
         return self._get("values", block)
 
     def correlation(self, block: int, kind: Correlation) -> Tensor:
-        """Return the self-correlation of ``block`` (summed, then output-projected once; no residual)."""
+        """Return the self-correlation (B, 1 + N, W) of ``block``: summed, projected once, no residual."""
         return self._get(kind, block)
 
     def shared(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """Return ``compute()``, computed once for all methods that share this trace and ``name``."""
+        """Return ``compute()`` (any shape), computed once for all methods that share trace and ``name``."""
         if name not in self._shared:
             self._shared[name] = compute()
         return self._shared[name]

@@ -27,7 +27,11 @@ def meta_json(datasets: Iterable[Dataset]) -> dict[str, dict[str, list[Entry]]]:
 
 
 def write_meta_json(path: Path, datasets: Iterable[Dataset], force: bool = False) -> None:
-    """Write ``meta_json`` to a file, in UTF-8; an existing file is kept unless ``force``."""
+    """Write ``meta_json`` to a file, in UTF-8; an existing file is kept unless ``force``.
+
+    Raises:
+        DatasetError: if the file exists and ``force`` is not given.
+    """
     if path.exists() and not force:
         raise DatasetError(f"{path} exists; give another name, or --force to replace it.")
     text = json.dumps(meta_json(datasets), ensure_ascii=False, indent=1)

@@ -41,13 +41,16 @@ def load_dataset(
     follow_outside: bool = False,
     categories: Sequence[str] = (),
 ) -> Dataset:
-    """Return the samples of a dataset, or raise ``DatasetError`` with every problem found.
+    """Return the samples of a dataset.
 
     ``spec`` is an id, the path of a ``.toml``, or a folder.  ``data`` is the dataset's folder or one that
     holds a folder per id; without it the environment variable ``ZSAD_DATA`` is used likewise.
     ``skip_bad`` leaves files with a problem out (they stay in ``problems``), ``allow_missing`` accepts
     listed classes without samples, ``follow_outside`` follows links that leave the dataset's folder.
     With ``categories`` only these are listed, and the others may be missing or have problems.
+
+    Raises:
+        DatasetError: with every problem found, if files or the description are not as they must be.
     """
     dataset = survey_dataset(
         spec,
@@ -99,6 +102,9 @@ def subset(dataset: Dataset, *, limit: int | None = None, categories: Sequence[s
 
     The limit is shared out over category and label in proportion, at least one each where possible,
     and the samples kept are spread evenly over the list; equal input gives equal output.
+
+    Raises:
+        DatasetError: for a category that the dataset does not have, and a limit below 1.
     """
     samples = dataset.samples
     if categories:
@@ -192,7 +198,11 @@ def problem_report(problems: Iterable[Problem]) -> str:
 
 
 def describe(spec: str) -> Description:
-    """Return the description that an id, the path of a ``.toml`` or a folder means."""
+    """Return the description that an id, the path of a ``.toml`` or a folder means.
+
+    Raises:
+        DatasetError: if there is none, or it is not as the format says.
+    """
     path = Path(spec)
     if spec in card_paths("datasets"):
         return shipped_description(spec)

@@ -75,7 +75,11 @@ def looks_like_image(path: Path) -> bool:
 
 
 def read(path: Path, name: str = "") -> bytes:
-    """Return the bytes of a file; DatasetError when it is missing or unreadable."""
+    """Return the bytes of a file.
+
+    Raises:
+        DatasetError: if it is missing or cannot be read.
+    """
     name = name or str(path)
     _require_file(path, name)
     try:

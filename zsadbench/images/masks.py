@@ -53,7 +53,11 @@ class MaskInfo:
 
 
 def mask_files(path: Path) -> list[Path]:
-    """Return the files of a mask: itself, or the files in its folder by name, hidden ones left out."""
+    """Return the files of a mask: itself, or the files in its folder by name, hidden ones left out.
+
+    Raises:
+        DatasetError: if the folder cannot be read.
+    """
     if not path.is_dir():
         return [path]
     try:
@@ -204,7 +208,7 @@ def size_mismatch(mask: tuple[int, ...], image: tuple[int, int], mismatch: Misma
 
 
 def vanished(sample: Sample, mask: Mask, positive: Positive = ">0") -> bool:
-    """Tell whether nothing is left in ``mask``, a sample's at some size, of a defect that its file holds.
+    """Tell whether nothing is left in ``mask`` (H, W), a sample's at some size, of what its file holds.
 
     The file is read again only where the mask is empty.
     """

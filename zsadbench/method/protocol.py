@@ -30,7 +30,10 @@ class Observer(Protocol):
     """Holds anchors, a checkpoint and any per-category state."""
 
     def observe(self, batch: Batch) -> Evidence:
-        """Return the evidence of ``batch``: the only costly step."""
+        """Return the evidence of ``batch``: the only costly step.
+
+        Each tensor is (B, ...): on the patch grid (B, gh, gw), or a number or a few per image.
+        """
         ...
 
 
@@ -77,6 +80,7 @@ class Relating(Protocol):
     def relate(self, evidence: Evidence, device: torch.device, tell: Tell) -> Evidence:
         """Return the evidence to keep of all images of a category, from what ``observe`` gave of them.
 
-        Rows stay in their order; no weights are needed.  ``tell`` is called now and then.
+        Tensors are (N, ...) before and after, N the images of the category, rows in their order; no weights
+        are needed.  ``tell`` is called now and then.
         """
         ...

@@ -88,6 +88,9 @@ def image_replicates(scores: Any, labels: Any, weights: Reals, more: Sequence[st
     """Return the image metrics of every draw, exactly; ``scores`` and ``labels`` (n,) as in ``weights``.
 
     ``more`` are further ids as :func:`image_metrics` takes them.
+
+    Raises:
+        MetricError: without a score, and for shapes that do not agree.
     """
     values, anomalous = as_scores(scores), as_labels(labels)
     keys = to_keys(values)
@@ -155,7 +158,11 @@ class PixelHistograms:
         self._rows: dict[str, _Row] = {}
 
     def add(self, map: Any, mask: Any, image_id: str) -> None:
-        """Count one image: ``map`` (H, W) real, ``mask`` (H, W) bool or integer, of the same size."""
+        """Count one image: ``map`` (H, W) real, ``mask`` (H, W) bool or integer, of the same size.
+
+        Raises:
+            MetricError: for an image that was added before, and for shapes that do not agree.
+        """
         where = f"image '{image_id}'"
         if image_id in self._rows:
             raise MetricError(f"{where} was added before: every image counts once")

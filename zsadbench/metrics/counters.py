@@ -83,7 +83,11 @@ def choose_backend(name: str, values: Any) -> str:
 
 
 def check_backend(name: str) -> None:
-    """Raise :class:`MetricError` for a back end that is unknown or does not load."""
+    """Refuse a back end that cannot count.
+
+    Raises:
+        MetricError: if it is unknown or does not load, with those that do.
+    """
     if name not in BACKENDS:
         raise MetricError(f"unknown metrics back end '{name}'.{suggest(name, BACKENDS)}")
     why_not = _why_not(name) if name in ("numba", "torch") else None

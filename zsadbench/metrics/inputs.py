@@ -30,7 +30,7 @@ def to_numpy(values: Any) -> NDArray[Any]:
 
 
 def as_real(values: NDArray[Any]) -> Floats:
-    """Return real numbers as float32 where that keeps every one of them, else as float64."""
+    """Return real numbers of any shape as float32 where that keeps every one of them, else as float64."""
     if values.dtype.kind == "f" and values.dtype.itemsize <= 4:
         return np.require(values, np.float32, ["C", "ALIGNED"])
     double = np.require(values, np.float64, ["C", "ALIGNED"])

@@ -52,7 +52,11 @@ class LegacyAupro:
         self._regions = 0
 
     def update(self, map: Any, mask: Any) -> None:
-        """Add one image: ``map`` (H, W) in the float type declared, ``mask`` (H, W) bool or integer."""
+        """Add one image: ``map`` (H, W) in the float type declared, ``mask`` (H, W) bool or integer.
+
+        Raises:
+            MetricError: for numbers that are not finite, and for shapes that do not agree.
+        """
         values = to_numpy(map)
         truth = as_mask(mask, "a legacy metric")
         if values.shape[-2:] != truth.shape or values.size != truth.size:
@@ -85,7 +89,11 @@ class LegacyAupro:
 def legacy_aupro200(
     maps: Any, masks: Any, *, limit: float = 0.3, steps: int = 200, connectivity: int = 8
 ) -> float | None:
-    """Return the AUPRO of 200 equal steps of (N, H, W) arrays, tensors or sequences of (H, W)."""
+    """Return the AUPRO of 200 equal steps of (N, H, W) arrays, tensors or sequences of (H, W).
+
+    Raises:
+        MetricError: for maps and masks that do not agree, and for numbers that are not finite.
+    """
     if len(maps) != len(masks):
         raise MetricError(f"legacy AUPRO: {len(maps)} maps but {len(masks)} masks")
     return legacy_aupro200_stream(

@@ -181,16 +181,16 @@ def by_category(samples: Sequence[Sample], slices: Sequence[range]) -> Iterator[
 
 
 def select_rows(evidence: Mapping[str, Tensor], rows: Sequence[int] | slice) -> dict[str, Tensor]:
-    """Return the given rows of every tensor."""
+    """Return the given rows of every tensor (N, ...)."""
     return {name: tensor[rows] for name, tensor in evidence.items()}
 
 
 def shapes_of(evidence: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return what one row of every tensor is like."""
+    """Return the shape of one row of every tensor (N, ...)."""
     return {name: tuple(value.shape[1:]) for name, value in evidence.items()}
 
 
 def undefined(values: Tensor, keys: Sequence[str]) -> str:
-    """Return the key of the first row of ``values`` that holds a number that is not finite; else nothing."""
+    """Return the key of the first row of ``values`` (N, ...) that is not finite; else nothing."""
     finite = torch.isfinite(values.flatten(1) if values.ndim > 1 else values[:, None]).all(dim=1)
     return "" if bool(finite.all()) else keys[int((~finite).nonzero()[0])]

@@ -58,7 +58,11 @@ def is_sealed(content: Mapping[str, Any]) -> bool:
 
 
 def check_run(path: Path, observation: Mapping[str, Any], protocol: Mapping[str, Any] | None = None) -> None:
-    """Refuse an observation, and a protocol, without what it takes to render maps again."""
+    """Refuse an observation, and a protocol, without what it takes to render maps again.
+
+    Raises:
+        RecordError: with the file and what it lacks.
+    """
     if not observation["method"].get("foreign"):
         check_shape(path, observation, RUN_KEYS, RERUN)
     if protocol is not None:
@@ -123,7 +127,11 @@ def _check_schema(path: Path, content: Mapping[str, Any], remedy: str) -> None:
 
 
 def read_text(path: Path, remedy: str) -> str:
-    """Return a text file; whatever prevents it is a :class:`RecordError`."""
+    """Return a text file.
+
+    Raises:
+        RecordError: whatever prevents it, ending with the ``remedy``.
+    """
     if os.path.lexists(path) and not path.is_file():
         raise RecordError(f"{path}: no file that can be read; {remedy}.")
     try:

@@ -146,7 +146,7 @@ class Encoder:
         return task.observer
 
     def observe(self, loaded: Sequence[Loaded], tasks: Sequence[Task]) -> list[dict[str, Tensor]]:
-        """Return the evidence of each task for images of one category, rows in their order."""
+        """Return the evidence (B, ...) of each task for images of one category, rows in their order."""
         if not loaded:
             return [{} for _ in tasks]
         parts: list[list[dict[str, Tensor]]] = [[] for _ in tasks]

@@ -24,7 +24,7 @@ class Gathered:
         self._part = Slice({}, [], [])
 
     def add(self, loaded: Sequence[Loaded], rows: Evidence) -> None:
-        """Take images and the evidence of those of them that could be read.
+        """Take images and the evidence (B, ...) of those of them that could be read.
 
         Raises:
             MethodError: for evidence of other names or shapes than that of the images before.

@@ -74,7 +74,7 @@ class EvidenceMaps:
         return rendered
 
     def image_scores(self, extrema: Tensor) -> Tensor:
-        """Return the method's image scores of the category."""
+        """Return the method's image scores (N,) of the category, from the extrema (N, 2) of its maps."""
         with blamed(self.method, "image_scores"):
             scores = self.method.image_scores(self.evidence, extrema.float())
             _check_numbers("image_scores", scores, (len(self.keys),), self.keys)
@@ -180,7 +180,7 @@ class MapReader:
         ]
 
     def visit(self, workers: int | None = None) -> Iterator[tuple[int, Map, NDArray[np.bool_] | None]]:
-        """Yield row, map and mask of every image, read ahead by threads, anomalous images first.
+        """Yield row, map (H, W) and mask (H, W) of every image, read ahead, anomalous images first.
 
         Their scores are the thresholds that normal pixels are counted against.
         """
@@ -194,7 +194,7 @@ class MapReader:
             yield row, one, mask
 
     def read(self, row: int) -> tuple[Map, NDArray[np.bool_] | None]:
-        """Return a map and its mask; no mask where the dataset or the sample has none."""
+        """Return a map (H, W) and its mask (H, W), or None where the dataset or the sample has none."""
         sample = self.known[self.maps.keys[row]]
         size = self.size(row)
         if self.dataset.masks == "none" or (sample.anomalous and sample.mask is None):

@@ -240,7 +240,12 @@ def score_run(
     users: UserMethods = NOBODY,
     **options: Any,
 ) -> Record:
-    """Do what :func:`score` does and return the record."""
+    """Do what :func:`score` does and return the record.
+
+    Raises:
+        RecordError: if the observation does not hold what scoring needs.
+        UsageError: for settings or a protocol that do not fit it.
+    """
     observation = read_observation(run_dir)
     if observation["method"].get("foreign"):
         raise UsageError(f"{run_dir}: holds scores of foreign maps, not evidence; repeat zsad score --maps")

@@ -57,7 +57,7 @@ class TrainingSet:
         return decode(self.samples[index].image, name=self.samples[index].key)
 
     def mask(self, index: int, size: tuple[int, int] | None) -> NDArray[np.bool_]:
-        """Return the mask of a sample at ``size``, or at the image's own."""
+        """Return the mask (H, W) of a sample at ``size``, or at the image's own."""
         data = self.dataset_of(index)
         return mask_at(
             self.samples[index],
@@ -78,7 +78,7 @@ class TrainingSet:
         return Example(self.input(self.image(index), self.samples[index].key), mask)
 
     def changed(self, index: int, image: Image.Image, mask: NDArray[np.bool_]) -> Example:
-        """Return what a sample was changed into, a picture with its mask of the same size."""
+        """Return what a sample was changed into, a picture with its mask (H, W) of the same size."""
         small = Image.fromarray(mask.astype(np.uint8) * 255).resize(
             (self.spec.size, self.spec.size), Image.Resampling.BILINEAR
         )

@@ -185,7 +185,7 @@ class Feeder:
         return {**features, "mask": masks}
 
     def truth(self, indices: Sequence[int], masks: Tensor) -> Truth:
-        """Return what is known of some samples."""
+        """Return what is known of some samples, ``masks`` (B, H, W) among it."""
         samples = [self.data.samples[index] for index in indices]
         labels = torch.tensor([int(sample.anomalous) for sample in samples], device=self.device)
         return Truth(masks.float(), labels, [sample.category for sample in samples])

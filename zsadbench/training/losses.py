@@ -35,7 +35,10 @@ def two_way(difference: Tensor) -> Tensor:
 
 
 def segmentation(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
-    """Return the focal loss and the Dice losses of both channels, which are summed unweighted."""
+    """Return the focal loss and the Dice losses of both channels, which are summed unweighted.
+
+    ``probabilities`` (B, 2, H, W), normal first; ``masks`` (B, H, W), 1 where anomalous.
+    """
     return {
         "focal": focal(probabilities, masks),
         "dice_normal": dice(probabilities[:, 0], 1 - masks),
@@ -44,5 +47,5 @@ def segmentation(probabilities: Tensor, masks: Tensor) -> dict[str, Tensor]:
 
 
 def total(parts: Mapping[str, Tensor]) -> Tensor:
-    """Return the sum of named losses."""
+    """Return the sum of named losses, each one number."""
     return torch.stack([*parts.values()]).sum()

@@ -80,5 +80,5 @@ class Recipe(Protocol):
 
 
 def leaves(start: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Return tensors to learn, on ``device``."""
+    """Return tensors to learn, of any shape, on ``device``."""
     return {name: value.to(device, torch.float32).requires_grad_() for name, value in start.items()}

@@ -39,7 +39,7 @@ class Mosaic:
     def compose(
         self, data: TrainingSet, index: int, rng: np.random.Generator
     ) -> tuple[Image.Image, Mask] | None:
-        """Return a mosaic with its mask, or nothing."""
+        """Return a mosaic with its mask (H, W), or nothing."""
         if self.on and data.dataset_of(index).id not in self.on:
             return None
         if rng.random() >= self.share:

@@ -224,14 +224,18 @@ class Predictor:
         return Prediction(path, loaded.size, loaded.sha256, score, extremes, tiles, notes)
 
     def maps(self, part: Slice) -> Iterator[NDArray[np.float32]]:
-        """Yield the map of every tile at the size the method is evaluated at."""
+        """Yield the map (H, W) of every tile at the size the method is evaluated at."""
         maps = EvidenceMaps(self.method, part)
         size = self.resolved.size
         for row in range(len(part.keys)):
             yield maps.render(row, maps.own_size(row) if size == "frame" else (size, size))
 
     def map_of(self, prediction: Prediction, part: Slice) -> NDArray[np.float32]:
-        """Return the map of an image's region in pixels of the image: bilinear, tiles blended."""
+        """Return the map (H, W) of an image's region in pixels of the image: bilinear, tiles blended.
+
+        Raises:
+            UsageError: for an image that could not be read.
+        """
         if prediction.tiles is None:
             raise UsageError(f"{terminal(prediction.path)}: has no map, because {prediction.error}")
         sides = [(bottom - top, right - left) for left, top, right, bottom in prediction.tiles.boxes]

@@ -77,7 +77,7 @@ class CategoryMaps:
     def picture(self, key: str, longest: int) -> tuple[Image.Image, Mask | None]:
         """Return an image in RGB, its longer side at most ``longest`` pixels, and its mask of that size.
 
-        The mask is None where there is none.
+        The mask (H, W) is None where there is none.
 
         Raises:
             DatasetError: if a file cannot be read, or the image is not the one that was observed.

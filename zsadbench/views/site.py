@@ -92,7 +92,11 @@ class Site:
         self.write(f"{name}.html", html.encode())
 
     def write(self, name: str, content: bytes) -> None:
-        """Write one file of the site."""
+        """Write one file of the site.
+
+        Raises:
+            RecordError: if it cannot be written.
+        """
         path = self.folder / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
