@@ -27,6 +27,15 @@ def test_rows_are_ratios_and_shares(monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["ratio"] == pytest.approx(row["tower_images_per_s"] / row["images_per_s"])
         assert 0 < row["encode"] < 1 and 0 <= row["idle"] < 1
         assert 0 < row["latency_ms"] <= row["latency_p95_ms"]
+        assert row["of_product"] == pytest.approx(row["tflop_per_s"] / row["product_tflop_per_s"])
+    clip, anoclip = (row["tflop"] * 1e12 for row in found.rows)
+    # Both walk one tower, which keeps the value-value attention of its last 12 blocks for the second.
+    tower = (
+        12 * (2 * 5 * 128**2 + 4 * 5**2 * 128)
+        + 24 * (2 * 5 * 12 * 128**2 + 4 * 5**2 * 128)
+        + 2 * 4 * 128 * 3 * 14**2
+    )
+    assert clip == anoclip == pytest.approx(tower, rel=0.01)
     assert found.shared is not None
     assert found.shared["ratio"] == pytest.approx(found.shared["joint_s"] / found.shared["sum_s"])
 

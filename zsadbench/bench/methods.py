@@ -28,6 +28,7 @@ from ..records import EvidenceStore, by_category
 from ..run import Encoder, Pass, Task, observe, pick_device, pick_dtype, too_few
 from ..samples import Dataset
 from ..scoring import EvidenceMaps, rules_for, score_category
+from .flops import encoder_flop, product_rate
 
 LATENCY_RUNS = 15
 
@@ -115,6 +116,8 @@ def bench_methods(specs: Sequence[str], *, dtype: str = "fp32", **options: Any) 
                 timing = pipeline(chosen)
                 joint += [timing] if repeat else []
         latencies = [_latency(resolved, data, encoder) for resolved in chosen]
+        counts = [encoder_flop(resolved, data.samples[0], encoder) for resolved in chosen]
+        product = product_rate(where, encoder.dtype)
     result = MethodBench(
         setup={
             "device": str(where),
@@ -125,8 +128,9 @@ def bench_methods(specs: Sequence[str], *, dtype: str = "fp32", **options: Any) 
             "threads": torch.get_num_threads(),
         }
     )
-    for resolved, times, bare, latency in zip(chosen, singles, towers, latencies, strict=True):
-        result.rows.append(_row(resolved, setup.images, times, bare, latency))
+    for resolved, times, bare, latency, flop in zip(chosen, singles, towers, latencies, counts, strict=True):
+        row = _row(resolved, setup.images, times, bare, latency)
+        result.rows.append(row | _speed(setup.images * flop, times, product, setup.images))
     if joint:
         ratios = [both.total / sum(times[r].total for times in singles) for r, both in enumerate(joint)]
         result.shared = {
@@ -265,6 +269,17 @@ def _row(
         ),
         "latency_ms": statistics.median(latency),
         "latency_p95_ms": float(np.percentile(latency, 95)),
+    }
+
+
+def _speed(flop: int, times: Sequence[Timing], product: float, images: int) -> dict[str, float]:
+    """Return the encoder's operations and how fast they are done, against a plain matrix product."""
+    rate = flop / statistics.median(timing.phases["encode"] for timing in times)
+    return {
+        "tflop": flop / images / 1e12,
+        "tflop_per_s": rate / 1e12,
+        "product_tflop_per_s": product / 1e12,
+        "of_product": rate / product,
     }
 
 
