@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .counters import check_backend
     from .curve import Curve
     from .evaluation import Evaluation, MetricWarning, evaluate
+    from .fixed import NEEDS_NORMALS, NO_NORMALS, Spread, image_threshold, pixel_threshold
     from .ids import METRIC_VERSION, METRICS, MORE_IMAGE_METRICS, worth
     from .image import image_curve, image_metrics, image_reasons
     from .inputs import as_real
@@ -55,6 +56,8 @@ __all__ = [
     "METRICS",
     "METRIC_VERSION",
     "MORE_IMAGE_METRICS",
+    "NEEDS_NORMALS",
+    "NO_NORMALS",
     "REPLICATES",
     "Curve",
     "DeLong",
@@ -66,6 +69,7 @@ __all__ = [
     "PixelMetrics",
     "Placements",
     "Reals",
+    "Spread",
     "as_real",
     "bin_edges",
     "bootstrap_p",
@@ -80,9 +84,11 @@ __all__ = [
     "image_metrics",
     "image_reasons",
     "image_replicates",
+    "image_threshold",
     "interval",
     "legacy_aupro200",
     "legacy_aupro200_stream",
+    "pixel_threshold",
     "placements",
     "rank_aupro",
     "resample",

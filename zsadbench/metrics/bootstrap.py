@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import MetricError
 from .curve import Curve
+from .fixed import called, called_pixels
 from .image import CALIBRATION_BINS, calibration_bins, calibration_error, share_of
 from .inputs import as_labels, as_map, as_mask, as_scores
 from .keys import Keys, from_keys, to_keys
@@ -84,10 +85,16 @@ def centred(replicates: Reals, value: float | None, binned: float) -> Reals:
     return np.clip(replicates + (value - binned), 0.0, 1.0)
 
 
-def image_replicates(scores: Any, labels: Any, weights: Reals, more: Sequence[str] = ()) -> Replicates:
+def image_replicates(
+    scores: Any,
+    labels: Any,
+    weights: Reals,
+    more: Sequence[str] = (),
+    threshold: float | None = None,
+) -> Replicates:
     """Return the image metrics of every draw, exactly; ``scores`` and ``labels`` (n,) as in ``weights``.
 
-    ``more`` are further ids as :func:`image_metrics` takes them.
+    ``more`` and ``threshold`` are as :func:`image_metrics` takes them.
 
     Raises:
         MetricError: without a score, and for shapes that do not agree.
@@ -108,8 +115,13 @@ def image_replicates(scores: Any, labels: Any, weights: Reals, more: Sequence[st
         hits, misses = (np.add.reduceat(drawn * kind, start, axis=1) for kind in (hit, ~hit))
         metrics = _ranking(hits, misses, "image")
         parts.append(metrics | {name: _at(name, hits, misses) for name in more if "@" in name})
-    drawn_errors = {"image_ece": _calibration(values, anomalous, weights)} if "image_ece" in more else {}
-    return _joined(parts) | drawn_errors
+    found = _joined(parts)
+    if "image_ece" in more:
+        found["image_ece"] = _calibration(values, anomalous, weights)
+    if "image_classf1" in more and threshold is not None:
+        above = called(values, threshold)
+        found["image_classf1"] = _f1(weights @ (above & anomalous), weights @ above, weights @ anomalous)
+    return found
 
 
 def bin_edges(curve: Curve, bins: int = BINS) -> Keys:
@@ -141,19 +153,22 @@ class _Row(NamedTuple):
     weights: Reals
     """Sum of 1 / area of their region over the anomalous pixels."""
     regions: int
+    called: tuple[int, int]
+    """Pixels at or above the fixed threshold: anomalous ones, and all."""
 
 
 class PixelHistograms:
     """Pixels per image in bins common to all images of one category.
 
-    ``edges`` from :func:`bin_edges`; ``connectivity`` of regions, 4 or 8.  Images may come in any
-    order: :meth:`replicates` takes them by name.  An image keeps 8 bytes per bin, an anomalous one 24.
+    ``edges`` from :func:`bin_edges`; ``connectivity`` of regions, 4 or 8; ``threshold`` the fixed one of
+    ``pixel_segf1``, which is counted exactly.  Images may come in any order: :meth:`replicates` takes them
+    by name.  An image keeps 8 bytes per bin, an anomalous one 24.
     """
 
-    def __init__(self, edges: Keys, connectivity: int = 8) -> None:
+    def __init__(self, edges: Keys, connectivity: int = 8, threshold: float | None = None) -> None:
         if not edges.size:
             raise MetricError("no anomalous pixel: there is nothing to cut into bins")
-        self._edges, self._connectivity = edges, connectivity
+        self._edges, self._connectivity, self._threshold = edges, connectivity, threshold
         self._kind = from_keys(edges).dtype
         self._rows: dict[str, _Row] = {}
 
@@ -170,16 +185,17 @@ class PixelHistograms:
         values, _, _ = as_map(map, where)
         if values.shape != truth.shape:
             raise MetricError(f"{where}: map of size {values.shape} but mask of size {truth.shape}")
+        at = (0, 0) if self._threshold is None else called_pixels(values, truth, self._threshold)
         keys = to_keys(values.astype(self._kind, copy=False))
         pixels, nothing = self._count(keys.ravel()), np.empty(0)
         if not truth.any():
-            self._rows[image_id] = _Row(pixels, nothing, nothing, 0)
+            self._rows[image_id] = _Row(pixels, nothing, nothing, 0, at)
             return
         box, inside, area, regions = find_regions(truth, self._connectivity)
         own = keys[box][inside]
         bins = self._edges.size - np.searchsorted(self._edges, own, side="right")
         weights = np.bincount(bins, 1.0 / area, minlength=pixels.size).astype(np.float64)
-        self._rows[image_id] = _Row(pixels, self._count(own), weights, regions)
+        self._rows[image_id] = _Row(pixels, self._count(own), weights, regions, at)
 
     def replicates(
         self,
@@ -214,7 +230,14 @@ class PixelHistograms:
             if aupimo:
                 metrics["pixel_aupimo"] = _aupimo(drawn @ found, drawn_normal @ clean, *aupimo)
             parts.append(metrics)
-        return _joined(parts)
+        return _joined(parts) | self._at_threshold(known, weights)
+
+    def _at_threshold(self, known: Sequence[tuple[int, _Row]], weights: Reals) -> Replicates:
+        if self._threshold is None:
+            return {}
+        drawn = weights[:, [column for column, _ in known]]
+        counts = np.array([(*row.called, row.anomalous.sum()) for _, row in known], np.float64).reshape(-1, 3)
+        return {"pixel_segf1": _f1(*(drawn @ counts).T)}
 
     def _count(self, keys: Keys) -> Reals:
         """Return how many of ``keys`` lie in each bin, from the highest score down."""
@@ -243,6 +266,12 @@ def _ranking(hits: Reals, misses: Reals, of: str) -> Replicates:
         fpr95 = _fpr_at(Fraction(95, 100), found, wrong)
     metrics = {f"{of}_auroc": auroc, f"{of}_ap": ap, f"{of}_f1max": f1, f"{of}_fpr95": fpr95}
     return metrics | {"pixel_iou": f1 / (2 - f1)} if of == "pixel" else metrics
+
+
+def _f1(hits: Reals, called: Reals, anomalous: Reals) -> Reals:
+    """Return F1 (B,) from sums over the drawn images; NaN without an anomalous item."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(anomalous > 0, 2 * hits / (called + anomalous), np.nan)
 
 
 def _fpr_at(tpr: Fraction, found: Reals, wrong: Reals) -> Reals:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import MetricError
 from .curve import Curve
+from .fixed import NO_NORMALS, Spread, image_threshold, pixel_threshold
 from .image import image_metrics, image_reasons
 from .inputs import as_labels, as_mask, as_scores
 from .pixel import PixelMetrics
@@ -47,6 +48,8 @@ def evaluate(
     resize: str | None = None,
     backend: str = "auto",
     metrics: Sequence[str] = (),
+    normals: Sequence[Any] | None = None,
+    normal_scores: Any = None,
 ) -> Evaluation:
     """Return the exact image and pixel metrics of one category.
 
@@ -60,7 +63,10 @@ def evaluate(
     ``limits`` are the AUPRO limits, ``aupimo`` the AUPIMO interval; ``resize="bilinear"`` brings maps
     to the size of their mask; ``backend`` is auto, numba, numpy or torch (same digits).  ``image_ids``
     name images in rows and errors, by default their positions.  ``metrics`` are further ids:
-    ``image_pg@n``, ``image_pb@n`` (n in percent) and ``image_ece``, see :func:`image_metrics`.
+    ``image_pg@n``, ``image_pb@n`` (n in percent) and ``image_ece``, see :func:`image_metrics`, and
+    ``pixel_segf1`` and ``image_classf1``, F1 at the mean plus three standard deviations of the scores of
+    normal validation images: ``normals`` are their maps, each (H, W), ``normal_scores`` (m,) their image
+    scores.
 
     Raises :class:`MetricError` for NaN or infinity, for sizes or lengths that differ, and where labels
     are neither given nor to be had from masks.  Warns (:class:`MetricWarning`) where labels and masks
@@ -79,6 +85,10 @@ def evaluate(
         raise MetricError("neither masks nor labels given: nothing says which images are anomalous")
     image_scores = None if scores is None else as_scores(scores, ids)
     is_anomalous = None if labels is None else as_labels(labels)
+    of_image = [name for name in metrics if name != "pixel_segf1"]
+    spreads = (
+        Spread.of(one, str(number)) for number, one in enumerate(normals if normals is not None else ())
+    )
 
     pixel = PixelMetrics(
         limits,
@@ -88,6 +98,7 @@ def evaluate(
         dict(zip(ids, maps, strict=True)).__getitem__,
         aupimo=aupimo,
         resize=resize,
+        threshold=pixel_threshold(spreads) if "pixel_segf1" in metrics else None,
     )
     if masks is not None:
         known = [None] * len(ids) if is_anomalous is None else is_anomalous.tolist()
@@ -99,10 +110,13 @@ def evaluate(
             score = None if image_scores is None else float(image_scores[i])
             pixel.update(maps[i], truth[i](), ids[i], score=score, label=known[i])
     scored = image_scores is not None
-    image = image_metrics(image_scores if scored else [], is_anomalous if scored else [], metrics)
+    fixed = None if normal_scores is None else image_threshold(normal_scores)
+    image = image_metrics(image_scores if scored else [], is_anomalous if scored else [], of_image, fixed)
 
     result = Evaluation(image | pixel.compute())
     result.reasons = image_reasons(image) | pixel.reasons()
+    if "pixel_segf1" in metrics and "pixel_segf1" not in result:
+        result["pixel_segf1"], result.reasons["pixel_segf1"] = None, NO_NORMALS
     for name in result.reasons:
         if scores is None and name in image:
             result.reasons[name] = "no image scores given"

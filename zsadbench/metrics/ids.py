@@ -13,6 +13,7 @@ METRICS = {
     "image_pg": "Image PG at 5",
     "image_pb": "Image PB at 5",
     "image_ece": "Image ECE",
+    "image_classf1": "Image ClassF1",
     "pixel_auroc": "Pixel AUROC",
     "pixel_ap": "Pixel AP",
     "pixel_f1max": "Pixel F1-max",
@@ -21,6 +22,7 @@ METRICS = {
     "pixel_aupro": "AUPRO at 0.3",
     "pixel_aupro@0.05": "AUPRO at 0.05",
     "pixel_aupimo": "AUPIMO",
+    "pixel_segf1": "Pixel SegF1",
 }
 """Metric id -> short title for people; ``image_pg@n`` and ``image_pb@n`` take any n in percent."""
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import MetricError
 from .curve import Curve
+from .fixed import NO_NORMALS, called, f1
 from .inputs import as_labels, as_scores
 from .keys import from_keys, to_keys
 
@@ -39,13 +40,16 @@ def image_curve(scores: Any, labels: Any) -> Curve:
     )
 
 
-def image_metrics(scores: Any, labels: Any, more: Sequence[str] = ()) -> dict[str, float | None]:
+def image_metrics(
+    scores: Any, labels: Any, more: Sequence[str] = (), threshold: float | None = None
+) -> dict[str, float | None]:
     """Return ``image_auroc``, ``image_ap``, ``image_f1max``, ``image_f1max_threshold`` and ``image_fpr95``.
 
     ``more`` adds others: ``image_pg@n``, the share of normal images below every threshold that misses at
     most n % of the anomalous ones, ``image_pb@n``, the share of anomalous images found while at most n % of
-    the normal ones are called anomalous (both at their best; PGn and PBn, arXiv 2503.23451), and
-    ``image_ece``, the calibration error (Guo et al., 2017; :func:`calibration_error`).
+    the normal ones are called anomalous (both at their best; PGn and PBn, arXiv 2503.23451),
+    ``image_ece``, the calibration error (Guo et al., 2017; :func:`calibration_error`), and ``image_classf1``,
+    F1 at ``threshold``, which :func:`image_threshold` makes from normal validation images.
     Undefined values are None; :func:`image_reasons` says why.
 
     Raises:
@@ -68,9 +72,18 @@ def image_metrics(scores: Any, labels: Any, more: Sequence[str] = ()) -> dict[st
             values[name] = curve.tpr_at(share_of(name, percent))
         elif name == "image_ece":
             values[name] = calibration_error(scores, labels)
+        elif name == "image_classf1":
+            values[name] = None if threshold is None else _f1_at(threshold, scores, labels)
         else:
-            raise MetricError(f"unknown metric '{name}': known here are image_pg@n, image_pb@n and image_ece")
+            raise MetricError(
+                f"unknown metric '{name}': known here are image_pg@n, image_pb@n, image_ece and image_classf1"
+            )
     return values
+
+
+def _f1_at(threshold: float, scores: Any, labels: Any) -> float | None:
+    above, anomalous = called(as_scores(scores), threshold), as_labels(labels)
+    return f1(int((above & anomalous).sum()), int(above.sum()), int(anomalous.sum()))
 
 
 def share_of(name: str, percent: str) -> Fraction:
@@ -111,4 +124,6 @@ def image_reasons(metrics: dict[str, float | None]) -> dict[str, str]:
     reasons = {name: why for name, value in metrics.items() if value is None}
     if "image_ece" in reasons:
         reasons["image_ece"] = "the scores are no probabilities"
+    if "image_classf1" in reasons and metrics["image_ap"] is not None:
+        reasons["image_classf1"] = NO_NORMALS
     return reasons

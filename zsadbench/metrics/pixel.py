@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import MetricError
 from .counters import Counter, check_backend, choose_backend, make_counter
 from .curve import Curve
+from .fixed import called_pixels, f1
 from .inputs import as_map, as_mask, resize_bilinear, to_numpy
 from .keys import Counts, Keys, from_keys, to_keys, widened
 from .regions import find_regions
@@ -36,6 +37,8 @@ class _Image:
     """Per anomalous pixel, the area of its region."""
     score: float | None
     label: bool | None
+    called: tuple[int, int]
+    """Pixels at or above the fixed threshold: anomalous ones, and all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ class PixelMetrics:
     ``aupimo`` is the interval of false-positive rates of AUPIMO (arXiv 2401.01984), or None; it costs
     8 bytes per distinct anomalous score for each size that normal images come in.
     ``resize="bilinear"`` brings maps to the size of their mask; without it, sizes must agree.
+    With ``threshold``, as :func:`pixel_threshold` makes it from normal validation images, there is
+    ``pixel_segf1``: F1 over all pixels at that threshold (SegF1, arXiv 2503.21622).
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class PixelMetrics:
         *,
         aupimo: tuple[float, float] | None = (1e-5, 1e-4),
         resize: str | None = None,
+        threshold: float | None = None,
     ) -> None:
         if not all(0 < limit <= 1 for limit in limits):
             raise MetricError(f"AUPRO limits {tuple(limits)}: each must be above 0 and at most 1")
@@ -84,7 +90,7 @@ class PixelMetrics:
             raise MetricError(f"unknown resize policy '{resize}': use None or 'bilinear'")
         check_backend(backend)
         self._limits, self._connectivity, self._aupimo = tuple(limits), connectivity, aupimo
-        self._backend, self._resize = backend, resize
+        self._backend, self._resize, self._threshold = backend, resize, threshold
         self._store, self._from_source = make_store(keep, source), source is not None
         self._images: dict[str, _Image] = {}
         self._double = False
@@ -120,7 +126,8 @@ class PixelMetrics:
             self._forget_counts()
         self._double |= double
         shape = truth.shape[0], truth.shape[1]
-        self._images[image_id] = _Image(shape, low, high, regions, keys, areas, score, label)
+        at = (0, 0) if self._threshold is None else called_pixels(values, truth, self._threshold)
+        self._images[image_id] = _Image(shape, low, high, regions, keys, areas, score, label, at)
         self._curve = self._shares = self._values = None
         if not regions and self._countable_at_once():
             self._count(image_id, values)
@@ -310,6 +317,9 @@ class PixelMetrics:
         if self._aupimo:
             shares = [share for share in self._aupimo_by_image().values() if share is not None]
             values["pixel_aupimo"] = math.fsum(shares) / len(shares) if shares else None
+        if self._threshold is not None:
+            hits, above = (sum(image.called[i] for image in self._images.values()) for i in (0, 1))
+            values["pixel_segf1"] = f1(hits, above, curve.anomalous)
         return values
 
     def _aupimo_by_image(self) -> dict[str, float | None]:
