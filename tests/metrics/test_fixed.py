@@ -145,8 +145,8 @@ def test_draws_are_the_metrics_of_the_images_drawn() -> None:
     for number, counts in enumerate(weights.astype(int)):
         again = PixelMetrics(threshold=fixed)
         rows = np.repeat(np.arange(6), counts)
-        for copy, i in enumerate(rows):
-            again.update(maps[i], masks[i], str(copy))
+        for copy, row in enumerate(rows):
+            again.update(maps[row], masks[row], str(copy))
         assert pixel[number] == pytest.approx(again.compute()["pixel_segf1"], abs=1e-12)
         wanted = image_metrics(scores[rows], labels[rows], ["image_classf1"], image_fixed)["image_classf1"]
         assert image[number] == pytest.approx(wanted, abs=1e-12)

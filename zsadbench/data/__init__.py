@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from .descriptions import Description, shipped_description
     from .exchange import write_meta_json
     from .folders import draft, identifier
-    from .load import describe, list_images, load_dataset, problem_report, subset, survey_dataset
+    from .load import (
+        describe,
+        list_images,
+        load_dataset,
+        load_validation,
+        problem_report,
+        subset,
+        survey_dataset,
+    )
     from .tree import amount
 
 __all__ = [
@@ -25,6 +33,7 @@ __all__ = [
     "identifier",
     "list_images",
     "load_dataset",
+    "load_validation",
     "problem_report",
     "shipped_description",
     "subset",

@@ -21,14 +21,14 @@ Values = Mapping[str, tuple[Any, ...]]
 
 _ABOUT = ("format", "id", "title", "domain", "license", "url", "citation", "backbone")
 _FILES = ("subroot", "exclude", "masks", "mask_positive", "mask_mismatch", "empty_mask")
-_TOP = (*_ABOUT, *_FILES, "expect", "classes", "classes_from", "samples")
+_TOP = (*_ABOUT, *_FILES, "validation", "expect", "classes", "classes_from", "samples")
 _LISTED = ("image", "mask", "table", "records", "columns", "separator", "parts")
 _RULE = (*_LISTED, "normal_when", "anomaly_when", "label", "class", "split", "specie", "groups")
+_SPLITS = ("train", "val", "valid", "validation")
 _LABELS = ("normal", "anomaly", "mask", "mask-file")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*")
 _GROUP = re.compile(r"[A-Za-z]\w*")
-_RESERVED = ("category", "method")
-"""What `compare --by` takes for something else."""
+_RESERVED = ("category", "method")  # what `compare --by` takes for something else
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ class Description:
     classes: Mapping[str, str]
     rules: tuple[Rule, ...]
     backbone: str = ""
+    validation: str = ""
+    """The split whose normal images fix thresholds; empty: there is none."""
     remarks: tuple[str, ...] = ()
     """What the user should know of a description that was found out."""
 
@@ -132,6 +134,7 @@ class _Parser:
             url=card.take(data, "url", str, "-"),
             citation=card.take(data, "citation", str, "").strip(),
             backbone=card.take(data, "backbone", str, ""),
+            validation=self.choice(data, "validation", _SPLITS, None) if "validation" in data else "",
             subroot=self.folders(),
             exclude=self.strings(data, "exclude", []),
             masks=cast(Masks, masks),

@@ -43,7 +43,8 @@ def draft(folder: Path, normal: str = "") -> tuple[str, tuple[str, ...]]:
     layout = None if unnamed(images) else find_layout(images, own, normal)
     listed = "" if normal or (layout and _is_plain(layout)) else _listed(tree)
     if listed:
-        return _HEAD.format(id=identifier(own), title=_quoted(own), masks="optional", more="") + listed, ()
+        more = _VALIDATION if listed is _RULE_META else ""
+        return _HEAD.format(id=identifier(own), title=_quoted(own), masks="optional", more=more) + listed, ()
     if layout is None:
         raise DatasetError(f"{folder}: {_question(folder, images, normal)}")
     return _described(layout, own, images), layout.remarks
@@ -117,6 +118,7 @@ def _described(layout: Layout, own: str, images: Images) -> str:
     masks = "none" if not masked else "required" if len(masked) == len(needed) else "optional"
     more = f"exclude = [{_list(layout.exclude)}]   # masks beside the images\n" if layout.exclude else ""
     more += "".join(f"# {remark}\n" for remark in layout.remarks)
+    more += _VALIDATION if "{split:train|" in layout.prefix else ""
     head = _HEAD.format(id=identifier(own), title=_quoted(own), masks=masks, more=more)
     rules = [_rule(layout, block) for block in layout.blocks]
     return head + _classes(layout.categories) + "".join(rules)
@@ -154,6 +156,8 @@ def _quoted(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
+
+_VALIDATION = 'validation = "train"   # the split whose normal images fix thresholds without a test label\n'
 
 _HEAD = """\
 # A dataset description. Check it with: zsad datasets check THIS_FILE

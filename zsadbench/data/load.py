@@ -97,6 +97,42 @@ def survey_dataset(
     return _resolved(listing, settle(listing, allow_missing, categories))
 
 
+def load_validation(
+    spec: str, test: Dataset, *, skip_bad: bool = False, follow_outside: bool = False
+) -> Dataset | None:
+    """Return the normal validation images beside a test part; None where the description names none.
+
+    They are the normal images of the split that ``validation`` of the description names, of the categories
+    of ``test``, below the same folder; maybe none.  ``problems`` has what was left out.
+
+    Raises:
+        DatasetError: if one of them is a test image, or has a problem that ``skip_bad`` does not leave out.
+    """
+    description = describe(spec)
+    if not description.validation:
+        return None
+    listing = list_root(description, Tree(test.root, follow_outside), description.validation)
+    listing.candidates = [
+        c for c in listing.candidates if c.anomalous is not True and c.category in test.categories
+    ]
+    normal = [c for c in settle(listing, allow_missing=True) if not c.anomalous]
+    listing.problems = [p for p in listing.problems if p.severity == "error"]
+    if listing.problems and not (skip_bad and all(p.key for p in listing.problems)):
+        raise DatasetError(
+            f"Dataset '{test.id}' in {test.root} has problems in its validation images; correct them, or "
+            f"leave bad files out with --skip-bad:\n{problem_report(listing.problems)}"
+        )
+    found = _resolved(listing, normal)
+    tested = {os.path.realpath(sample.image): sample.key for sample in test.samples}
+    for sample in found.samples:
+        if same := tested.get(os.path.realpath(sample.image)):
+            raise DatasetError(
+                f"Dataset '{test.id}' in {test.root}: the validation image {sample.key} is the test image "
+                f"{same}; correct `validation` or the rules of {description.path}"
+            )
+    return found
+
+
 def subset(dataset: Dataset, *, limit: int | None = None, categories: Sequence[str] | None = None) -> Dataset:
     """Return a part of a dataset: some categories, at most ``limit`` samples in all, or both.
 

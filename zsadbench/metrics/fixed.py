@@ -24,7 +24,7 @@ NO_NORMALS = "no scores of normal validation images fix a threshold"
 class Spread(NamedTuple):
     """How many scores there are, their mean, and the sum of squared deviations from it."""
 
-    count: int
+    number: int
     mean: float
     squares: float
 
@@ -46,12 +46,12 @@ def pixel_threshold(spreads: Iterable[Spread]) -> float | None:
     The order of the maps changes no digit.
     """
     found = list(spreads)
-    count = sum(one.count for one in found)
-    if not count:
+    number = sum(one.number for one in found)
+    if not number:
         return None
-    mean = math.fsum(one.count * one.mean for one in found) / count
-    apart = (one.squares + one.count * (one.mean - mean) ** 2 for one in found)
-    return mean + SIGMAS * math.sqrt(math.fsum(apart) / count)
+    mean = math.fsum(one.number * one.mean for one in found) / number
+    apart = (one.squares + one.number * (one.mean - mean) ** 2 for one in found)
+    return mean + SIGMAS * math.sqrt(math.fsum(apart) / number)
 
 
 def image_threshold(scores: Any) -> float | None:
