@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import pytest
 
 from tests.kit import tiny, toy
 from tests.kit.factory import make_folder
-from zsadbench.boards import intervals
+from zsadbench.boards import boards, intervals
 from zsadbench.boards.intervals import Draws, draws_of
 from zsadbench.errors import RecordError
-from zsadbench.metrics import PixelMetrics
+from zsadbench.metrics import SEVEN, PixelMetrics
 from zsadbench.metrics.bootstrap import resample
 from zsadbench.records.records import Record, find_records, read_record
 from zsadbench.run import engine
@@ -63,7 +64,7 @@ def draws(record: Record, **options: Any) -> Draws:
 def test_every_metric_of_large_enough_categories_is_drawn(record: Record) -> None:
     found = draws(record)
     metrics = {metric for _, metric in found.values}
-    assert metrics == {*record.metrics} - {"image_ece"}  # its scores are no probabilities
+    assert metrics == {*record.metrics, "mad"} - {"image_ece"}  # its scores are no probabilities
     assert {category for category, _ in found.values} == {"bolt", "cloth"}
     assert all(each.shape == (DRAWS,) for each in found.values.values())
     assert found.notes == (
@@ -88,6 +89,30 @@ def test_draws_are_metrics_of_the_drawn_maps_and_masks(record: Record) -> None:
             if name != "pixel_f1max_threshold":
                 drawn = found.values["cloth", name][draw]
                 assert drawn == pytest.approx(value, abs=1e-3), name
+
+
+def test_mad_is_drawn_with_its_seven_metrics(record: Record) -> None:
+    found = draws(record)
+    seven = [found.values["bolt", metric] for metric in SEVEN]
+    assert np.array_equal(found.values["bolt", "mad"], np.mean(seven, axis=0))
+    options: Any = {"by": "category", "intervals": True, "replicates": DRAWS, "users": users(record)}
+    (board,) = boards([record], metrics=["mad", "rank"], **options)
+    bolt, cloth, nut = (row.cell("mad") for row in board.rows)
+    assert bolt.interval == pytest.approx(np.percentile(np.mean(seven, axis=0), [2.5, 97.5]), abs=1e-15)
+    bounds = np.mean([np.percentile(each, [2.5, 97.5]) for each in seven], axis=0)
+    assert bolt.interval and max(abs(bounds - bolt.interval)) > 1e-4  # not the mean of their bounds
+    assert cloth.interval and bolt.interval.low < (bolt.value or 0) < bolt.interval.high
+    assert nut.value is not None and nut.interval is None
+    assert board.rows[0].cell("average_rank").interval is None
+    assert any(note.startswith("An average rank has no interval") for note in board.notes)
+    observation = {**record.observation, "method": {**record.observation["method"], "id": "other"}}
+    other = replace(record, content={**record.content, "observation": observation})
+    (pairs,) = boards([record, other], metrics=["mad", "rank"], sort="rank", paired=True, **options)
+    assert {(pair.metric, pair.difference, pair.p) for pair in pairs.comparisons} == {
+        ("mad", 0.0, 1.0),
+        ("mad", 0.0, None),
+    }
+    assert pairs.ranked_by == "mad" and {row.cell("average_rank").value for row in pairs.rows} == {1.5}
 
 
 def test_draws_are_kept_beside_the_record(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,21 +13,13 @@ from typing import Any
 
 import pandas as pd
 
-from ..metrics import worth
+from ..metrics import AVERAGE_RANK, SEVEN, worth
 from ..records import Group, Record
 from .beside import MEAN
 from .pairs import Comparison
-from .rows import By, Row, percent
+from .rows import By, Row, as_printed
 
-DEFAULT_METRICS = (
-    "image_auroc",
-    "image_ap",
-    "image_f1max",
-    "pixel_auroc",
-    "pixel_ap",
-    "pixel_f1max",
-    "pixel_aupro",
-)
+DEFAULT_METRICS = SEVEN
 FEWEST_REPLICATES = 100
 
 
@@ -71,6 +63,13 @@ class Board:
         ]
         return tuple(has) or self.metrics
 
+    def judged_by(self, sort: str | None = None) -> str:
+        """Return the metric by which methods are significantly better: ``sort``, else the first with a value.
+
+        An average rank is none, as it has no draws.
+        """
+        return next(metric for metric in filter(None, (sort, *self.shown, *SEVEN)) if metric != AVERAGE_RANK)
+
     @property
     def marks(self) -> list[str]:
         """Marks that stand in some row, each once."""
@@ -94,7 +93,7 @@ class Board:
     def _stands(self, row: Row, metric: str, place: int) -> bool:
         value = row.cell(metric).value
         printed = self._printed.get((metric, row.category), [])
-        return value is not None and printed[place : place + 1] == [percent(value)]
+        return value is not None and printed[place : place + 1] == [as_printed(metric, value)]
 
     @cached_property
     def _printed(self) -> dict[tuple[str, str], list[str]]:
@@ -105,13 +104,13 @@ class Board:
                 if (value := row.cell(metric).value) is not None:
                     values.setdefault((metric, row.category), []).append(value)
         return {
-            (metric, category): list(dict.fromkeys(map(percent, _ranked(metric, several))))
+            (metric, category): list(dict.fromkeys(as_printed(metric, v) for v in _ranked(metric, several)))
             for (metric, category), several in values.items()
             if len(several) > 1
         }
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return one mapping per row, as in :meth:`frame`; undefined is None."""
+        """Return one mapping per row, as in :meth:`frame`; undefined is None, average ranks are places."""
         lines = []
         for row in self.rows:
             line, cells = self._identity(row), {metric: row.cell(metric) for metric in self.metrics}
@@ -127,7 +126,7 @@ class Board:
         return lines
 
     def frame(self) -> pd.DataFrame:
-        """Return the board at full precision in [0, 1]; published figures in columns of their own."""
+        """Return the board at full precision: rates in [0, 1], published figures in columns of their own."""
         return frame_of([self])
 
     def _identity(self, row: Row) -> dict[str, Any]:

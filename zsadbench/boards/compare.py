@@ -10,14 +10,17 @@ from typing import TypedDict, Unpack, cast, get_args
 import pandas as pd
 
 from ..errors import RecordError, UsageError, suggest
-from ..metrics import METRICS
+from ..metrics import AVERAGE_RANK, DERIVED, MAD, METRICS, SEVEN
 from ..records import Group, Grouping, Record, is_metric, load_records, near_runs
 from ..scoring import NOBODY, UserMethods
 from .beside import Choice
 from .board import DEFAULT_METRICS, FEWEST_REPLICATES, Board, frame_of, paired_frame
 from .pairs import in_order
-from .rows import By, Row, rows_of
+from .rows import By, Row, contests, rows_of, with_average_ranks
 from .statistics import with_statistics
+
+_SHORT = {"rank": AVERAGE_RANK}
+"""What a metric may be called too."""
 
 
 class BoardOptions(TypedDict, total=False):
@@ -56,7 +59,8 @@ def boards(
 ) -> list[Board]:
     """Return one board per group of records, sorted by dataset and protocol.
 
-    ``metrics`` are ids, by default :data:`DEFAULT_METRICS`; ``by`` is ``"category"`` for one row per
+    ``metrics`` are ids, by default :data:`DEFAULT_METRICS`; among them may be ``mad``, the mean of seven, and
+    ``rank``, the average rank over the others.  ``by`` is ``"category"`` for one row per
     method and category, or a group of images as :class:`zsadbench.records.Grouping` writes it for one row per
     method and value; ``per`` is such a group whose highest image score stands for all its images, and
     ``group_by`` one whose images are drawn together.  ``sort`` is a metric, by default the first one that has
@@ -79,7 +83,7 @@ def boards(
     choice = _choice(published)
     facets = _facets(by, records)
     records = _views(records, facets, Grouping(per) if per else None, chosen, users, say)
-    _known_metrics(records, [sort] if sort else [], optional=False)
+    (sort,) = _known_metrics(records, [sort], optional=False) if sort else (None,)
     grouping: By = "category" if by == "category" or facets else "method"
     choice = "none" if facets or per else choice
     groups: dict[Group, list[Record]] = {}
@@ -103,7 +107,7 @@ def boards(
     return [
         with_statistics(
             board,
-            sort or board.shown[0],
+            board.judged_by(sort),
             records,
             paired=paired,
             replicates=replicates,
@@ -235,10 +239,13 @@ def _choice(published: bool | str) -> Choice:
 
 def _known_metrics(records: Sequence[Record], wanted: Sequence[str], optional: bool) -> tuple[str, ...]:
     present = {metric for record in records for metric in record.metrics}
+    wanted = [_SHORT.get(metric, metric) for metric in wanted]
     for metric in wanted:
-        if not is_metric(metric):
+        if not is_metric(metric) and metric not in DERIVED:
             raise UsageError(f"unknown metric '{metric}'.{_nearest(metric)}")
-        if metric not in present and not optional:
+        if metric == MAD and (lacking := [name for name in SEVEN if name not in present]):
+            raise RecordError(f"'{MAD}' is a mean of seven metrics, and no record has {', '.join(lacking)}.")
+        if metric not in (*present, *DERIVED) and not optional:
             limit = metric.partition("@")[2]
             remedy = (
                 f"`zsad score RUN_DIR --aupro-limit {limit}` adds it" if limit else "score the runs again"
@@ -250,7 +257,8 @@ def _known_metrics(records: Sequence[Record], wanted: Sequence[str], optional: b
 def _nearest(metric: str) -> str:
     """Return the metrics that a wrong name is part of, else the nearest one, else all."""
     parts = [known for known in METRICS if metric.lower() in known.split("_")]
-    return f" Did you mean {' or '.join(map(repr, parts))}?" if len(parts) > 1 else suggest(metric, METRICS)
+    known = (*METRICS, *DERIVED, *_SHORT)
+    return f" Did you mean {' or '.join(map(repr, parts))}?" if len(parts) > 1 else suggest(metric, known)
 
 
 def _board(
@@ -262,6 +270,8 @@ def _board(
     published: Choice,
 ) -> Board:
     rows = rows_of(records, metrics, by, published)
+    if AVERAGE_RANK in (*metrics, sort):
+        rows = with_average_ranks(rows, contests(metrics))
     board = Board(group, by, metrics, tuple(rows))
     key = sort or board.shown[0]
     categories = {name: i for i, name in enumerate(dict.fromkeys(row.category for row in rows))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import RecordError, UsageError
-from ..metrics import worth
+from ..metrics import AVERAGE_RANK, DERIVED, MAD, SEVEN, worth
 from ..records import NEEDS_OTHERS, UNKNOWN, Group, Record, is_metric, read_text, shared_rules
 from .beside import MEAN
 from .compare import boards, inductive_records
+from .rows import Row, contests, with_average_ranks
 from .verdict import Change, Verdict
 
 Line = Mapping[str, Any]
@@ -42,8 +44,15 @@ class _Found:
     """A row of the new results: its line, and when and where its newest record was written."""
 
     line: Line
-    created: str
-    place: Path
+    row: Row
+
+    @property
+    def created(self) -> str:
+        return self.row.created
+
+    @property
+    def place(self) -> Path:
+        return max(self.row.records, key=lambda record: record.created).path.parent
 
 
 def gate(
@@ -52,7 +61,9 @@ def gate(
     """Compare every value of ``baseline`` (a ``leaderboard.csv``) with the same value of ``records``.
 
     A value fell when it is more than ``tolerance_points`` percent points lower, undefined now, a mean
-    over fewer categories or taken under other rules; a row without a counterpart fell as a whole.  Of
+    over fewer categories or taken under other rules; a row without a counterpart fell as a whole.  An
+    average rank is taken again among the methods of the baseline, and fell when it is more than
+    ``tolerance_points`` places further from 1; without one of them it is not compared.  Of
     several records of a row's name (method, variant, backbone) the newest is judged, and a note says so;
     where the baseline too has several, each is judged by the one with its digest.  ``inductive_only`` leaves
     out, on both sides, rows whose numbers need other test images.
@@ -64,26 +75,55 @@ def gate(
     """
     if not 0 <= tolerance_points < float("inf"):
         raise UsageError(f"a tolerance of {tolerance_points} points is not possible; give 0 or more")
-    old = read_board(baseline)
+    whole = old = read_board(baseline)
     if inductive_only:
         records, old = inductive_records(records), _inductive(old, baseline)
-    metrics = [name for name in old[0] if is_metric(name)]
+    metrics = [name for name in old[0] if _is_column(name)]
     by = "method" if all(line["category"] == MEAN for line in old) else "category"
     computed = {metric for record in records for metric in record.metrics}
+    computed |= {MAD} if computed.issuperset(SEVEN) else set()
     wanted = [metric for metric in metrics if metric in computed]
     tables = boards(records, metrics=wanted or None, by=by, published=False)
     found = [
-        _Found(line, row.created, max(row.records, key=lambda record: record.created).path.parent)
-        for board in tables
-        for line, row in zip(board.lines(), board.rows, strict=True)
+        _Found(line, row) for board in tables for line, row in zip(board.lines(), board.rows, strict=True)
     ]
     old, new, notes = _without_unknown(old, [each.line for each in found])
     found = [replace(each, line=line) for each, line in zip(found, new, strict=True)]
     _same_groups(old, new, baseline)
     verdict = Verdict(baseline, tolerance_points, notes=notes)
-    for line, chosen in zip(old, _chosen(old, found, baseline, verdict.notes), strict=True):
-        _judge(verdict, line, chosen, metrics)
+    chosen = _chosen(old, found, baseline, verdict.notes)
+    now: list[Line | None] = [each.line if each else None for each in chosen]
+    if AVERAGE_RANK in metrics:
+        alike = len(whole) == len(old) and computed.issuperset(contests(metrics))
+        old, now = _ranked_alike(old, chosen, contests(metrics) if alike else (), verdict.notes)
+    for line, own in zip(old, now, strict=True):
+        _judge(verdict, line, own, metrics)
     return verdict
+
+
+def _ranked_alike(
+    old: Sequence[Line], chosen: Sequence[_Found | None], over: Sequence[str], notes: list[str]
+) -> tuple[list[Line], list[Line | None]]:
+    """Return both sides with average ranks ``over`` some metrics, now among the methods of then.
+
+    Where one of these methods is missing, or no metric is named, neither side has any.
+    """
+    before, now = list(old), [each.line if each else None for each in chosen]
+    groups: dict[Group, list[int]] = {}
+    for place, line in enumerate(old):
+        groups.setdefault(_group(line), []).append(place)
+    for group, members in groups.items():
+        ranked = [place for place in members if old[place][AVERAGE_RANK] is not None]
+        rows = [each.row for place in ranked if (each := chosen[place])]
+        alike = bool(over) and len(rows) == len(ranked)
+        ranks = dict(zip(ranked, with_average_ranks(rows, over), strict=True)) if alike else {}
+        for place in members:
+            rank = ranks[place].cell(AVERAGE_RANK).value if place in ranks else None
+            now[place] = {**own, AVERAGE_RANK: rank} if (own := now[place]) else None
+            before[place] = old[place] if place in ranks else {**old[place], AVERAGE_RANK: None}
+        if ranked and not alike:
+            notes.append(f"{group}: average ranks are not compared, methods or metrics of then are missing")
+    return before, now
 
 
 def _inductive(lines: Sequence[Line], baseline: Path) -> list[Line]:
@@ -96,26 +136,26 @@ def _inductive(lines: Sequence[Line], baseline: Path) -> list[Line]:
 
 def _chosen(
     old: Sequence[Line], found: Sequence[_Found], baseline: Path, notes: list[str]
-) -> list[Line | None]:
-    """Return for every line of the baseline the one to judge; ``notes`` gets which of several that is."""
+) -> list[_Found | None]:
+    """Return for every line of the baseline the row to judge; ``notes`` gets which of several that is."""
     names = Counter(map(_row, old))
     by_name: dict[Key, list[_Found]] = {}
     for each in found:
         by_name.setdefault(_row(each.line), []).append(each)
-    chosen: list[Line | None] = []
+    chosen: list[_Found | None] = []
     for line in old:
         same = by_name.get(_row(line), [])
         if names[_row(line)] == 1:
             picked = _newest(line, same, notes)
         else:
             picked = _twin(line, same, [other for other in old if _row(other) == _row(line)], baseline)
-        if picked and _group(picked) != _group(line):
-            raise RecordError(_other_group(baseline, _group(line), _group(picked)))
+        if picked and _group(picked.line) != _group(line):
+            raise RecordError(_other_group(baseline, _group(line), _group(picked.line)))
         chosen.append(picked)
     return chosen
 
 
-def _newest(line: Line, same: Sequence[_Found], notes: list[str]) -> Line | None:
+def _newest(line: Line, same: Sequence[_Found], notes: list[str]) -> _Found | None:
     """Return the newest of the rows of one name."""
     if not same:
         return None
@@ -131,10 +171,10 @@ def _newest(line: Line, same: Sequence[_Found], notes: list[str]) -> Line | None
         place = f"{newest[0].place} ({last})"
         note = f"{_called(line)}: judged the newest of {len(same)} records of this name, {place}"
         notes += [note] if note not in notes else []
-    return newest[0].line
+    return newest[0]
 
 
-def _twin(line: Line, same: Sequence[_Found], twins: Sequence[Line], baseline: Path) -> Line | None:
+def _twin(line: Line, same: Sequence[_Found], twins: Sequence[Line], baseline: Path) -> _Found | None:
     """Return the row with the digest of ``line``, one of ``twins`` of one name in the baseline."""
     digests = {other["observation"] for other in twins}
     known = [each for each in same if each.line["observation"] in digests]
@@ -145,7 +185,7 @@ def _twin(line: Line, same: Sequence[_Found], twins: Sequence[Line], baseline: P
             "record with another digest, so it cannot be told which to judge; give the gate a folder without "
             f"it, or {_REMEDY}."
         )
-    return next((each.line for each in known if each.line["observation"] == line["observation"]), None)
+    return next((each for each in known if each.line["observation"] == line["observation"]), None)
 
 
 def _without_unknown(old: list[Line], new: list[Line]) -> tuple[list[Line], list[Line], list[str]]:
@@ -182,12 +222,12 @@ def _judge(verdict: Verdict, old: Line, new: Line | None, metrics: Sequence[str]
             continue
         verdict.compared += 1
         values = {"metric": metric, "before": before, "now": now}
-        change = f" {metric}: {_points(before)} -> {_points(now)}"
+        change = f" {metric}: {_shown(metric, before)} -> {_shown(metric, now)}"
         if before is None or now is None:
             note("improved" if before is None else "fell", change, **values)
             continue
-        points = 100 * (now - before)
-        change += f" ({points:+.2f} points)"
+        points = (now - before) * (1 if metric == AVERAGE_RANK else 100)
+        change += f" ({points:+.2f} {'places' if metric == AVERAGE_RANK else 'points'})"
         fewer = _used(new, metric) < _used(old, metric)
         gained = worth(metric, points)
         if gained < -verdict.tolerance - 1e-9:
@@ -248,7 +288,7 @@ def read_board(path: Path) -> list[Line]:
     missing = [name for name in needed if name not in columns]
     if other := next((name for name in ("by", "per") if name in columns), ""):
         raise RecordError(f"{path}: a board made with --{other}; the baseline is one without; {_REMEDY}.")
-    if missing or not any(map(is_metric, columns)):
+    if missing or not any(map(_is_column, columns)):
         missing = missing or ["image_auroc"]
         raise RecordError(f"{path}: not a leaderboard.csv, it has no column '{missing[0]}'; {_REMEDY}.")
     try:
@@ -263,14 +303,20 @@ def read_board(path: Path) -> list[Line]:
 
 
 def _value(name: str, text: str) -> Any:
-    if is_metric(name):
-        return _rate(text) if text else None
+    if _is_column(name):
+        return _number(name, text) if text else None
     return int(text) if name in ("protocol_version", "metric_version", "categories") else text
 
 
-def _rate(text: str) -> float:
+def _is_column(name: str) -> bool:
+    """Tell whether a column of a board holds numbers to compare."""
+    return is_metric(name) or name in DERIVED
+
+
+def _number(name: str, text: str) -> float:
     value = float(text)
-    if not 0 <= value <= 1:
+    low, high = (1.0, math.inf) if name == AVERAGE_RANK else (0.0, 1.0)
+    if not (low <= value <= high and math.isfinite(value)):
         raise ValueError(text)
     return value
 
@@ -298,5 +344,7 @@ def _called(line: Line) -> str:
     return _name({**line, "category": MEAN})
 
 
-def _points(value: float | None) -> str:
-    return "n/a" if value is None else f"{100 * value:.2f}"
+def _shown(metric: str, value: float | None) -> str:
+    if value is None:
+        return "n/a"
+    return f"{value if metric == AVERAGE_RANK else 100 * value:.2f}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +23,10 @@ from ..files import digest_of, write_atomic
 from ..metrics import (
     FEW,
     FEWEST,
+    MAD,
     MORE_IMAGE_METRICS,
     REPLICATES,
+    SEVEN,
     PixelHistograms,
     PixelMetrics,
     Reals,
@@ -124,7 +126,13 @@ def draws_of(
     if record.legacy:
         notes.append("AUPRO from 200 thresholds has no interval")
     defined = {place: draws for place, draws in values.items() if not np.isnan(draws).any()}
-    return Draws(images, defined, tuple(notes), unit)
+    return Draws(images, defined | _means_of_seven(large, defined), tuple(notes), unit)
+
+
+def _means_of_seven(names: Iterable[str], values: Mapping[Place, Reals]) -> dict[Place, Reals]:
+    """Return ``mad`` in every draw of the categories in which all seven are drawn."""
+    drawn = {name: [values[name, metric] for metric in SEVEN if (name, metric) in values] for name in names}
+    return {(name, MAD): np.mean(own, axis=0) for name, own in drawn.items() if len(own) == len(SEVEN)}
 
 
 def _images(rows: list[ImageRow], groups: Mapping[str, str] | None) -> dict[str, Images]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import RecordError, UsageError
+from ..metrics import DERIVED
 from .board import Board
 from .cells import (
     PUBLISHED_NOTE,
@@ -194,7 +195,7 @@ def _grouped(plain: Sequence[str], metrics: Sequence[str]) -> tuple[list[tuple[s
     groups: list[tuple[str, int]] = [("", len(plain))]
     heads = list(plain)
     for metric in metrics:
-        group = metric.partition("_")[0].capitalize()
+        group = "" if metric in DERIVED else metric.partition("_")[0].capitalize()
         name = metric_title(metric).removeprefix(f"{group} ")
         heads.append(name)
         last, count = groups[-1]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..files import digest_of
-from ..metrics import worth
+from ..metrics import AVERAGE_RANK, DERIVED, SEVEN, places, worth
 from ..records import Published, Record
 from .beside import MEAN, Choice, Source, beside, shortfall
 from .labels import labels_of, map_parameters, short_digest
@@ -22,13 +22,17 @@ By = Literal["method", "category"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a board: the mean over ``total`` categories (``used`` of them) and over seeds."""
+    """One number of a board: the mean over ``total`` categories (``used`` of them) and over seeds.
+
+    It is a rate in [0, 1], of ``metric`` ``average_rank`` a place from 1 upwards.
+    """
 
     value: float | None
     spread: float | None
     used: int
     total: int
     interval: Interval | None = None
+    metric: str = ""
 
     @property
     def partial(self) -> bool:
@@ -38,7 +42,7 @@ class Cell:
     def __str__(self) -> str:
         if self.value is None:
             return "n/a"
-        text = percent(self.value)
+        text = as_printed(self.metric, self.value)
         text += f" ± {percent(self.spread)}" if self.spread is not None else ""
         text += f" {bounds(self.interval)}" if self.interval else ""
         return text + (f" ({self.used}/{self.total})" if self.partial else "")
@@ -57,6 +61,8 @@ class Row:
     """Where else figures of the method are published, if asked for."""
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     rank: int | None = None
+    average_ranks: Mapping[str, float] = field(default_factory=dict)
+    """By category, the mean of its places among the rows of a board."""
 
     @property
     def record(self) -> Record:
@@ -81,17 +87,25 @@ class Row:
 
     def cell(self, metric: str) -> Cell:
         """Return the number of a metric, with the sample standard deviation over seeds."""
+        if metric == AVERAGE_RANK:
+            return self._average_rank()
         means = [self._mean(record, metric) for record in self.records]
         values = [value for value, _, _ in means if value is not None]
         spread = statistics.stdev(values) if len(values) > 1 else None
         value = math.fsum(values) / len(values) if values else None
         used = min(used for _, used, _ in means)
-        return Cell(value, spread, used, means[0][2], self.intervals.get(metric))
+        return Cell(value, spread, used, means[0][2], self.intervals.get(metric), metric)
+
+    def _average_rank(self) -> Cell:
+        own = self.average_ranks
+        ranks = [*own.values()] if self.category == MEAN else [own[c] for c in [self.category] if c in own]
+        value = math.fsum(ranks) / len(ranks) if ranks else None
+        return Cell(value, None, len(ranks), len(ranks), None, AVERAGE_RANK)
 
     def standing(self, metric: str) -> float:
         """Return what to sort rows by, the best first and those without a value last."""
         value = self.cell(metric).value
-        return 2.0 if value is None else -worth(metric, value)
+        return math.inf if value is None else -worth(metric, value)
 
     def _mean(self, record: Record, metric: str) -> tuple[float | None, int, int]:
         if self.category == MEAN:
@@ -103,6 +117,11 @@ class Row:
 def percent(value: float) -> str:
     """Return a rate as percent with one decimal."""
     return f"{100 * value:.1f}"
+
+
+def as_printed(metric: str, value: float) -> str:
+    """Return a number of a board as text: a rate in percent, an average rank with two decimals."""
+    return f"{value:.2f}" if metric == AVERAGE_RANK else percent(value)
 
 
 def bounds(interval: Interval) -> str:
@@ -120,6 +139,43 @@ def rows_of(records: Sequence[Record], metrics: Sequence[str], by: By, published
             figures, others = beside(entry[0], category, metrics, published)
             rows.append(Row(label, category, entry, figures, others))
     return rows
+
+
+def contests(metrics: Sequence[str]) -> tuple[str, ...]:
+    """Return what average ranks are taken over beside ``metrics``: all that are measured, else the seven."""
+    return tuple(metric for metric in metrics if metric not in DERIVED) or SEVEN
+
+
+def with_average_ranks(rows: Sequence[Row], metrics: Sequence[str]) -> list[Row]:
+    """Return the rows with the mean, in each category, of their places among the rows in every metric.
+
+    Only methods with every value that some row has are ranked, so that all are ranked in the same contests.
+    """
+    methods = {row.label: row for row in rows}
+    names = dict.fromkeys(name for row in methods.values() for name in row.record.categories)
+    values = {
+        (name, metric): {label: _value_in(row, name, metric) for label, row in methods.items()}
+        for name in names
+        for metric in metrics
+    }
+    held = {place: found for place, found in values.items() if any(v is not None for v in found.values())}
+    whole = [label for label in methods if all(found[label] is not None for found in held.values())]
+    won: dict[str, dict[str, list[float]]] = {label: {} for label in methods}
+    for (name, metric), found in held.items():
+        own = [value for label in whole if (value := found[label]) is not None]
+        for label, place in zip(whole, places(metric, own), strict=True):
+            won[label].setdefault(name, []).append(place)
+    ranks = {
+        label: {name: math.fsum(own) / len(own) for name, own in by_name.items()}
+        for label, by_name in won.items()
+    }
+    return [replace(row, average_ranks=ranks[row.label]) for row in rows]
+
+
+def _value_in(row: Row, category: str, metric: str) -> float | None:
+    if any(category not in record.categories for record in row.records):
+        return None
+    return replace(row, category=category).cell(metric).value
 
 
 def _newest(records: Iterable[Record]) -> list[Record]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..metrics import (
+    AVERAGE_RANK,
+    MAD,
     REPLICATES,
     DeLong,
     Interval,
@@ -35,6 +37,10 @@ from .words import metric_title
 if TYPE_CHECKING:
     from .board import Board
 
+_NO_DRAWS = (
+    "An average rank has no interval: in draws of the images near-equal methods change places, so that draws "
+    "lie nearer to the middle than the rank itself."
+)
 SeedDraws = Mapping[str, Draws]
 """Draws by the digest of their record."""
 
@@ -60,8 +66,8 @@ def with_statistics(
     Raises:
         RecordError: if the image scores of a record cannot be read.
     """
-    metrics = list(dict.fromkeys([*board.shown, ranked_by]))
-    pixels = any(metric.startswith("pixel_") for metric in metrics)
+    metrics = [metric for metric in dict.fromkeys([*board.shown, ranked_by]) if metric != AVERAGE_RANK]
+    pixels = any(metric.startswith("pixel_") or metric == MAD for metric in metrics)
     draws = {
         record.digest: draws_of(
             record,
@@ -92,7 +98,11 @@ def with_statistics(
         ),
         ranked_by=ranked_by if ranked else "",
         comparisons=tuple(pair for pair in found if pair.metric in board.shown) if paired else (),
-        notes=(*board.notes, *_notes(draws.values(), found, ranked_by, replicates, paired)),
+        notes=(
+            *board.notes,
+            *_notes(draws.values(), found, ranked_by, replicates, paired),
+            *([_NO_DRAWS] if AVERAGE_RANK in board.shown else []),
+        ),
     )
 
 

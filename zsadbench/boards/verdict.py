@@ -10,7 +10,10 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Change:
-    """One value, or one whole row (``metric`` empty), that is not what the baseline says; rates in [0, 1]."""
+    """One value, or one whole row (``metric`` empty), that is not what the baseline says.
+
+    Values are rates in [0, 1], average ranks places from 1.
+    """
 
     kind: Literal["fell", "improved"]
     text: str
@@ -36,7 +39,7 @@ class Verdict:
 
     baseline: Path
     tolerance: float
-    """Percent points a value may fall."""
+    """Percent points a rate may fall, places an average rank."""
     changes: list[Change] = field(default_factory=list)
     compared: int = 0
     notes: list[str] = field(default_factory=list)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ..metrics import METRICS
+from ..metrics import AVERAGE_RANK, DERIVED, METRICS
 from ..records import UNKNOWN, Record
 from .beside import BACKBONE, CHECKPOINT, INCOMPLETE, OTHER_IMAGES, SETTINGS
 from .board import Board
+from .rows import contests
 
 MARKS = {
     "transductive": "image scores use all test images of a category, so a single image has none",
@@ -41,8 +42,9 @@ SYMBOLS = {
 def metric_title(metric: str) -> str:
     """Return the title of a metric for people."""
     base, at, limit = metric.partition("@")
-    title = METRICS.get(metric) or METRICS.get(base, base)
-    return title if metric in METRICS or not at else f"{title.partition(' at ')[0]} at {limit}"
+    titles = METRICS | DERIVED
+    title = titles.get(metric) or titles.get(base, base)
+    return title if metric in titles or not at else f"{title.partition(' at ')[0]} at {limit}"
 
 
 def title(board: Board) -> str:
@@ -94,11 +96,32 @@ def _conditions(board: Board) -> list[str]:
     if len(rules) > 1:
         each = (f"{', '.join(methods)}: {rule}" for rule, methods in rules.items())
         lines.append(f"Rules of each method's authors: {'; '.join(each)}.")
+    lines += _average_ranks(board)
     missing: dict[str, list[str]] = {}
     for metric in board.metrics:
         for reason in dict.fromkeys(r for record in board.records for r in record.reasons(metric)):
             missing.setdefault(reason, []).append(metric_title(metric))
     return lines + [f"n/a in {', '.join(metrics)}: {reason}." for reason, metrics in missing.items()]
+
+
+def _average_ranks(board: Board) -> list[str]:
+    """Return what average ranks are taken over, and who has none."""
+    if AVERAGE_RANK not in (*board.metrics, board.sorted_by):
+        return []
+    ranked = {row.label: bool(row.average_ranks) for row in board.rows}
+    over = [
+        metric_title(metric)
+        for metric in contests(board.metrics)
+        if any(record.mean(metric).used for record in board.records)
+    ]
+    several = max(len(record.categories) for record in board.records)
+    categories = f" in {several} categories" if several > 1 else ""
+    lines = [
+        f"Average rank: mean place among {sum(ranked.values())} methods{categories} by {', '.join(over)}; "
+        "1 is best, equal ones share the mean of their places."
+    ]
+    without = [label for label, has in ranked.items() if not has]
+    return lines + ([f"No average rank without every value: {', '.join(without)}."] if without else [])
 
 
 def _unit(board: Board) -> str:

@@ -58,7 +58,11 @@ def compare(
         ),
     ] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Show this metric; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            metavar="ID",
+            help="Show this metric; may be given several times. mad: mean of seven; rank: average rank.",
+        ),
     ] = None,
     sort: Annotated[str | None, typer.Option(metavar="METRIC", help="Sort by this metric.")] = None,
     formats: Annotated[
@@ -117,7 +121,11 @@ def compare(
     ] = None,
     tolerance: Annotated[
         float,
-        typer.Option(metavar="POINTS", help="Percent points a value may fall.", callback=within(0, 100)),
+        typer.Option(
+            metavar="POINTS",
+            help="Percent points a value may fall (an average rank: places).",
+            callback=within(0, 100),
+        ),
     ] = 0.1,
     as_json: Annotated[
         bool, typer.Option("--json", help="With --baseline: the verdict as JSON on stdout, no table.")

@@ -36,7 +36,17 @@ if TYPE_CHECKING:
     from .curve import Curve
     from .evaluation import Evaluation, MetricWarning, evaluate
     from .fixed import NEEDS_NORMALS, NO_NORMALS, Spread, image_threshold, pixel_threshold
-    from .ids import METRIC_VERSION, METRICS, MORE_IMAGE_METRICS, worth
+    from .ids import (
+        AVERAGE_RANK,
+        DERIVED,
+        MAD,
+        METRIC_VERSION,
+        METRICS,
+        MORE_IMAGE_METRICS,
+        SEVEN,
+        mean_of_seven,
+        worth,
+    )
     from .image import image_curve, image_metrics, image_reasons
     from .inputs import as_real
     from .legacy import (
@@ -47,18 +57,32 @@ if TYPE_CHECKING:
         rank_aupro,
         trapezoid_ap,
     )
-    from .paired import DeLong, Placements, bootstrap_p, delong, delong_p, holm, placements, wilcoxon_p
+    from .paired import (
+        DeLong,
+        Placements,
+        bootstrap_p,
+        delong,
+        delong_p,
+        holm,
+        placements,
+        places,
+        wilcoxon_p,
+    )
     from .pixel import PixelMetrics
 
 __all__ = [
+    "AVERAGE_RANK",
+    "DERIVED",
     "FEW",
     "FEWEST",
+    "MAD",
     "METRICS",
     "METRIC_VERSION",
     "MORE_IMAGE_METRICS",
     "NEEDS_NORMALS",
     "NO_NORMALS",
     "REPLICATES",
+    "SEVEN",
     "Curve",
     "DeLong",
     "Evaluation",
@@ -88,8 +112,10 @@ __all__ = [
     "interval",
     "legacy_aupro200",
     "legacy_aupro200_stream",
+    "mean_of_seven",
     "pixel_threshold",
     "placements",
+    "places",
     "rank_aupro",
     "resample",
     "trapezoid_ap",

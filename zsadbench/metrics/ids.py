@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 METRIC_VERSION = 1
 """Raised whenever a metric of the same id would give another number."""
 
@@ -26,8 +29,22 @@ METRICS = {
 }
 """Metric id -> short title for people; ``image_pg@n`` and ``image_pb@n`` take any n in percent."""
 
-_LOWER_IS_BETTER = frozenset({"image_fpr95", "pixel_fpr95", "image_ece"})
+SEVEN = (
+    "image_auroc",
+    "image_ap",
+    "image_f1max",
+    "pixel_auroc",
+    "pixel_ap",
+    "pixel_f1max",
+    "pixel_aupro",
+)
+"""The metrics that most papers print."""
 
+MAD, AVERAGE_RANK = "mad", "average_rank"
+DERIVED = {MAD: "Mean of seven (mAD)", AVERAGE_RANK: "Average rank"}
+"""Columns of a board that are made of other ones: id -> short title; no record holds them."""
+
+_LOWER_IS_BETTER = frozenset({"image_fpr95", "pixel_fpr95", "image_ece", AVERAGE_RANK})
 
 MORE_IMAGE_METRICS = ("image_pg@5", "image_pb@5", "image_ece")
 """What records hold beside the metrics that :func:`image_metrics` gives unasked."""
@@ -36,3 +53,12 @@ MORE_IMAGE_METRICS = ("image_pg@5", "image_pb@5", "image_ece")
 def worth(metric: str, value: float) -> float:
     """Return what to rank a metric's values by: the higher the better, also where 0 is the best value."""
     return -value if metric in _LOWER_IS_BETTER else value
+
+
+def mean_of_seven(values: Mapping[str, float | None]) -> float | None:
+    """Return the mean of :data:`SEVEN`, None if any of them is undefined or not there.
+
+    The mAD of ADer (arXiv 2406.03262): image AUROC, AP, F1-max, pixel AUROC, AP, F1-max, AUPRO to 0.3.
+    """
+    known = [value for name in SEVEN if (value := values.get(name)) is not None]
+    return math.fsum(known) / len(SEVEN) if len(known) == len(SEVEN) else None

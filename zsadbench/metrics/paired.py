@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MetricError
+from .ids import worth
 from .inputs import as_labels, as_scores
 
 Reals = NDArray[np.float64]
@@ -23,6 +24,17 @@ Reals = NDArray[np.float64]
 WILCOXON_CATEGORIES = 8
 """Fewest categories for a test across them."""
 _ROUNDING = 1e-12
+
+
+def places(metric: str, values: Sequence[float]) -> list[float]:
+    """Return the place of each value of a metric, 1 for the best; equal ones share the mean of their places.
+
+    Values that differ by rounding errors are equal.
+    """
+    gains = np.round([worth(metric, value) for value in values], 12)
+    above = (gains[None, :] > gains[:, None]).sum(axis=1)
+    equal = (gains[None, :] == gains[:, None]).sum(axis=1)
+    return [float(place) for place in above + (equal + 1) / 2]
 
 
 def bootstrap_p(differences: Reals) -> float | None:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from ..errors import RecordError
 from ..files import digest_of, hash_file, write_atomic
+from ..metrics import MAD, SEVEN, mean_of_seven
 from .files import (
     EDITED,
     RESCORE,
@@ -233,8 +234,12 @@ class Record:
         return NEEDS_OTHERS.isdisjoint(self.marks)
 
     def value(self, category: str, metric: str) -> float | None:
-        """Return one number in [0, 1], or None where it is undefined or was not computed."""
-        value = self.categories[category].get(metric)
+        """Return one number in [0, 1], or None where it is undefined or was not computed.
+
+        ``mad`` is made of what the record holds (:func:`zsadbench.metrics.mean_of_seven`).
+        """
+        row = self.categories[category]
+        value = mean_of_seven(row) if metric == MAD else row.get(metric)
         return None if value is None else float(value)
 
     def mean(self, metric: str) -> Mean:
@@ -245,7 +250,8 @@ class Record:
 
     def reasons(self, metric: str) -> list[str]:
         """Return why the metric is undefined somewhere, each reason once."""
-        said = (row.get("reasons", {}).get(metric) for row in self.categories.values())
+        names = SEVEN if metric == MAD else (metric,)
+        said = (row.get("reasons", {}).get(name) for row in self.categories.values() for name in names)
         return list(dict.fromkeys(str(reason) for reason in said if reason))
 
     def images(self) -> list[ImageRow]:

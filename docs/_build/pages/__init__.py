@@ -10,7 +10,7 @@ from zsadbench.cards import card_paths
 from zsadbench.data import shipped_description
 from zsadbench.errors import ZsadError
 from zsadbench.method import method_cards
-from zsadbench.metrics import METRICS
+from zsadbench.metrics import DERIVED, METRICS
 
 from . import api, datasets, methods, verbs
 from .markdown import page, table
@@ -63,7 +63,7 @@ def navigation(kind: str) -> list[Any]:
 def completed(path: str, text: str) -> str:
     """Return a page with what is made for it: ids of metrics, marks of boards, facts of a method's card."""
     if path == "reference/metrics.md":
-        rows = ((f"`{name}`", title) for name, title in METRICS.items())
+        rows = ((f"`{name}`", title) for name, title in (METRICS | DERIVED).items())
         return text.replace("<!-- metric ids -->", table(("id", "title"), rows))
     if path == "concepts.md":
         marks = ((name + (f" ({SYMBOLS[name]})" if name in SYMBOLS else ""), MARKS[name]) for name in MARKS)
