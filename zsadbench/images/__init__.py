@@ -17,20 +17,25 @@ if TYPE_CHECKING:
     from .masks import MaskRule, mask_at, mask_files, read_mask, vanished
     from .scan import scan
     from .tiff import half_tiff
+    from .transfer import Lanes, lanes, proof, prove
 
 __all__ = [
     "MAX_PIXELS",
+    "Lanes",
     "Loaded",
     "MaskRule",
     "ahead",
     "decode",
     "default_workers",
     "half_tiff",
+    "lanes",
     "looks_like_image",
     "mask_at",
     "mask_files",
     "preprocess",
     "probe",
+    "proof",
+    "prove",
     "read",
     "read_mask",
     "scan",

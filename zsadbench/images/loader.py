@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,7 @@ from .decoding import (
 )
 from .masks import mask_at, read_mask
 from .scan import scan
+from .transfer import Lanes
 
 if TYPE_CHECKING:
     from ..samples import Sample
@@ -141,8 +143,9 @@ def to_batch_images(
     spec: Preprocess,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    lanes: Lanes | None = None,
 ) -> Tensor:
-    """Return normalised images (B, T, 3, S, S) on ``device``.
+    """Return normalised images (B, T, 3, S, S) on ``device``; with ``lanes`` nobody waits for them.
 
     Bytes travel, then /255, - mean, / std in float32 on the device: on the CPU the same bits as
     torchvision's ToTensor and Normalize; another ``dtype`` is rounded to at the end.
@@ -152,10 +155,17 @@ def to_batch_images(
     if len(shapes) != 1:
         raise UsageError(f"images of shapes {sorted(shapes)} cannot be one batch; use batch size 1 or tiles")
     # Tiles lie in memory as PIL wrote them, colour last: the device turns them, after the copy.
-    colour_last = torch.stack([p.tiles.permute(0, 2, 3, 1) for p in prepared])
-    stacked = colour_last.to(device, non_blocking=True).permute(0, 1, 4, 2, 3)
-    mean, std = (torch.tensor(v, device=stacked.device).view(3, 1, 1) for v in spec.normalisation)
-    return stacked.contiguous().float().div_(255).sub_(mean).div_(std).to(dtype)
+    colour_last = [p.tiles.permute(0, 2, 3, 1) for p in prepared]
+    there = lanes.upload(lanes.stacked(colour_last)) if lanes else torch.stack(colour_last).to(device)
+    mean, std = (_colour(value, there.device) for value in spec.normalisation)
+    images = there.permute(0, 1, 4, 2, 3).contiguous().float()
+    return images.div_(255).sub_(mean).div_(std).to(dtype)
+
+
+@lru_cache(maxsize=64)
+def _colour(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Return numbers of the three colours as (3, 1, 1); made once, for a device waits where they come in."""
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def stream(

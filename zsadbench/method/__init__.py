@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .card import REFERENCE, WORDLESS, Layer, MethodCard, method_cards
     from .contract import Check, check
     from .draft import draft_method, draft_prompts
-    from .protocol import Evidence, Method, Observer, Relating, Tell
+    from .protocol import Drawing, Evidence, Method, Observer, Relating, Tell
     from .registry import Resolved, load_method, parse_spec, recipe_of, resolve, wordings
     from .settings import as_text, convert, describe, flattened, hints, override, places
     from .trial import miniature, prompts_sent, with_checkpoint
@@ -29,6 +29,7 @@ __all__ = [
     "Backbone",
     "Batch",
     "Check",
+    "Drawing",
     "Evidence",
     "Layer",
     "Method",

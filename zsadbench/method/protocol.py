@@ -8,7 +8,7 @@ between the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -34,6 +34,15 @@ class Observer(Protocol):
 
         Each tensor is (B, ...): on the patch grid (B, gh, gw), or a number or a few per image.
         """
+        ...
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """Beside ``Observer``: one that draws random numbers which depend on nothing but an image's key."""
+
+    def draw_ahead(self, keys: Sequence[str], categories: Sequence[str]) -> None:
+        """Begin to draw, on threads, what ``observe`` will need for the images ``keys`` that come next."""
         ...
 
 

@@ -1,14 +1,16 @@
 """One pass over the images, many methods: decode and encode once, keep the evidence.
 
 A batch never crosses a slice of the sample list, so the evidence of a slice depends neither on which
-methods run beside it nor on where an interrupted run went on.
+methods run beside it nor on where an interrupted run went on.  On the overlapped path, off by default, the
+next batch is started before the evidence of the last one is waited for.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,12 +21,12 @@ from torch import Tensor
 
 from ..clip import Clip, load_clip
 from ..errors import MethodError, UsageError, is_out_of_memory, suggest
-from ..images import Loaded, stream, to_batch_images
+from ..images import Loaded, lanes, stream, to_batch_images
 from ..inputs import Backbone, Batch, Preprocess
-from ..method import Evidence, Method, Observer, Relating, blamed
+from ..method import Drawing, Method, Observer, Relating, blamed
 from ..records import EvidenceStore, Slice, plan
 from ..samples import Sample
-from .gathered import Gathered, checked, related, require_alike, too_few
+from .gathered import Gathered, Keep, Rows, Sent, at_home, joined, related, too_few
 
 if TYPE_CHECKING:
     from ..progress import Progress
@@ -108,7 +110,10 @@ def pick_dtype(name: str) -> torch.dtype:
 
 
 class Encoder:
-    """Turns loaded images into evidence of every task, halving the batch when memory runs out."""
+    """Turns loaded images into evidence of every task, halving the batch when memory runs out.
+
+    ``overlap`` is whether batches overlap; by default an environment variable decides (`images.lanes`).
+    """
 
     def __init__(
         self,
@@ -118,8 +123,10 @@ class Encoder:
         dtype: torch.dtype = torch.float32,
         batch_size: int | None = None,
         clips: dict[Backbone, Clip] | None = None,
+        overlap: bool | None = None,
     ) -> None:
         self.tasks, self.device, self.dtype = tasks, device, dtype
+        self.lanes = lanes(device, overlap)
         self.batch_size = batch_size or (32 if device.type == "cuda" else 8)
         self.clips = {} if clips is None else clips
         self.report = Pass()
@@ -161,12 +168,34 @@ class Encoder:
             for part, evidence in zip(parts, found, strict=True):
                 part.append(evidence)
             rest = rest[len(now) :]
-        return [_joined(part, task.name) for part, task in zip(parts, tasks, strict=True)]
+        return [joined(part, task.name) for part, task in zip(parts, tasks, strict=True)]
 
-    def _observe(self, loaded: Sequence[Loaded], tasks: Sequence[Task]) -> list[dict[str, Tensor]]:
+    def start(self, loaded: Sequence[Loaded], tasks: Sequence[Task]) -> Callable[[], list[Rows]]:
+        """Begin to observe images of one category, a batch at most; what is returned waits for the evidence.
+
+        Without lanes it is there already.
+        """
+        if self.lanes and loaded:
+            sent = Sent(self.lanes)
+            try:
+                self._observe(loaded, tasks, sent.take)
+                sent.leave()
+                return sent.landed
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                self._shrink(error, tasks)
+        found = self.observe(loaded, tasks)
+        return lambda: found
+
+    def draw_ahead(self, samples: Sequence[Sample], tasks: Sequence[Task]) -> None:
+        """Let methods draw random numbers for the images that come next, while the device is busy."""
+        for task in tasks:
+            if isinstance(task.observer, Drawing):
+                task.observer.draw_ahead([s.key for s in samples], [s.category for s in samples])
+
+    def _observe(self, loaded: Sequence[Loaded], tasks: Sequence[Task], keep: Keep = at_home) -> list[Rows]:
         observers = [self.prepare(task, loaded[0].sample.category) for task in tasks]
         batches: dict[Preprocess, Batch] = {}
-        found: list[dict[str, Tensor]] = []
+        found: list[Rows] = []
         for task, observer in zip(tasks, observers, strict=True):
             spec = task.method.preprocess
             if spec not in batches:
@@ -176,7 +205,7 @@ class Encoder:
             start = time.perf_counter()
             with torch.no_grad(), blamed(observer, "observe"):
                 evidence = observer.observe(batches[spec])
-                found.append(_to_rows(evidence, batches[spec], task))
+                found.append(keep(evidence, batches[spec], task.name, task.relates))
             self.report.add("encode", time.perf_counter() - start)
         for clip in self.clips.values():
             clip.vision.forget()
@@ -186,7 +215,7 @@ class Encoder:
         """Return the batch of ``loaded`` images under one preprocessing, on the device."""
         prepared = [item.inputs[spec] for item in loaded]
         return Batch(
-            images=to_batch_images(prepared, spec, self.device, self.dtype),
+            images=to_batch_images(prepared, spec, self.device, self.dtype, self.lanes),
             boxes=torch.stack([p.boxes for p in prepared]),
             frame=torch.stack([p.frame for p in prepared]),
             keys=[item.sample.key for item in loaded],
@@ -220,22 +249,6 @@ def _observer(made: Any, name: str) -> Observer:
     return made
 
 
-def _to_rows(evidence: Evidence, batch: Batch, task: Task) -> dict[str, Tensor]:
-    """Return evidence on the CPU with the frame added, checked for rows and finite numbers.
-
-    It is float32, but what is to be related may stay in half precision: it is not kept.
-    """
-    rows = checked(evidence, batch.keys, f"{task.name}: observe()", half=task.relates)
-    return {**rows, "frame": batch.frame.to("cpu", torch.float32)}
-
-
-def _joined(parts: Sequence[Mapping[str, Tensor]], name: str) -> dict[str, Tensor]:
-    """Return the evidence of several batches as one."""
-    for part in parts[1:]:
-        require_alike(parts[0], part, name)
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-
-
 def observe(
     tasks: Sequence[Task],
     samples: Sequence[Sample],
@@ -265,20 +278,18 @@ def observe(
     gathered: dict[tuple[int, int], Gathered] = {}
     progress.start()
     with closing(stream(wanted, specs, workers=workers, orient=orient, **options)) as loader:
-        for indices, owners in groups:
-            active = [tasks[t] for t, _ in owners]
-            done = 0
-            while done < len(indices):
-                start = time.perf_counter()
-                loaded = list(islice(loader, min(encoder.batch_size, len(indices) - done)))
-                report.add("decode wait", time.perf_counter() - start)
-                evidence = encoder.observe([item for item in loaded if item.error is None], active)
-                for (t, number), rows in zip(owners, evidence, strict=True):
-                    whole = len(tasks[t].slices[number])
-                    gathered.setdefault((t, number), Gathered(whole, tasks[t].name)).add(loaded, rows)
-                report.images += len(loaded)
-                progress.advance(len(loaded))
-                done += len(loaded)
+        for flight in _flights(tasks, samples, groups, loader, encoder):
+            indices, owners = flight.group
+            start = time.perf_counter()
+            evidence = flight.landed()
+            report.add("encode", time.perf_counter() - start)
+            for (t, number), rows in zip(owners, evidence, strict=True):
+                whole = len(tasks[t].slices[number])
+                gathered.setdefault((t, number), Gathered(whole, tasks[t].name)).add(flight.loaded, rows)
+            report.images += len(flight.loaded)
+            progress.advance(len(flight.loaded))
+            if not flight.last:
+                continue
             finished = [(t, n) for t, n in owners if indices[-1] == tasks[t].slices[n][-1]]
             for t, number in sorted(finished, key=lambda owner: tasks[owner[0]].relates):
                 part = gathered.pop((t, number)).slice()
@@ -292,6 +303,49 @@ def observe(
                 raise KeyboardInterrupt
     report.batch_size = encoder.batch_size
     return report
+
+
+Group = tuple[range, list[tuple[int, int]]]
+"""A run of samples, and the (task, slice) pairs that need them."""
+
+
+@dataclass
+class Flight:
+    """A batch whose evidence is on its way; ``last`` of its group, or not."""
+
+    group: Group
+    loaded: list[Loaded]
+    landed: Callable[[], list[Rows]]
+    last: bool
+
+
+def _flights(
+    tasks: Sequence[Task],
+    samples: Sequence[Sample],
+    groups: Sequence[Group],
+    loader: Iterator[Loaded],
+    encoder: Encoder,
+) -> Iterator[Flight]:
+    """Yield all batches in order; with lanes the next one is started first."""
+    waiting: deque[Flight] = deque()
+    for number, (indices, owners) in enumerate(groups):
+        done = 0
+        while done < len(indices):
+            start = time.perf_counter()
+            loaded = list(islice(loader, min(encoder.batch_size, len(indices) - done)))
+            encoder.report.add("decode wait", time.perf_counter() - start)
+            done += len(loaded)
+            good = [item for item in loaded if item.error is None]
+            landed = encoder.start(good, [tasks[t] for t, _ in owners])
+            waiting.append(Flight((indices, owners), loaded, landed, done == len(indices)))
+            if encoder.lanes:
+                rest = [(indices[done:], owners), *groups[number + 1 : number + 2]]
+                following, theirs = next((group for group in rest if group[0]), ((), []))
+                soon = [samples[i] for i in following[: encoder.batch_size]]
+                encoder.draw_ahead(soon, [tasks[t] for t, _ in theirs])
+            while len(waiting) > (1 if encoder.lanes else 0):
+                yield waiting.popleft()
+    yield from waiting
 
 
 def _related(
@@ -314,9 +368,7 @@ def _related(
     return found
 
 
-def _groups(
-    tasks: Sequence[Task], samples: Sequence[Sample]
-) -> Iterator[tuple[range, list[tuple[int, int]]]]:
+def _groups(tasks: Sequence[Task], samples: Sequence[Sample]) -> Iterator[Group]:
     """Yield runs of samples with the (task, slice) pairs that need them, cut as the finest plan cuts."""
     owners: dict[tuple[int, int], int] = {}
     for t, task in enumerate(tasks):
