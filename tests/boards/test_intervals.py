@@ -24,8 +24,9 @@ from zsadbench.run import engine
 from zsadbench.run.foreign import score_maps
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
+from zsadbench.scoring import StoredMaps
 from zsadbench.scoring.code import UserMethods
-from zsadbench.scoring.observation import StoredMaps, score_run
+from zsadbench.scoring.observation import score_run
 
 DRAWS = 120
 

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.kit import tiny, toy
-from tests.kit.factory import make_folder
+from tests.kit.factory import make_folder, save
 from tests.kit.terminal import call
 from zsadbench.records.files import sealed
 from zsadbench.records.records import Record, find_records
@@ -168,3 +169,24 @@ def test_records_without_a_command_are_refused(
     old, _ = find_records([tmp_path / "old"])
     assert call("run", "--like", old[0].path) == 2
     assert "holds no command" in capsys.readouterr().err
+
+
+def test_metrics_on_request_are_shown_and_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = make_folder(tmp_path / "parts", categories=("bolt",))
+    for index in range(2):
+        save(parts / "bolt" / "train" / "good" / f"{index}.png", np.full((40, 40, 3), 100 + 9 * index))
+    words = ["--method", "clip", "--dataset", parts, "--backbone", "tiny-l14", "--weights", "random"]
+    words += ["--set", "size=42", "-q"]
+    asked = ["--metric", "pixel_segf1", "--metric", "image_classf1"]
+    assert call("run", *words, *asked, "--out", tmp_path / "first") == 0
+    first = only(tmp_path / "first")
+    assert {"SegF1", "ClassF1"} <= set(capsys.readouterr().out.split())
+    assert call("run", "--like", first.path, "--out", tmp_path / "again", "-q") == 0
+    assert only(tmp_path / "again").digest == first.digest
+    assert call("score", first.path.parents[1], "--metric", "pixel_segf1") == 0
+    assert only(tmp_path / "first").protocol["metrics"] == ["pixel_segf1"]
+    capsys.readouterr()
+    assert call("run", *words, "--metric", "segf1", "--out", tmp_path / "other") == 2
+    assert "--metric segf1: no such metric." in capsys.readouterr().err

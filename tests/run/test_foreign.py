@@ -345,3 +345,14 @@ def test_maps_and_scores_beyond_float32_are_ranked_exactly(folder: Path, tmp_pat
     for name in ("pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro"):
         assert far.value("bolt", name) == wanted.value("bolt", name), name
     assert {row.image_score for row in far.images()} == {1 - 1e-10, 1 - 2e-10}
+
+
+def test_maps_without_those_of_validation_images_have_no_fixed_threshold(
+    folder: Path, tmp_path: Path
+) -> None:
+    maps_for(folder, tmp_path / "maps", ".npy")
+    record = score_maps_record(tmp_path / "maps", str(folder), out=tmp_path / "r", metrics=("pixel_segf1",))
+    assert record.value("bolt", "pixel_segf1") is None and record.value("bolt", "pixel_f1max")
+    assert record.reasons("pixel_segf1") == [
+        "maps of other code come without maps of normal validation images"
+    ]

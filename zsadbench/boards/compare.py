@@ -10,7 +10,7 @@ from typing import TypedDict, Unpack, cast, get_args
 import pandas as pd
 
 from ..errors import RecordError, UsageError, suggest
-from ..metrics import AVERAGE_RANK, DERIVED, MAD, METRICS, SEVEN
+from ..metrics import AVERAGE_RANK, DERIVED, MAD, METRICS, NEEDS_NORMALS, SEVEN
 from ..records import Group, Grouping, Record, is_metric, load_records, near_runs
 from ..scoring import NOBODY, UserMethods
 from .beside import Choice
@@ -59,10 +59,11 @@ def boards(
 ) -> list[Board]:
     """Return one board per group of records, sorted by dataset and protocol.
 
-    ``metrics`` are ids, by default :data:`DEFAULT_METRICS`; among them may be ``mad``, the mean of seven, and
-    ``rank``, the average rank over the others.  ``by`` is ``"category"`` for one row per
-    method and category, or a group of images as :class:`zsadbench.records.Grouping` writes it for one row per
-    method and value; ``per`` is such a group whose highest image score stands for all its images, and
+    ``metrics`` are ids, by default :data:`DEFAULT_METRICS` and those that records were asked for; among them
+    may be ``mad``, the mean of seven, and ``rank``, the average rank over the others.  ``by`` is
+    ``"category"`` for one row per method and category, or a group of images as
+    :class:`zsadbench.records.Grouping` writes it for one row per method and value; ``per`` is such a
+    group whose highest image score stands for all its images, and
     ``group_by`` one whose images are drawn together.  ``sort`` is a metric, by default the first one that has
     a value; ``merge`` demands a single board.  ``published`` are the published figures beside ours: those
     that were made under the same conditions (``"fitting"``, or True), ``"all"``, marked with what differs, or
@@ -79,7 +80,7 @@ def boards(
     _require_sense(by, per, group_by, intervals or paired)
     left_out = [record for record in records if inductive_only and not record.inductive]
     records = inductive_records(records) if inductive_only else records
-    chosen = _known_metrics(records, metrics or DEFAULT_METRICS, optional=metrics is None)
+    chosen = _known_metrics(records, metrics or _default(records), optional=metrics is None)
     choice = _choice(published)
     facets = _facets(by, records)
     records = _views(records, facets, Grouping(per) if per else None, chosen, users, say)
@@ -237,6 +238,12 @@ def _choice(published: bool | str) -> Choice:
     return cast(Choice, published)
 
 
+def _default(records: Sequence[Record]) -> tuple[str, ...]:
+    """Return the usual metrics, and those that some record was asked for."""
+    asked = {metric for record in records for metric in record.protocol.get("metrics", ())}
+    return (*DEFAULT_METRICS, *(metric for metric in METRICS if metric in asked))
+
+
 def _known_metrics(records: Sequence[Record], wanted: Sequence[str], optional: bool) -> tuple[str, ...]:
     present = {metric for record in records for metric in record.metrics}
     wanted = [_SHORT.get(metric, metric) for metric in wanted]
@@ -250,6 +257,8 @@ def _known_metrics(records: Sequence[Record], wanted: Sequence[str], optional: b
             remedy = (
                 f"`zsad score RUN_DIR --aupro-limit {limit}` adds it" if limit else "score the runs again"
             )
+            if metric in NEEDS_NORMALS:
+                remedy = f"`zsad run --metric {metric}` adds it"
             raise RecordError(f"no record has the metric '{metric}'; {remedy}.")
     return tuple(dict.fromkeys(wanted))
 

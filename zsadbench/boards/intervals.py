@@ -111,9 +111,10 @@ def draws_of(
     weights = {name: found.weights(name, replicates) for name, found in large.items()}
     notes = _doubts(images, f"groups of '{unit}'" if grouping else "images")
     values: dict[Place, Reals] = {}
-    more = [metric for metric in MORE_IMAGE_METRICS if metric in record.metrics]
+    more = [metric for metric in (*MORE_IMAGE_METRICS, "image_classf1") if metric in record.metrics]
     for name, found in large.items():
-        drawn = image_replicates(found.scores, found.labels, weights[name], more)
+        fixed = record.threshold(name, "image_classf1")
+        drawn = image_replicates(found.scores, found.labels, weights[name], more, fixed)
         values |= {(name, metric): draws for metric, draws in drawn.items()}
     if pixels and large and _has_pixels(record):
         try:
@@ -220,7 +221,8 @@ def _count(record: Record, category: str, reader: MapReader, workers: int | None
         if mask is not None:
             exact.update(one, mask, keys[row])
     require_same(record, category, exact.compute())
-    counted = PixelHistograms(bin_edges(exact.curve()), connectivity)
+    fixed = record.threshold(category, "pixel_segf1")
+    counted = PixelHistograms(bin_edges(exact.curve()), connectivity, fixed)
     for row, one, mask in reader.visit(workers):
         if mask is not None:
             counted.add(one, mask, keys[row])

@@ -222,6 +222,16 @@ class Evaluation:
             rich_help_panel=EVALUATION,
         ),
     ] = False
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="ID",
+            help="Also take this metric: pixel_segf1 or image_classf1, which need normal validation images; "
+            "repeatable.",
+            rich_help_panel=EVALUATION,
+        ),
+    ] = None
 
 
 AllowChanged = Annotated[

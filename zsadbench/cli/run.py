@@ -167,6 +167,7 @@ def run(
         mask_resize=evaluation.mask_resize,
         aupro_limits=tuple(evaluation.aupro_limit or ()),
         exact_maps=evaluation.exact_maps,
+        metrics=tuple(evaluation.metric or ()),
         out=out,
         skip_bad=skip_bad,
         verify=verify,
@@ -257,6 +258,7 @@ def score(
         "mask_resize": evaluation.mask_resize,
         "limits": tuple(evaluation.aupro_limit or ()),
         "exact": evaluation.exact_maps,
+        "metrics": tuple(evaluation.metric or ()),
         "data": data,
         "workers": workers,
     }

@@ -242,6 +242,11 @@ class Record:
         value = mean_of_seven(row) if metric == MAD else row.get(metric)
         return None if value is None else float(value)
 
+    def threshold(self, category: str, metric: str) -> float | None:
+        """Return the threshold that a metric was taken at, where it is not chosen by test labels."""
+        found = self.categories[category].get(f"{metric}_threshold")
+        return float(found) if isinstance(found, int | float) else None
+
     def mean(self, metric: str) -> Mean:
         """Return the unweighted mean over the categories in which the metric is defined."""
         values = [value for name in self.categories if (value := self.value(name, metric)) is not None]

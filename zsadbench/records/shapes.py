@@ -92,6 +92,8 @@ RULE_KEYS: Shape = {
     "legacy": (bool,),
     "exact_maps": (bool,),
     "map_parameters": (dict,),
+    "?metrics": (list,),
+    "?metrics.*": (str,),
 }
 """What a protocol says by which maps are rendered again."""
 RECORD_KEYS: Shape = {
@@ -110,6 +112,10 @@ RECORD_KEYS: Shape = {
     "protocol.?legacy": (bool,),
     "protocol.?exact_maps": (bool,),
     "protocol.?map_parameters": (dict,),
+    "protocol.?metrics": (list,),
+    "protocol.?metrics.*": (str,),
+    "?validation": (dict,),
+    "?validation.?contents": (str,),
     "metric_version": (int,),
     "categories": (list,),
     "categories.*": (dict,),

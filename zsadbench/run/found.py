@@ -15,6 +15,8 @@ from ..errors import RecordError
 from ..files import contents_digest, digest_of
 from ..records import EDITED, OBSERVATION, RECORD, Contents, EvidenceStore, NewerSchema, read_observation
 from ..samples import Dataset
+from ..scoring import VALIDATION
+from .engine import Task
 from .jobs import Job
 
 _KNOWN = ("environment", "created", "seconds", "images_per_second", "batch_size", "peak_memory_mb")
@@ -58,11 +60,33 @@ def find(job: Job, data: Dataset, contents: Contents) -> list[str]:
     return notes
 
 
-def observed(job: Job) -> tuple[dict[str, str], dict[str, str]]:
+def find_validation(job: Job, validation: Dataset, contents: Contents) -> list[str]:
+    """Set what a job has still to observe of validation images, and return what the user should know.
+
+    Methods that relate images observe none: a validation image alone has no score.
+    """
+    if job.task.relates:
+        return []
+    folder = job.run_dir / VALIDATION
+    task = Task(
+        job.task.name, job.task.method, job.task.wordings, EvidenceStore(folder), job.task.order_dependent
+    )
+    task.plan(validation.samples)
+    contents.recall(folder)
+    changed = contents.changed(observed(task)[0])
+    task.missing |= {number for number, part in task.stored.items() if not changed.isdisjoint(part.keys)}
+    job.validation = task
+    if not changed:
+        return []
+    images = f"{len(changed)} of {len(validation.samples)} validation images changed (first {min(changed)})"
+    return [f"{folder}: {images}: observed again"]
+
+
+def observed(task: Task) -> tuple[dict[str, str], dict[str, str]]:
     """Return the SHA-256 of every image whose evidence is stored, and the reason of every failed one."""
     hashes: dict[str, str] = {}
     failed: dict[str, str] = {}
-    for part in job.task.stored.values():
+    for part in task.stored.values():
         hashes |= dict(zip(part.keys, part.hashes, strict=True))
         failed |= part.failed
     return hashes, failed
@@ -79,7 +103,7 @@ def _stored(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _changed(job: Job, contents: Contents) -> set[str]:
-    return contents.changed(observed(job)[0])
+    return contents.changed(observed(job.task)[0])
 
 
 def _is_kept(run_dir: Path, stored: Mapping[str, Any] | None) -> bool:
@@ -88,7 +112,7 @@ def _is_kept(run_dir: Path, stored: Mapping[str, Any] | None) -> bool:
 
 
 def _is_finished(job: Job, stored: Mapping[str, Any]) -> bool:
-    hashes, _ = observed(job)
+    hashes, _ = observed(job.task)
     whole = not job.task.missing and not job.copies and stored.get("complete") is True
     return whole and stored["dataset"]["contents"] == contents_digest(hashes)
 

@@ -44,6 +44,7 @@ class Request:
     mask_resize: str | None = None
     aupro_limits: tuple[float, ...] = ()
     exact_maps: bool = False
+    metrics: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "fp32"
     batch_size: int | None = None
@@ -64,6 +65,7 @@ class Job:
 
     ``identity`` is what its digest covers, ``copies`` the slices to take over from other observations;
     it is ``finished`` when its observation on disk is complete and agrees with the evidence.
+    ``validation`` is what to observe of normal validation images, where a metric needs them.
     """
 
     resolved: Resolved
@@ -74,6 +76,7 @@ class Job:
     identity: Mapping[str, Any]
     copies: dict[int, EvidenceStore] = field(default_factory=dict)
     finished: bool = False
+    validation: Task | None = None
 
 
 def find_samples(spec: str, request: Request) -> tuple[Dataset, list[str]]:

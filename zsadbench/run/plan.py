@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 from ..clip import find_seconds
 from ..errors import MethodError, UsageError, ZsadError, suggest
+from ..inputs import Preprocess
 from ..method import WORDLESS, Resolved, method_cards, parse_spec, places, resolve
 from ..records import Contents
 from ..samples import Dataset
-from .found import find
+from ..scoring import needs_normals, validation_of
+from .engine import Task
+from .found import find, find_validation
 from .gathered import too_few
 from .jobs import Job, Request, list_samples, make_job, usable
 from .zeroshot import FOLDER, checkpoints_for, refuse_seen, trained_on
@@ -26,6 +29,9 @@ class Plan:
     jobs: tuple[Job, ...]
     skipped: Mapping[str, str]
     notes: tuple[str, ...]
+    validation: Dataset | None = None
+    """Normal validation images, where a metric needs them and the dataset has some."""
+    validation_contents: Contents | None = None
 
     @property
     def title(self) -> str:
@@ -33,9 +39,17 @@ class Plan:
         return f"{self.data.id}: {', '.join(dict.fromkeys(job.task.name for job in self.jobs))}"
 
     @property
-    def images(self) -> int:
-        """How many images must be encoded."""
-        return len({i for job in self.jobs for number in job.task.missing for i in job.task.slices[number]})
+    def parts(self) -> list[tuple[str, int]]:
+        """The passes over images: what the progress calls them, and how many images must be encoded."""
+        parts = [(self.title, _images([job.task for job in self.jobs]))]
+        if self.validation:
+            tasks = [job.validation for job in self.jobs if job.validation]
+            parts += [(f"{self.title}, validation images", _images(tasks))]
+        return parts
+
+
+def _images(tasks: Sequence[Task]) -> int:
+    return len({i for task in tasks for number in task.missing for i in task.slices[number]})
 
 
 def plan_run(methods: Sequence[str], datasets: Sequence[str], request: Request) -> list[Plan]:
@@ -60,7 +74,28 @@ def _plan(chosen: Sequence[str], everything: bool, spec: str, request: Request) 
     contents = Contents(data, verify=request.verify, workers=request.workers)
     for job in jobs:
         notes += find(job, data, contents)
-    return Plan(data, contents, tuple(jobs), skipped, tuple(notes))
+    validation = _validation(spec, data, request, specs)
+    if validation is None:
+        return Plan(data, contents, tuple(jobs), skipped, tuple(notes))
+    beside = Contents(validation, verify=request.verify, workers=request.workers)
+    for job in jobs:
+        notes += find_validation(job, validation, beside)
+    return Plan(data, contents, tuple(jobs), skipped, tuple(notes), validation, beside)
+
+
+def _validation(spec: str, data: Dataset, request: Request, specs: Sequence[Preprocess]) -> Dataset | None:
+    """Return the normal validation images beside the test images; None where no metric needs any, or none is.
+
+    Those that cannot be read stay among them with ``skip_bad``, and fail when they are to be encoded.
+    """
+    if not needs_normals(request.metrics):
+        return None
+    follow = request.follow_outside
+    found = validation_of(spec, data, request.limit, skip_bad=request.skip_bad, follow_outside=follow)
+    if found is None or not found.samples:
+        return None
+    usable(found, request, specs)
+    return found
 
 
 def _choices(jobs: Sequence[Job], request: Request, asked: str | None) -> list[str]:

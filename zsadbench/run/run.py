@@ -17,7 +17,15 @@ from ..files import contents_digest
 from ..inputs import Backbone
 from ..progress import Progress
 from ..records import Record, find_records, write_observation
-from ..scoring import EvaluationProtocol, evaluated, frame, rules_for, score_observation
+from ..scoring import (
+    VALIDATION,
+    EvaluationProtocol,
+    contents_of,
+    evaluated,
+    frame,
+    rules_for,
+    score_observation,
+)
 from .engine import Encoder, observe, peak_memory_mb, pick_device, pick_dtype
 from .found import observed
 from .jobs import Job, Request
@@ -81,7 +89,7 @@ def execute(
         for note in outcome.notes:
             say(note)
     clips: dict[Backbone, Clip] = {}
-    parts = [(plan.title, plan.images) for plan in plans]
+    parts = [part for plan in plans for part in plan.parts]
     with Progress(parts, quiet=request.quiet, form=request.progress) as progress:
         for plan in plans:
             outcome.skipped |= plan.skipped
@@ -93,6 +101,7 @@ def execute(
                 clips=clips,
             )
             _observe(plan, request, encoder, progress, stop)
+            _observe_validation(plan, request, encoder, progress, stop)
             for job in plan.jobs:
                 if stop and stop.is_set():
                     raise KeyboardInterrupt
@@ -132,12 +141,42 @@ def _observe(
         _finish(job, encoder if job in encoded else None)
 
 
+def _observe_validation(
+    plan: Plan, request: Request, after: Encoder, progress: Progress, stop: threading.Event | None
+) -> None:
+    """Observe what is missing of the normal validation images, ``after`` the test images were."""
+    data, contents = plan.validation, plan.validation_contents
+    if data is None or contents is None:
+        return
+    pairs = [(job, job.validation) for job in plan.jobs if job.validation]
+    for job, task in pairs:
+        if not task.order_dependent:
+            task.observer, task.prepared = job.task.observer, job.task.prepared
+    encoder = Encoder(
+        [task for _, task in pairs if task.missing],
+        device=after.device,
+        dtype=after.dtype,
+        batch_size=after.batch_size,
+        clips=after.clips,
+    )
+    orient = data.masks == "none"
+    try:
+        observe(
+            encoder.tasks, data.samples, encoder, progress, workers=request.workers, orient=orient, stop=stop
+        )
+    finally:
+        for _, task in pairs:
+            task.plan(data.samples)
+            contents.learn(observed(task)[0])
+            contents.keep(task.store.folder.parent)
+
+
 def _remember(job: Job, plan: Plan) -> None:
     """Keep what is known of the images whose evidence is stored, after an interrupt too."""
     missing = job.task.missing
     job.task.plan(plan.data.samples)
     job.task.missing = missing
-    plan.contents.learn(observed(job)[0])
+    plan.contents.learn(observed(job.task)[0])
     plan.contents.keep(job.run_dir)
 
 
@@ -148,7 +187,7 @@ def _finish(job: Job, encoder: Encoder | None) -> None:
             f"{job.run_dir}: evidence was taken away while this ran; repeat the command, it observes what is "
             "missing"
         )
-    hashes, failed = observed(job)
+    hashes, failed = observed(job.task)
     job.observation["dataset"]["contents"] = contents_digest(hashes)
     job.observation |= {
         "failed": [{"key": key, "reason": reason} for key, reason in failed.items()],
@@ -183,21 +222,35 @@ def _scored(
         command=command,
         workers=request.workers,
         contents=plan.contents,
+        validation=plan.validation,
     )
 
 
 def _score_others_again(job: Job, plan: Plan, request: Request) -> list[str]:
     """Score under their own rules the records that stand over other evidence than there is now.
 
-    That happens where an image failed at first, or a damaged slice was observed again.
+    That happens where an image failed at first, or a damaged slice or a validation image was observed again.
     """
-    found, _ = find_records([job.run_dir])
-    contents = job.observation["dataset"]["contents"]
-    stale = [record for record in found if record.observation["dataset"]["contents"] != contents]
-    for record in stale:
+    notes = []
+    for record in find_records([job.run_dir])[0]:
+        if not _is_stale(record, job):
+            continue
         asked = record.content.get("command", [])[len(record.observation.get("command", [])) :]
-        _scored(job, plan, request, EvaluationProtocol.of(record.protocol), asked)
-    return [f"{record.path.parent}: its evidence has changed, so it was scored again" for record in stale]
+        try:
+            _scored(job, plan, request, EvaluationProtocol.of(record.protocol), asked)
+            notes.append(f"{record.path.parent}: its evidence has changed, so it was scored again")
+        except RecordError as error:
+            notes.append(
+                f"{record.path.parent}: its evidence has changed, but it was not scored again: {error}"
+            )
+    return notes
+
+
+def _is_stale(record: Record, job: Job) -> bool:
+    validation = record.content.get(VALIDATION, {}).get("contents")
+    if validation and job.validation and contents_of([*job.validation.stored.values()]) != validation:
+        return True
+    return bool(record.observation["dataset"]["contents"] != job.observation["dataset"]["contents"])
 
 
 def _asked(job: Job, request: Request) -> dict[str, Any]:
@@ -207,6 +260,7 @@ def _asked(job: Job, request: Request) -> dict[str, Any]:
         "mask_resize": request.mask_resize,
         "limits": request.aupro_limits,
         "exact": request.exact_maps,
+        "metrics": request.metrics,
         "map_parameters": job.map_settings,
     }
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
-    from .category import EvidenceMaps, Map, MapReader, Maps, score_category
+    from .category import EvidenceMaps, Fixed, Map, MapReader, Maps, score_category
     from .code import NOBODY, UserMethods, restore
     from .command import OBSERVED, OPTIONS, evaluated, observed
     from .facets import View, by_group, merged, require_same
+    from .normals import VALIDATION, contents_of, needs_normals
     from .observation import (
-        StoredMaps,
         frame,
         map_settings,
         rules_for,
@@ -24,18 +24,20 @@ if TYPE_CHECKING:
         score_all,
         score_observation,
         score_run,
-        without,
     )
     from .protocol import EvaluationProtocol, protocol
+    from .stored import StoredMaps, validation_of, without
     from .submission import Exported, export_submission
 
 __all__ = [
     "NOBODY",
     "OBSERVED",
     "OPTIONS",
+    "VALIDATION",
     "EvaluationProtocol",
     "EvidenceMaps",
     "Exported",
+    "Fixed",
     "Map",
     "MapReader",
     "Maps",
@@ -43,11 +45,13 @@ __all__ = [
     "UserMethods",
     "View",
     "by_group",
+    "contents_of",
     "evaluated",
     "export_submission",
     "frame",
     "map_settings",
     "merged",
+    "needs_normals",
     "observed",
     "protocol",
     "require_same",
@@ -58,6 +62,7 @@ __all__ = [
     "score_category",
     "score_observation",
     "score_run",
+    "validation_of",
     "without",
 ]
 room(__name__)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -101,6 +101,17 @@ class CategoryScores:
     warnings: list[str]
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """Thresholds that no test label fixes, by metric, and why the others have none."""
+
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+NOTHING_FIXED = Fixed()
+
+
 def score_category(
     category: str,
     samples: Sequence[Sample],
@@ -109,6 +120,7 @@ def score_category(
     dataset: Dataset,
     *,
     workers: int | None = None,
+    fixed: Fixed = NOTHING_FIXED,
 ) -> CategoryScores:
     """Return every metric of one category.
 
@@ -121,7 +133,13 @@ def score_category(
     reader = MapReader(rules, maps, known, dataset)
     pixels = None
     if dataset.masks != "none":
-        pixels = PixelMetrics(rules.limits, rules.connectivity, keep="source", source=reader.again)
+        pixels = PixelMetrics(
+            rules.limits,
+            rules.connectivity,
+            keep="source",
+            source=reader.again,
+            threshold=fixed.thresholds.get("pixel_segf1"),
+        )
     for row, one, mask in reader.visit(workers):
         extrema[row, 0], extrema[row, 1] = float(one.min()), float(one.max())
         if pixels and mask is not None:
@@ -130,15 +148,18 @@ def score_category(
     _require_finite(scores, maps.keys)
     values, reasons = _pixel_values(pixels, rules, reader, extrema) if pixels else _no_pixels(rules)
     warnings = [*reader.warnings, *pixels.warnings] if pixels else []
-    image = image_metrics(scores, labels, MORE_IMAGE_METRICS)
+    more = [*MORE_IMAGE_METRICS, *(metric for metric in rules.metrics if metric.startswith("image_"))]
+    image = image_metrics(scores, labels, more, fixed.thresholds.get("image_classf1"))
     row_out = {
         "category": category,
         "normal": int((~labels).sum()),
         "anomalous": int(labels.sum()),
         "failed": len(samples) - len(labels),
+        **dict.fromkeys(rules.metrics),
         **image,
         **values,
-        "reasons": {**image_reasons(image), **reasons},
+        **{f"{metric}_threshold": at for metric, at in fixed.thresholds.items()},
+        "reasons": {**image_reasons(image), **fixed.reasons, **reasons},
     }
     unmasked = sum(known[key].anomalous and known[key].mask is None for key in maps.keys)
     if pixels and unmasked:
@@ -242,7 +263,8 @@ def _pixel_values(
 
 
 def _no_pixels(rules: EvaluationProtocol) -> tuple[dict[str, float | None], dict[str, str]]:
-    names = [*PixelMetrics(rules.limits).compute()]
+    asked = [metric for metric in rules.metrics if metric.startswith("pixel_")]
+    names = [*PixelMetrics(rules.limits).compute(), *asked]
     return dict.fromkeys(names), dict.fromkeys(names, "the dataset has no masks")
 
 

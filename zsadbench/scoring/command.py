@@ -36,6 +36,7 @@ _EVALUATED = {
     "limits": "--aupro-limit",
     "exact": "--exact-maps",
     "map_parameters": "--set",
+    "metrics": "--metric",
 }
 
 

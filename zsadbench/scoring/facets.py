@@ -18,7 +18,7 @@ from ..errors import RecordError, ZsadError
 from ..metrics import MORE_IMAGE_METRICS, PixelMetrics, image_metrics, image_reasons
 from ..records import Grouping, ImageRow, Record, is_metric
 from .code import NOBODY, UserMethods
-from .observation import StoredMaps
+from .stored import StoredMaps
 
 _DRIFT = 1e-4
 """How far maps made again may move a metric: another processor rounds otherwise."""
@@ -69,11 +69,13 @@ def _one(category: str, name: str, same: Sequence[ImageRow]) -> ImageRow:
     return ImageRow(f"{category}/{name}", category, anomalous, max(scores, default=None), None, None)
 
 
-def _image_row(category: str, rows: Sequence[ImageRow], more: Sequence[str]) -> Row:
+def _image_row(
+    category: str, rows: Sequence[ImageRow], more: Sequence[str], threshold: float | None = None
+) -> Row:
     """Return the numbers that image scores alone give."""
     labels = np.array([row.anomalous for row in rows], dtype=bool)
     scores = np.array([np.nan if row.image_score is None else row.image_score for row in rows])
-    values = image_metrics(scores, labels, more)
+    values = image_metrics(scores, labels, more, threshold)
     counts = {"normal": int((~labels).sum()), "anomalous": int(labels.sum()), "failed": 0}
     return {"category": category, **counts, **values, "reasons": image_reasons(values)}
 
@@ -98,14 +100,15 @@ def by_group(
     """
     rows = record.images()
     groups = grouping.of(rows, record.path.parent)
-    more = [metric for metric in MORE_IMAGE_METRICS if metric in record.metrics]
+    more = [metric for metric in (*MORE_IMAGE_METRICS, "image_classf1") if metric in record.metrics]
     found: dict[str, dict[str, Row]] = {}
     members: dict[str, dict[str, set[str]]] = {}
     for category in record.categories:
         own = [row for row in rows if row.category == category]
         members[category] = _members(own, groups)
+        fixed = record.threshold(category, "image_classf1")
         found[category] = {
-            value: _image_row(category, [row for row in own if row.key in keys], more)
+            value: _image_row(category, [row for row in own if row.key in keys], more, fixed)
             for value, keys in members[category].items()
         }
     notes = list(record.notes)
@@ -148,8 +151,9 @@ def _pixel_rows(
             continue
         say(f"{record.dataset}: {record.method}: maps of {category} are made again for groups")
         reader = stored.reader(category)
+        fixed = record.threshold(category, "pixel_segf1")
         parts = {
-            value: PixelMetrics(limits, connectivity, keep="source", source=reader.again)
+            value: PixelMetrics(limits, connectivity, keep="source", source=reader.again, threshold=fixed)
             for value in members[category]
         }
         whole = PixelMetrics((), connectivity, keep="source", source=reader.again, aupimo=None)

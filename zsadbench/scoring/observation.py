@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data import load_dataset, subset
 from ..errors import RecordError, UsageError, suggest
 from ..files import contents_digest
 from ..method import Resolved, override
@@ -17,24 +16,24 @@ from ..records import (
     EDITED,
     OBSERVATION,
     Contents,
-    EvidenceStore,
     Record,
-    Slice,
-    by_category,
     check_run,
-    plan,
     read_observation,
     write_record,
 )
 from ..samples import Dataset, Sample
-from .category import CategoryScores, EvidenceMaps, MapReader, Maps, score_category
+from .category import CategoryScores, Fixed, Maps, score_category
 from .code import NOBODY, UserMethods, changed_code, restore
 from .command import evaluated
 from .masks import Masks
+from .normals import Normals, needs_normals, no_thresholds
 from .protocol import EvaluationProtocol, protocol
+from .stored import StoredMaps, observed_dataset, validation_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_FOREIGN = "maps of other code come without maps of normal validation images"
 
 
 def rules_for(resolved: Resolved, name: str, options: Mapping[str, Any]) -> EvaluationProtocol:
@@ -52,11 +51,12 @@ def score_observation(
     workers: int | None = None,
     contents: Contents | None = None,
     command: Sequence[str] = (),
+    validation: Dataset | None = None,
 ) -> Record:
     """Score the evidence in ``run_dir`` under ``rules`` and write its record.
 
-    ``contents`` is what is known of the dataset's files, where that was found out already; ``command`` are
-    the words that ask for these rules.
+    ``contents`` is what is known of the dataset's files, and ``validation`` its validation images, where that
+    was found out already; ``command`` are the words that ask for these rules.
 
     Raises:
         RecordError: if evidence is missing, damaged or of other images than the observation says, or the
@@ -64,6 +64,8 @@ def score_observation(
         DatasetError: if a mask cannot be read.
     """
     stored = StoredMaps(run_dir, resolved, dataset, rules)
+    normals = _normals(run_dir, observation, resolved, dataset, rules, validation)
+    warnings: list[str] = []
 
     def maps() -> Iterator[tuple[str, Maps]]:
         hashes: dict[str, str] = {}
@@ -76,70 +78,43 @@ def score_observation(
                 f"{run_dir}: its evidence is of other images than {OBSERVATION} says; repeat the zsad run "
                 "command, it sets that right"
             )
+        if normals:
+            warnings.extend(normals.warnings([*hashes.values()]))
 
     about: dict[str, Any] = {"changed_code": True} if changed_code(observation, resolved) else {}
     if observation.get("command"):
         about["command"] = [*observation["command"], *command]
-    return score_all(run_dir, observation, dataset, rules, maps(), workers, contents, about)
+    if normals:
+        about |= normals.described()
+    return score_all(
+        run_dir,
+        observation,
+        dataset,
+        rules,
+        maps(),
+        workers,
+        contents,
+        about,
+        warnings,
+        normals.fixed if normals else None,
+    )
 
 
-class StoredMaps:
-    """The maps of a finished run, rendered from its evidence under one protocol."""
-
-    def __init__(
-        self, run_dir: Path, resolved: Resolved, dataset: Dataset, rules: EvaluationProtocol
-    ) -> None:
-        method = resolved.inductive if rules.inductive else resolved.method
-        self.method = override(method, rules.map_parameters)
-        self.dataset, self.rules, self.store = dataset, rules, EvidenceStore(run_dir)
-        slices = plan(dataset.samples, whole_categories=resolved.whole_categories)
-        self._slices = dict(by_category(dataset.samples, slices))
-
-    @classmethod
-    def of(cls, record: Record, data: Path | None = None, users: UserMethods = NOBODY) -> StoredMaps:
-        """Return the maps a record was computed from.
-
-        Raises:
-            RecordError: for foreign maps, which are not kept, evidence of another version of a method, and
-                users' methods that ``users`` lacks.
-            DatasetError: if the dataset is not found.
-        """
-        said = record.observation
-        if said["method"].get("foreign") or not said["method"].get("spec"):
-            raise RecordError(f"{record.method}: maps of other code, scored here; they are not stored")
-        check_run(record.path, said, record.protocol)
-        rules = EvaluationProtocol.of(record.protocol)
-        return cls(record.path.parents[1], restore(said, users), observed_dataset(said, data), rules)
-
-    @property
-    def categories(self) -> list[str]:
-        """The categories, in the order of the dataset."""
-        return list(self._slices)
-
-    def part(self, category: str) -> Slice:
-        """Return the evidence of a category.
-
-        Raises:
-            RecordError: if a slice is missing, damaged or of other images.
-        """
-        part = self.store.category(self._slices[category])
-        known = {sample.key for sample in self.dataset.samples if sample.category == category}
-        if not known.issuperset(part.keys):
-            raise RecordError(
-                f"{self.store.folder}: the evidence of '{category}' is of other images; delete the folder "
-                "and repeat the zsad run command"
-            )
-        return part
-
-    def rendered(self, part: Slice) -> EvidenceMaps:
-        """Return the maps of evidence."""
-        return EvidenceMaps(self.method, part, self.rules.exact_maps)
-
-    def reader(self, category: str) -> MapReader:
-        """Return the maps and masks of a category."""
-        maps = self.rendered(self.part(category))
-        known = {sample.key: sample for sample in self.dataset.samples if sample.category == category}
-        return MapReader(self.rules, maps, known, self.dataset)
+def _normals(
+    run_dir: Path,
+    observation: Mapping[str, Any],
+    resolved: Resolved,
+    dataset: Dataset,
+    rules: EvaluationProtocol,
+    validation: Dataset | None,
+) -> Normals | None:
+    """Return the normal validation images where a metric of the rules needs them."""
+    if not needs_normals(rules.metrics):
+        return None
+    if validation is None:
+        said = observation["dataset"]
+        validation = validation_of(said["spec"], dataset, (said.get("selection") or {}).get("limit"))
+    return Normals(run_dir, resolved, dataset, validation, rules)
 
 
 def score_all(
@@ -151,9 +126,13 @@ def score_all(
     workers: int | None,
     contents: Contents | None = None,
     about: Mapping[str, Any] | None = None,
+    warnings: Sequence[str] = (),
+    fixed: Callable[[str, int | None], Fixed] | None = None,
 ) -> Record:
     """Score the maps of every category and write the record into ``run_dir``, which holds ``about`` too.
 
+    ``fixed`` returns the thresholds of a category that no test label fixes; ``warnings``, which may grow
+    with the categories, go into the record as well.
     The record keeps the digest of every mask; where one has changed since the protocol was scored last, the
     record has a note that says so.
 
@@ -172,7 +151,10 @@ def score_all(
     done: list[CategoryScores] = []
     for category, maps in categories:
         if maps.keys:
-            done.append(score_category(category, samples[category], maps, rules, dataset, workers=workers))
+            at = fixed(category, workers) if fixed else no_thresholds(rules, _FOREIGN)
+            done.append(
+                score_category(category, samples[category], maps, rules, dataset, workers=workers, fixed=at)
+            )
     if not done:
         raise RecordError(f"{run_dir}: no image could be read, so there is nothing to score")
     record = {
@@ -181,7 +163,11 @@ def score_all(
         "metric_version": METRIC_VERSION,
         "masks": masks.digest,
         "categories": [scores.row for scores in done],
-        "warnings": [warning for scores in done for warning in scores.warnings],
+        "warnings": [
+            *warnings,
+            *(each for scores in done for each in scores.warnings),
+            *_undefined(done, rules),
+        ],
         "seconds": {"score": time.perf_counter() - start},
         **(about or {}),
     }
@@ -189,6 +175,19 @@ def score_all(
     written = write_record(run_dir, rules.folder, record, rows)
     contents.keep(run_dir)
     return dataclasses.replace(written, notes=notes)
+
+
+def _undefined(done: Sequence[CategoryScores], rules: EvaluationProtocol) -> list[str]:
+    """Return why metrics that were asked for are undefined, each reason once."""
+    why: dict[tuple[str, str], list[str]] = {}
+    for row in (scores.row for scores in done):
+        for metric in rules.metrics:
+            if row[metric] is None:
+                why.setdefault((metric, row["reasons"].get(metric, "")), []).append(row["category"])
+    return [
+        f"{metric} is undefined{'' if len(names) == len(done) else ' for ' + ', '.join(names)}: {reason}"
+        for (metric, reason), names in why.items()
+    ]
 
 
 def score(
@@ -201,12 +200,14 @@ def score(
     mask_resize: str | None = None,
     aupro_limits: Sequence[float] = (),
     exact_maps: bool = False,
+    metrics: Sequence[str] = (),
     workers: int | None = None,
     method: str | None = None,
     allow_changed: bool = False,
 ) -> pd.DataFrame:
     """Score a finished run again from its evidence, without CLIP; returns one row per category.
 
+    ``metrics`` are ids of metrics beside those that every record holds (``pixel_segf1``, ``image_classf1``).
     ``settings`` may change the card's map parameters only.  The images are not read, only the masks.
     ``method`` names the file and class of a user's method, whose code must be what it was unless
     ``allow_changed``: the record does not decide which code runs.
@@ -226,6 +227,7 @@ def score(
         mask_resize=mask_resize,
         limits=tuple(aupro_limits),
         exact=exact_maps,
+        metrics=tuple(metrics),
     )
     return frame([record])
 
@@ -293,39 +295,6 @@ def map_settings(resolved: Resolved, settings: Mapping[str, Any]) -> dict[str, A
         for name in settings
         if getattr(changed, name) != getattr(resolved.method, name)
     }
-
-
-def observed_dataset(observation: Mapping[str, Any], data: Path | None) -> Dataset:
-    """Return the samples an observation was made of, from ``data`` or from where they lay then.
-
-    Raises:
-        RecordError: if the list of samples is another one now.
-        DatasetError: if the dataset is not found.
-    """
-    said = observation["dataset"]
-    spec, root = said["spec"], Path(said["root"])
-    place = data or (root if root.is_dir() else None)
-    if Path(spec).suffix != ".toml" and Path(spec).is_absolute():  # a bare folder is its own description
-        spec, place = str(data or spec), None
-    chosen = said.get("selection") or {}
-    categories = chosen.get("categories") or ()
-    dataset = load_dataset(spec, place, skip_bad=True, allow_missing=True, categories=categories)
-    dataset = subset(dataset, limit=chosen.get("limit"), categories=categories)
-    dataset = without(dataset, said.get("skipped", ()))
-    if dataset.digest != said["digest"]:
-        raise RecordError(
-            f"dataset '{said['id']}' in {dataset.root} lists other samples than when it was observed; give "
-            "the same data with --data, or run again"
-        )
-    return dataset
-
-
-def without(dataset: Dataset, keys: Collection[str]) -> Dataset:
-    """Return ``dataset`` less the samples of the given keys."""
-    samples = tuple(sample for sample in dataset.samples if sample.key not in keys)
-    present = {sample.category for sample in samples}
-    categories = tuple(category for category in dataset.categories if category in present)
-    return dataclasses.replace(dataset, samples=samples, categories=categories)
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from ..errors import UsageError, suggest
 from ..files import digest_of
 from ..images import MaskRule
+from ..metrics import METRICS, NEEDS_NORMALS
 
 MASK_RULES: dict[str, MaskRule] = {rule: rule for rule in get_args(MaskRule)}
 
@@ -24,7 +25,8 @@ class EvaluationProtocol:
 
     ``size`` in pixels, ``"frame"`` for the network's input or ``"native"`` for the mask's own size;
     ``inductive`` image scores look at one image alone; ``legacy`` takes AUPRO from 200 thresholds;
-    ``exact_maps`` renders step by step; ``map_parameters`` are fields of the method set at scoring.
+    ``exact_maps`` renders step by step; ``map_parameters`` are fields of the method set at scoring;
+    ``metrics`` are taken beside those that every record holds, and change none of these.
     """
 
     id: str
@@ -37,6 +39,7 @@ class EvaluationProtocol:
     connectivity: int = 8
     exact_maps: bool = False
     map_parameters: Mapping[str, Any] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> EvaluationProtocol:
@@ -52,13 +55,15 @@ class EvaluationProtocol:
             connectivity=said["connectivity"],
             exact_maps=bool(said["exact_maps"]),
             map_parameters=said["map_parameters"],
+            metrics=tuple(metric for metric in ON_REQUEST if metric in said.get("metrics", ())),
         )
 
     @property
     def folder(self) -> str:
         """Name of the record's folder; a custom protocol is told apart by a digest of its rules."""
         custom = self.id == "custom" or self.exact_maps
-        return f"{self.id}-{digest_of(self.describe())[:8]}" if custom else self.id
+        rules = dataclasses.replace(self, metrics=())
+        return f"{self.id}-{digest_of(rules.describe())[:8]}" if custom else self.id
 
     def describe(self) -> dict[str, Any]:
         """Return the protocol as a record holds it."""
@@ -73,8 +78,12 @@ class EvaluationProtocol:
             "legacy": self.legacy,
             "exact_maps": self.exact_maps,
             "map_parameters": dict(self.map_parameters),
+            **({"metrics": list(self.metrics)} if self.metrics else {}),
         }
 
+
+ON_REQUEST = NEEDS_NORMALS
+"""Metrics that records hold only where they are asked for."""
 
 PROTOCOLS = ("reference", "common-1", "legacy200")
 
@@ -89,11 +98,14 @@ def protocol(
     limits: Sequence[float] | None = None,
     exact: bool = False,
     map_parameters: Mapping[str, Any] | None = None,
+    metrics: Sequence[str] = (),
 ) -> EvaluationProtocol:
     """Return protocol ``name`` for a method with the given reference rules; any override makes it ``custom``.
 
+    ``metrics`` are more metrics to take, no override.
+
     Raises:
-        UsageError: for an unknown protocol, mask rule or a limit outside (0, 1].
+        UsageError: for an unknown protocol, mask rule or metric, or a limit outside (0, 1].
     """
     if name == "common-1":
         base = EvaluationProtocol("common-1", 1, 518, "bilinear50", inductive=True)
@@ -123,4 +135,12 @@ def protocol(
     changed = {key: value for key, value in changes.items() if getattr(base, key) != value}
     if changed:
         changed |= {"id": "custom"} if changed.keys() != {"exact_maps"} else {}
-    return dataclasses.replace(base, **changed)
+    return dataclasses.replace(base, **changed, metrics=_asked(metrics))
+
+
+def _asked(metrics: Sequence[str]) -> tuple[str, ...]:
+    """Return the metrics to take beside those that every record holds."""
+    for metric in metrics:
+        if metric not in METRICS and metric not in ON_REQUEST:
+            raise UsageError(f"--metric {metric}: no such metric.{suggest(metric, METRICS)}")
+    return tuple(metric for metric in ON_REQUEST if metric in metrics)

@@ -31,7 +31,7 @@ from ..records import Record
 from ..samples import Sample
 from .category import MapReader
 from .code import NOBODY, UserMethods
-from .observation import StoredMaps
+from .stored import StoredMaps
 
 DATASET = "mvtec_ad_2_private"
 FILES = {

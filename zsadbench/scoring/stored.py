@@ -1,0 +1,130 @@
+"""The maps of a finished run, rendered from its evidence, beside the dataset it was made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..data import load_dataset, load_validation, subset
+from ..errors import RecordError
+from ..method import Resolved, override
+from ..records import EvidenceStore, Record, Slice, by_category, check_run, plan
+from ..samples import Dataset
+from .category import EvidenceMaps, MapReader
+from .code import NOBODY, UserMethods, restore
+from .protocol import EvaluationProtocol
+
+
+class StoredMaps:
+    """The maps of a finished run, rendered from its evidence under one protocol."""
+
+    def __init__(
+        self, run_dir: Path, resolved: Resolved, dataset: Dataset, rules: EvaluationProtocol
+    ) -> None:
+        method = resolved.inductive if rules.inductive else resolved.method
+        self.method = override(method, rules.map_parameters)
+        self.dataset, self.rules, self.store = dataset, rules, EvidenceStore(run_dir)
+        slices = plan(dataset.samples, whole_categories=resolved.whole_categories)
+        self._slices = dict(by_category(dataset.samples, slices))
+
+    @classmethod
+    def of(cls, record: Record, data: Path | None = None, users: UserMethods = NOBODY) -> StoredMaps:
+        """Return the maps a record was computed from.
+
+        Raises:
+            RecordError: for foreign maps, which are not kept, evidence of another version of a method, and
+                users' methods that ``users`` lacks.
+            DatasetError: if the dataset is not found.
+        """
+        said = record.observation
+        if said["method"].get("foreign") or not said["method"].get("spec"):
+            raise RecordError(f"{record.method}: maps of other code, scored here; they are not stored")
+        check_run(record.path, said, record.protocol)
+        rules = EvaluationProtocol.of(record.protocol)
+        return cls(record.path.parents[1], restore(said, users), observed_dataset(said, data), rules)
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories, in the order of the dataset."""
+        return list(self._slices)
+
+    def part(self, category: str) -> Slice:
+        """Return the evidence of a category.
+
+        Raises:
+            RecordError: if a slice is missing, damaged or of other images.
+        """
+        part = self.store.category(self._slices[category])
+        known = {sample.key for sample in self.dataset.samples if sample.category == category}
+        if not known.issuperset(part.keys):
+            raise RecordError(
+                f"{self.store.folder}: the evidence of '{category}' is of other images; delete the folder "
+                "and repeat the zsad run command"
+            )
+        return part
+
+    def rendered(self, part: Slice) -> EvidenceMaps:
+        """Return the maps of evidence."""
+        return EvidenceMaps(self.method, part, self.rules.exact_maps)
+
+    def reader(self, category: str) -> MapReader:
+        """Return the maps and masks of a category."""
+        maps = self.rendered(self.part(category))
+        known = {sample.key: sample for sample in self.dataset.samples if sample.category == category}
+        return MapReader(self.rules, maps, known, self.dataset)
+
+
+def observed_dataset(observation: Mapping[str, Any], data: Path | None) -> Dataset:
+    """Return the samples an observation was made of, from ``data`` or from where they lay then.
+
+    Raises:
+        RecordError: if the list of samples is another one now.
+        DatasetError: if the dataset is not found.
+    """
+    said = observation["dataset"]
+    spec, root = said["spec"], Path(said["root"])
+    place = data or (root if root.is_dir() else None)
+    if Path(spec).suffix != ".toml" and Path(spec).is_absolute():  # a bare folder is its own description
+        spec, place = str(data or spec), None
+    chosen = said.get("selection") or {}
+    categories = chosen.get("categories") or ()
+    dataset = load_dataset(spec, place, skip_bad=True, allow_missing=True, categories=categories)
+    dataset = subset(dataset, limit=chosen.get("limit"), categories=categories)
+    dataset = without(dataset, said.get("skipped", ()))
+    if dataset.digest != said["digest"]:
+        raise RecordError(
+            f"dataset '{said['id']}' in {dataset.root} lists other samples than when it was observed; give "
+            "the same data with --data, or run again"
+        )
+    return dataset
+
+
+def validation_of(
+    spec: str,
+    dataset: Dataset,
+    limit: int | None = None,
+    *,
+    skip_bad: bool = True,
+    follow_outside: bool = False,
+) -> Dataset | None:
+    """Return the normal validation images beside test images; None where the description names none.
+
+    A ``limit`` of test images holds for them as well.
+
+    Raises:
+        DatasetError: as :func:`zsadbench.data.load_validation` says.
+    """
+    if Path(spec).suffix != ".toml" and Path(spec).is_absolute():
+        spec = str(dataset.root)
+    found = load_validation(spec, dataset, skip_bad=skip_bad, follow_outside=follow_outside)
+    return subset(found, limit=limit) if found and found.samples else found
+
+
+def without(dataset: Dataset, keys: Collection[str]) -> Dataset:
+    """Return ``dataset`` less the samples of the given keys."""
+    samples = tuple(sample for sample in dataset.samples if sample.key not in keys)
+    present = {sample.category for sample in samples}
+    categories = tuple(category for category in dataset.categories if category in present)
+    return dataclasses.replace(dataset, samples=samples, categories=categories)
