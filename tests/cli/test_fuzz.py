@@ -86,6 +86,7 @@ def sound_calls() -> dict[tuple[str, ...], list[str]]:
         ("reproduce",): ["clip", "-d", "mvtec", "--data", "parts", "-q"],
         ("checkpoints", "list"): ["."],
         ("checkpoints", "show"): [],
+        ("checkpoints", "pull"): ["hf://user/repo/file.safetensors"],
         ("checkpoints", "import"): ["noise.pt", "-m", "anomalyclip", *TOWERS],
         ("compare",): ["results", "--no-write"],
         ("predict",): ["picture.png", *CLIP, "--words", "nut"],

@@ -116,8 +116,10 @@ def compare(
         ),
     ] = None,
     baseline: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A leaderboard.csv; exit code 1 when a value fell below it."),
+        str | None,
+        typer.Option(
+            metavar="FILE|hf://...", help="A leaderboard.csv; exit code 1 when a value fell below it."
+        ),
     ] = None,
     tolerance: Annotated[
         float,
@@ -141,6 +143,7 @@ def compare(
     Intervals and pairs of pixel metrics are made from stored evidence, which takes a while the first time.
     """
     from ..boards import boards, in_order, known_formats, nothing_there
+    from ..clip import local_file
     from ..errors import RecordError, UsageError
     from ..records import find_records
 
@@ -149,6 +152,7 @@ def compare(
         raise UsageError("--json is the gate's verdict: give --baseline FILE; boards as JSON: --format json")
     if one_table and chosen != ["latex"]:
         raise UsageError("--one-table is a LaTeX table: give --format latex")
+    board = local_file(baseline) if baseline else None
     where = paths or [Path("results")]
     records, problems = find_records(where)
     for problem in problems:
@@ -175,11 +179,11 @@ def compare(
     )
     if not as_json:
         _print(tables, chosen, paired, one_table)
-    if len(records) == 1 and baseline is None:
+    if len(records) == 1 and board is None:
         _say("Only one record here; run another method on the same dataset to compare it with.")
-    passed = _gate(records, baseline, tolerance, as_json, inductive_only) if baseline else True
+    passed = _gate(records, board, tolerance, as_json, inductive_only) if board else True
     if write:
-        _write(tables, chosen, out, where, baseline, one_table)
+        _write(tables, chosen, out, where, board, one_table)
     if not passed:
         raise typer.Exit(1)
 

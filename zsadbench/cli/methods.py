@@ -14,7 +14,7 @@ from rich.table import Table
 from ..method import REFERENCE, WORDLESS, Layer, MethodCard, flattened, method_cards
 from ..text import console as screen
 from ..text import say
-from .options import Parameters, examples, grouped, method_ids
+from .options import Checkpoint, Parameters, examples, grouped, method_ids
 from .verbs import Verbs
 
 if TYPE_CHECKING:
@@ -315,14 +315,13 @@ def check(
         str | None, typer.Option(metavar="TAG|FILE", help="Weights of --backbone: a tag, file or random.")
     ] = None,
     parameters: Parameters,
-    checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Checkpoint of a trained method; noise by default.")
-    ] = None,
+    checkpoint: Checkpoint = None,
     variants: Annotated[bool, typer.Option("--variants", help="Check every variant too.")] = False,
 ) -> None:
     """Check that a method keeps the contract: any batch size, any order, sound evidence, maps and scores.
 
-    Runs in seconds on a miniature CLIP with random weights.  Exit code 1 if a point does not hold.
+    Runs in seconds on a miniature CLIP with random weights, a trained method without --checkpoint on noise.
+    Exit code 1 if a point does not hold.
     """
     from ..method import check as run_contract
     from ..method import miniature, parse_spec, resolve
@@ -331,7 +330,7 @@ def check(
     chosen = [method]
     if variants and variant == REFERENCE:
         chosen += [f"{card.id}@{name}" for name in card.variants]
-    given = parameters.table() | ({"checkpoint": str(checkpoint)} if checkpoint else {})
+    given = parameters.table() | ({"checkpoint": checkpoint} if checkpoint else {})
     console = _console()
     failed = 0
     for spec in chosen:

@@ -48,6 +48,21 @@ Limit = Annotated[
         callback=within(1),
     ),
 ]
+CHECKPOINT = "FILE|hf://USER/REPO/FILE"
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint", metavar=CHECKPOINT, help="Checkpoint of a trained method, here or on the Hub."
+    ),
+]
+Checkpoints = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--checkpoint",
+        metavar=CHECKPOINT,
+        help="Checkpoint of a trained method, here or on the Hub; repeatable, a row for each.",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

@@ -13,7 +13,18 @@ import typer
 
 from ..errors import RecordError, UsageError
 from ..text import say, terminal
-from .options import PROMPTS, Code, Machine, Parameters, Quiet, Towers, examples, grouped, method_ids
+from .options import (
+    PROMPTS,
+    Checkpoint,
+    Code,
+    Machine,
+    Parameters,
+    Quiet,
+    Towers,
+    examples,
+    grouped,
+    method_ids,
+)
 from .report import require
 from .run import interruptible
 from .verbs import within
@@ -59,9 +70,7 @@ class View:
 
     parameters: Parameters
     prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help=PROMPTS)] = None
-    checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", metavar="FILE", help="Checkpoint of a trained method.")
-    ] = None
+    checkpoint: Checkpoint = None
     towers: Towers
     tile: Annotated[
         int | None,

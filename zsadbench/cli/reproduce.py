@@ -11,7 +11,7 @@ import typer
 
 from ..errors import DatasetError, UsageError
 from ..text import say
-from .options import Data, Device, Quiet, Workers, dataset_ids, examples, method_ids
+from .options import Checkpoints, Data, Device, Quiet, Workers, dataset_ids, examples, method_ids
 from .run import interruptible
 
 if TYPE_CHECKING:
@@ -43,15 +43,12 @@ def reproduce(
     ] = "",
     every: Annotated[bool, typer.Option("--all", help="Every method that has figures there.")] = False,
     data: Data = None,
-    checkpoint: Annotated[
-        list[Path] | None,
-        typer.Option("--checkpoint", metavar="FILE", help="Checkpoint of a trained method; repeatable."),
-    ] = None,
+    checkpoint: Checkpoints = None,
     board: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--board",
-            metavar="FILE",
+            metavar="FILE|hf://...",
             help="Compare with this leaderboard.csv in place of published figures; for demo the shipped one.",
         ),
     ] = None,
@@ -76,7 +73,7 @@ def reproduce(
         raise UsageError("give a METHOD, or --all, and --dataset ID; see: zsad methods, zsad datasets")
     figures = _figures(dataset, board)
     methods = [method] if method else _with_figures(dataset, figures)
-    files = tuple(checkpoint or _shipped_checkpoints(dataset, methods))
+    files: tuple[str | Path, ...] = tuple(checkpoint or _shipped_checkpoints(dataset, methods))
     if method:
         _require(method, dataset, data, files)
     request = Request(data=data, checkpoints=files, device=device, workers=workers, out=out, quiet=quiet)
@@ -103,13 +100,14 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def _figures(dataset: str, board: Path | None) -> list[Published] | None:
+def _figures(dataset: str, board: str | None) -> list[Published] | None:
     """Return the values of a board to compare with; None for the published figures."""
     from ..boards import board_figures
+    from ..clip import local_file
 
     if board is None and dataset == "demo":
-        board = _shipped("demo.csv")
-    return board_figures(board) if board else None
+        return board_figures(_shipped("demo.csv"))
+    return board_figures(local_file(board)) if board else None
 
 
 def _shipped(name: str) -> Path:
@@ -159,7 +157,7 @@ def _with_figures(dataset: str, figures: Sequence[Published] | None) -> list[str
     return found
 
 
-def _require(spec: str, dataset: str, data: Path | None, checkpoints: Sequence[Path]) -> None:
+def _require(spec: str, dataset: str, data: Path | None, checkpoints: Sequence[str | Path]) -> None:
     """Refuse to begin without data, weights or checkpoint, saying what to fetch and what the run will take.
 
     Raises:
@@ -208,7 +206,7 @@ def _missing_weights(resolved: Resolved) -> list[str]:
     return [f"  weights: {where}; zsad weights prefetch {name} fetches them"] if where else []
 
 
-def _missing_checkpoint(resolved: Resolved, checkpoints: Sequence[Path]) -> list[str]:
+def _missing_checkpoint(resolved: Resolved, checkpoints: Sequence[str | Path]) -> list[str]:
     import os
 
     if not resolved.needs_checkpoint or checkpoints or os.environ.get("ZSAD_CHECKPOINTS"):

@@ -20,6 +20,7 @@ from .options import (
     PROMPTS,
     AllowMissing,
     Categories,
+    Checkpoints,
     Code,
     Data,
     Evaluation,
@@ -97,12 +98,7 @@ def run(
             "--seeds", metavar="N", help="Runs of a method with chance in it.", callback=within(1, 1000)
         ),
     ] = 1,
-    checkpoint: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--checkpoint", metavar="FILE", help="Checkpoint of a trained method; repeatable, a row for each."
-        ),
-    ] = None,
+    checkpoint: Checkpoints = None,
     allow_seen: Annotated[
         bool, typer.Option("--allow-seen", help="Test on images trained on too; marks the result.")
     ] = False,

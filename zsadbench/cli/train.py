@@ -45,7 +45,7 @@ TRAININGS = (
 )
 
 checkpoints = Verbs(
-    help="List and show checkpoints, and convert those of a method's authors.",
+    help="List, show and fetch checkpoints, and convert those of a method's authors.",
     no_args_is_help=True,
     epilog=examples("zsad checkpoints list checkpoints/"),
 )
@@ -214,16 +214,44 @@ def list_checkpoints(
 
 @checkpoints.command(epilog=examples("zsad checkpoints show anomalyclip.safetensors"))
 def show(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints of zsadbench.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE|hf://...", help="Checkpoints of zsadbench, here or on the Hub."),
+    ],
 ) -> None:
     """Print where checkpoints come from and what they hold."""
-    from ..clip import describe
+    from ..clip import checkpoint_file
 
     for number, file in enumerate(files):
         if number:
             say()
-        for name, value in describe(file).items():
-            say(f"{name:<14}{_text(value)}")
+        _show(checkpoint_file(file))
+
+
+def _show(file: Path) -> None:
+    from ..clip import describe
+
+    for name, value in describe(file).items():
+        say(f"{name:<14}{_text(value)}")
+
+
+@checkpoints.command(epilog=examples("zsad checkpoints pull hf://user/repo@v1/anomalyclip.safetensors"))
+def pull(
+    address: Annotated[
+        str,
+        typer.Argument(metavar="hf://USER/REPO/FILE", help="hf://user/repo[@revision]/path/file.safetensors"),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE|DIR", help="Copy it there; else it stays in the Hub's cache."
+        ),
+    ] = None,
+) -> None:
+    """Fetch a checkpoint of the Hugging Face Hub and print where it lies, its digest and provenance."""
+    from ..clip import pull_checkpoint
+
+    _show(pull_checkpoint(address, out))
 
 
 @checkpoints.command(
@@ -234,7 +262,8 @@ def show(
 def import_(
     *,
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="The authors' .pth (AA-CLIP: both files).")
+        list[str],
+        typer.Argument(metavar="FILE|hf://...", help="The authors' .pth (AA-CLIP: both files)."),
     ],
     method: Annotated[
         str | None,
@@ -257,7 +286,12 @@ def import_(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="The new file (else beside the first one)."),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The new file (else beside the first one; of the Hub, in this folder).",
+        ),
     ] = None,
     epoch: Annotated[
         int | None,

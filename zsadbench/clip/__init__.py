@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from .checkpoints import (
         AuthorTable,
         Provenance,
+        checkpoint_file,
         compare_shapes,
         describe,
         joined,
         load_checkpoint,
+        pull_checkpoint,
         read_provenance,
         save_checkpoint,
     )
-    from .downloads import fetch, missing, tags
+    from .downloads import fetch, hub_address, is_address, local_file, missing, tags
     from .normalisation import normalisation
     from .prompts import PROMPT_LISTS, anchor, encode, ensemble, has_one_slot, read_prompts
     from .second import SECOND_MINIATURE, Second, SecondWeights, find_seconds
@@ -57,6 +59,7 @@ __all__ = [
     "Weights",
     "anchor",
     "architectures",
+    "checkpoint_file",
     "compare_shapes",
     "describe",
     "encode",
@@ -66,13 +69,17 @@ __all__ = [
     "find_seconds",
     "find_weights",
     "has_one_slot",
+    "hub_address",
+    "is_address",
     "joined",
     "layers_and_patch",
     "load_checkpoint",
     "load_clip",
+    "local_file",
     "missing",
     "native_size",
     "normalisation",
+    "pull_checkpoint",
     "read_prompts",
     "read_provenance",
     "reason",

@@ -18,14 +18,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import MethodError, WeightsError
-from ..files import write_atomic
+from ..errors import MethodError, UsageError, WeightsError
+from ..files import sha256_of, write_atomic
 from .archives import examine, reason, sound
+from .downloads import hub_address, is_address, local_file
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _HEADER = "provenance"
 _AND = " + "
+_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,46 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], provenance: Prove
     write_atomic(path, save(whole, {_HEADER: json.dumps(dataclasses.asdict(provenance), sort_keys=True)}))
 
 
+def checkpoint_file(given: str | Path) -> Path:
+    """Return the checkpoint that a path or an address ``hf://user/repo[@revision]/file`` names.
+
+    Raises:
+        UsageError: for a malformed address.
+        WeightsError: if an address names no .safetensors file, or its file cannot be had.
+    """
+    if is_address(given) and Path(given).suffix != _SUFFIX:
+        raise WeightsError(
+            f"{given}: no {_SUFFIX} file, so no checkpoint of zsadbench; convert the authors' file with "
+            f"zsad checkpoints import {given} --method METHOD"
+        )
+    return local_file(given)
+
+
+def pull_checkpoint(address: str, out: Path | None = None) -> Path:
+    """Return the checkpoint at an address ``hf://...``, copied to ``out`` (a file, or a folder) where given.
+
+    Raises:
+        UsageError: for another kind of name, or if ``out`` holds something else already.
+        WeightsError: if it cannot be had, or is no checkpoint of zsadbench.
+    """
+    if not is_address(address):
+        raise UsageError(f"{address}: no address of the Hugging Face Hub; write hf://user/repo/file{_SUFFIX}")
+    path = checkpoint_file(address)
+    read_provenance(path)
+    if out is None:
+        return path
+    target = out / path.name if out.is_dir() else out
+    if target.suffix != _SUFFIX:
+        raise UsageError(
+            f"--out {out}: a checkpoint is a {_SUFFIX} file; name one, or a folder that is there"
+        )
+    if not target.exists():
+        write_atomic(target, path.read_bytes())
+    elif not target.is_file() or sha256_of(target) != sha256_of(path):
+        raise UsageError(f"{target}: exists already and is another file; choose another name with --out")
+    return target
+
+
 def load_checkpoint(path: str | Path, method: str, shapes: Shapes) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint of ``method`` (a method id), as float32 on the CPU.
 
@@ -122,16 +164,16 @@ def load_checkpoint(path: str | Path, method: str, shapes: Shapes) -> dict[str, 
             f"it with zsad train --method {method} --dataset DATASET --out FILE, or convert the file of its "
             f"authors with zsad checkpoints import FILE --method {method} --trained-on DATASET"
         )
-    path = Path(path)
-    provenance = read_provenance(path)
+    path = checkpoint_file(path)
+    provenance, name = read_provenance(path), _called(path)
     if provenance.method != method:
-        raise WeightsError(f"{path}: a checkpoint of '{provenance.method}', not of '{method}'; pass another")
+        raise WeightsError(f"{name}: a checkpoint of '{provenance.method}', not of '{method}'; pass another")
     with _opened(path) as file:
         held = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         if differences := compare_shapes(held, shapes):
             own = f" ({provenance.backbone})" if provenance.backbone else ""
             raise WeightsError(
-                f"{path}: does not fit '{method}' on this backbone: {differences}; choose the backbone it "
+                f"{name}: does not fit '{method}' on this backbone: {differences}; choose the backbone it "
                 f"was trained on{own} with --backbone, or another checkpoint"
             )
         tensors = {key: file.get_tensor(key) for key in shapes}
@@ -153,8 +195,8 @@ def read_provenance(path: Path) -> Provenance:
         return dataclasses.replace(found, images=tuple(found.images))
     except (ValueError, TypeError, AttributeError):
         raise WeightsError(
-            f"{path}: has no provenance in its header, so it is not a checkpoint of zsadbench; convert the "
-            "authors' files with zsad checkpoints import FILE --method METHOD"
+            f"{_called(path)}: has no provenance in its header, so it is not a checkpoint of zsadbench; "
+            "convert the authors' files with zsad checkpoints import FILE --method METHOD"
         ) from None
 
 
@@ -169,8 +211,11 @@ def describe(path: Path) -> dict[str, Any]:
     rest = {key: value for key, value in found.parameters.items() if key != "training"}
     with _opened(path) as file:
         shapes = {key: _shape(tuple(file.get_slice(key).get_shape())) for key in file.keys()}  # noqa: SIM118
+    address = hub_address(path)
     return {
         "file": str(path),
+        **({"address": address} if address else {}),
+        "sha256": sha256_of(path),
         "method": found.method,
         "trained on": found.dataset or "unknown",
         "images": _images(found),
@@ -182,6 +227,11 @@ def describe(path: Path) -> dict[str, Any]:
         "parameters": rest or "unknown",
         "tensors": shapes,
     }
+
+
+def _called(path: Path) -> str:
+    """Return what a user calls a file by: the address of one in the cache of the Hub."""
+    return hub_address(path) or str(path)
 
 
 def _images(found: Provenance) -> str:
@@ -223,7 +273,7 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path}: cannot be read as a checkpoint ({reason(error)}); it must be a complete "
+            f"{_called(path)}: cannot be read as a checkpoint ({reason(error)}); it must be a complete "
             ".safetensors file; convert the authors' .pth files with "
             "zsad checkpoints import FILE --method METHOD"
         ) from error

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..clip import is_address
 from ..errors import MethodError, UsageError, suggest
 from ..inputs import second_towers
 from .card import REFERENCE, WORDINGS, WORDLESS, Layer, MethodCard, method_cards
@@ -242,6 +243,10 @@ def _plain_settings(settings: Mapping[str, Any], backbone: str | None) -> dict[s
             f"backbone={settings['backbone']}: another backbone also changes sizes, layers and weights; "
             "choose it with --backbone NAME --weights TAG"
         )
+    if is_address(given := settings.get("checkpoint", "")):
+        from ..clip import checkpoint_file  # brings torch
+
+        return {**settings, "checkpoint": str(checkpoint_file(given))}
     return dict(settings)
 
 

@@ -41,6 +41,7 @@ OBSERVATION_KEYS: Shape = {
     "backbone.?sha256": (str,),
     "?checkpoint": (dict, NoneType),
     "?checkpoint.?file": (str,),
+    "?checkpoint.?address": (str,),
     "?checkpoint.?source": (str,),
     "dataset": (dict,),
     "dataset.id": (str,),

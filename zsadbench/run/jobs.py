@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cards import card_paths
-from ..clip import Weights, find_seconds, find_weights
+from ..clip import Weights, find_seconds, find_weights, hub_address
 from ..data import load_dataset, problem_report, subset
 from ..errors import DatasetError
 from ..files import digest_of, sha256_of, whole_path
@@ -31,7 +31,7 @@ class Request:
     backbone: str | None = None
     weights: str | None = None
     activation: str | None = None
-    checkpoints: tuple[Path, ...] = ()
+    checkpoints: tuple[str | Path, ...] = ()
     wording: str = "method"
     words: Mapping[str, str] = field(default_factory=dict)
     prompts: Path | None = None
@@ -209,7 +209,7 @@ def _command(resolved: Resolved, seed: int | None, spec: str, data: Dataset, req
         "data": request.data and request.data.resolve(),
         "category": request.categories,
         "settings": settings,
-        "checkpoint": Path(checkpoint).resolve() if checkpoint else None,
+        "checkpoint": checkpoint and (hub_address(checkpoint) or Path(checkpoint).resolve()),
         "backbone": data.backbone_or(request.backbone),
         "weights": weights and whole_path(weights),
         "prompts": request.prompts and request.prompts.resolve(),
@@ -263,7 +263,8 @@ def _describe_checkpoint(parameters: Mapping[str, Any]) -> dict[str, Any] | None
 
     about = dataclasses.asdict(read_provenance(Path(path)))
     about.pop("images", None)
-    return {"file": Path(path).name, "sha256": sha256_of(Path(path)), **about}
+    address = {"address": found} if (found := hub_address(path)) else {}
+    return {"file": Path(path).name, **address, "sha256": sha256_of(Path(path)), **about}
 
 
 def describe_dataset(data: Dataset, spec: str, skipped: Sequence[str], request: Request) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from ..clip import find_seconds
+from ..clip import checkpoint_file, find_seconds, hub_address, is_address
 from ..errors import MethodError, UsageError, ZsadError, suggest
 from ..inputs import Preprocess
 from ..method import WORDLESS, Resolved, method_cards, parse_spec, places, resolve
@@ -59,7 +60,16 @@ def plan_run(methods: Sequence[str], datasets: Sequence[str], request: Request) 
         ZsadError: for whatever cannot run; where ``methods`` names ``all`` a method is left out instead.
     """
     chosen = _chosen(methods)
+    request = _fetched(request)
     return [_plan(chosen, "all" in methods, spec, request) for spec in dict.fromkeys(datasets)]
+
+
+def _fetched(request: Request) -> Request:
+    """Return the request with the files of checkpoints that were named by addresses of the Hub."""
+    settings = dict(request.settings)
+    if is_address(file := settings.get("checkpoint", "")):
+        settings["checkpoint"] = str(checkpoint_file(file))
+    return replace(request, checkpoints=tuple(map(checkpoint_file, request.checkpoints)), settings=settings)
 
 
 def _plan(chosen: Sequence[str], everything: bool, spec: str, request: Request) -> Plan:
@@ -107,6 +117,11 @@ def _choices(jobs: Sequence[Job], request: Request, asked: str | None) -> list[s
         f"{job.task.name} uses {job.resolved.parameters['checkpoint']}, the newest that fits in {FOLDER}"
         for job in trained
         if not named
+    ]
+    notes += [
+        f"{job.task.name} uses {address}"
+        for job in trained
+        if (address := hub_address(job.resolved.parameters["checkpoint"]))
     ]
     notes += [f"{job.task.name}: --words changes nothing, its prompts name no category" for job in wordless]
     if asked is None:
@@ -185,7 +200,8 @@ def _checkpoints(spec: str, dataset: Dataset, request: Request) -> list[dict[str
         return [{"checkpoint": str(given)} for given in request.checkpoints]
     plain = resolve(spec, dataset=dataset.id, domain=dataset.domain)
     backbone = dataset.backbone_or(request.backbone) or plain.method.backbone.name
-    files = checkpoints_for(card.id, backbone, dataset, request.checkpoints, allow_seen=request.allow_seen)
+    named = [Path(file) for file in request.checkpoints]
+    files = checkpoints_for(card.id, backbone, dataset, named, allow_seen=request.allow_seen)
     return [{"checkpoint": str(file)} for file in files]
 
 
@@ -224,7 +240,8 @@ def _check_used(request: Request, found: Sequence[Resolved], skipped: Mapping[st
     """Refuse what no method of the run has any use for: a setting, a checkpoint, words."""
     names = ", ".join(dict.fromkeys(resolved.id for resolved in found))
     if request.checkpoints and not skipped and not any(resolved.card.trained for resolved in found):
-        raise UsageError(f"--checkpoint {request.checkpoints[0]}: {names} takes none; leave it out")
+        given = hub_address(request.checkpoints[0]) or request.checkpoints[0]
+        raise UsageError(f"--checkpoint {given}: {names} takes none; leave it out")
     if request.words and all(resolved.card.wording == WORDLESS for resolved in found):
         raise UsageError(
             f"--words {next(iter(request.words))}=...: the prompts of {names} name no category; leave it out"

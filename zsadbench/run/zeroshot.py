@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..clip import Provenance, load_checkpoint, read_provenance
+from ..clip import Provenance, hub_address, load_checkpoint, read_provenance
 from ..errors import UsageError, WeightsError
 from ..files import sha256_of
 from ..samples import Dataset
@@ -60,8 +60,8 @@ def refuse_seen(checkpoint: str | Path, data: Dataset) -> None:
     else:
         return
     raise UsageError(
-        f"{checkpoint}: was trained on {what}, so this is no zero-shot test; choose a checkpoint trained on "
-        "another dataset, or pass --allow-seen, which marks the result"
+        f"{hub_address(checkpoint) or checkpoint}: was trained on {what}, so this is no zero-shot test; "
+        "choose a checkpoint trained on another dataset, or pass --allow-seen, which marks the result"
     )
 
 
@@ -91,7 +91,7 @@ def checkpoints_for(
     trained = {file: read_provenance(file).method for file in files}
     own = [file for file, name in trained.items() if name == method]
     if trained and not own:
-        given = ", ".join(f"{file} is of '{name}'" for file, name in trained.items())
+        given = ", ".join(f"{hub_address(file) or file} is of '{name}'" for file, name in trained.items())
         raise WeightsError(f"no checkpoint of '{method}' was given: {given}; pass one of its own")
     if not own and environ.get(FOLDER):
         own = _newest(method, backbone, data, allow_seen, environ)
@@ -118,9 +118,9 @@ def trained_on(checkpoint: str | Path, backbone: str) -> dict[str, str]:
     options = {option: str(provenance.towers.get(key) or "") for option, key in keys.items()}
     if Path(options["backbone"]).suffix or Path(options["weights"]).suffix:
         raise UsageError(
-            f"{checkpoint}: was trained on {Path(options['backbone']).name} with the weights "
-            f"{Path(options['weights']).name}, not on {backbone}; name both with --backbone and --weights, "
-            "or pass another checkpoint"
+            f"{hub_address(checkpoint) or checkpoint}: was trained on {Path(options['backbone']).name} "
+            f"with the weights {Path(options['weights']).name}, not on {backbone}; name both with --backbone "
+            "and --weights, or pass another checkpoint"
         )
     return {option: value for option, value in options.items() if value}
 

@@ -26,8 +26,11 @@ from ..clip import (
     compare_shapes,
     examine,
     find_weights,
+    hub_address,
+    is_address,
     joined,
     load_clip,
+    local_file,
     reason,
     room_for,
     save_checkpoint,
@@ -45,7 +48,7 @@ EMBEDDING_TOLERANCE = 1e-3
 
 
 def import_checkpoint(
-    files: Sequence[Path],
+    files: Sequence[str | Path],
     method: str,
     *,
     trained_on: str | Sequence[str] = (),
@@ -59,6 +62,9 @@ def import_checkpoint(
 ) -> tuple[Path, Provenance]:
     """Rewrite authors' ``files`` as a checkpoint of ``method``; returns the file and its provenance.
 
+    ``files`` are paths or addresses of the Hugging Face Hub; without ``out`` the checkpoint goes beside the
+    first one, or into this folder where that is of the Hub.
+
     ``trained_on`` is the dataset's id, or several; the content hashes of those of their images that are on
     this machine (``data`` as in ``run``) enter the provenance, with the number of the others.
 
@@ -69,7 +75,7 @@ def import_checkpoint(
     resolved = resolve(
         method, backbone=backbone, weights=weights, activation=activation, settings=settings or {}
     )
-    out = out or files[0].with_suffix(".safetensors")
+    out = out or Path(Path(files[0]).name if is_address(files[0]) else files[0]).with_suffix(".safetensors")
     if out.exists():
         raise UsageError(f"{out}: exists already; choose another name with --out")
     datasets = [trained_on] if isinstance(trained_on, str) else trained_on
@@ -77,10 +83,11 @@ def import_checkpoint(
     recipe = recipe_of(resolved, *datasets[:1] or [""])
     if not hasattr(recipe, "author_tables"):
         raise UsageError(f"'{resolved.id}' has no published checkpoints to import")
+    paths = [local_file(file) for file in files]
     tables = recipe.author_tables(resolved.method, outline(resolved.method.backbone))
     inert = any(table.key == MODULE for table in tables)
     needed = room_for(shape for table in tables for shape in table.shapes.values())
-    contents = {str(path): read_tables(path, inert=inert, needed=needed) for path in files}
+    contents = {str(path): read_tables(path, inert=inert, needed=needed) for path in paths}
     tensors: dict[str, Tensor] = {}
     for table in tables:
         tensors |= _taken(table, contents)
@@ -91,7 +98,7 @@ def import_checkpoint(
         parameters={key: value for key, value in resolved.parameters.items() if key != "checkpoint"},
         **_trained_on(datasets, data),
         epoch=epoch if epoch is not None else _epoch(contents, tables[-1]),
-        source=", ".join(_described(path) for path in files),
+        source=", ".join(_described(path) for path in paths),
         versions={"zsadbench": installed("zsadbench")},
     )
     save_checkpoint(out, tensors, about)
@@ -229,7 +236,7 @@ def saved_as(path: Path) -> str:
 def _described(path: Path) -> str:
     first = saved_as(path)
     renamed = f"first saved as {first}, " if re.search(r"_\d+$", first) and first != path.stem else ""
-    return f"{path.name} ({renamed}SHA-256 {sha256_of(path)})"
+    return f"{hub_address(path) or path.name} ({renamed}SHA-256 {sha256_of(path)})"
 
 
 def _trained_on(specs: Sequence[str], data: Path | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from ..clip import is_address
 from ..errors import RecordError, UsageError
 from ..files import stand_in, write_atomic
 from ..method import flattened, resolve
@@ -223,15 +224,15 @@ def recalled(threshold: Threshold, path: Path, given: Mapping[str, Any]) -> Setu
     return Setup(**found)
 
 
-def _there(checkpoint: str | None, path: Path, given: Mapping[str, Any]) -> Path | None:
+def _there(checkpoint: str | None, path: Path, given: Mapping[str, Any]) -> str | None:
     if not checkpoint or "checkpoint" in given:
         return None
-    if not Path(checkpoint).is_file():
+    if not is_address(checkpoint) and not Path(checkpoint).is_file():
         raise UsageError(
             f"{terminal(path)}: was found with the checkpoint {terminal(checkpoint)}, which is no longer "
             "there; name it with --checkpoint"
         )
-    return Path(checkpoint)
+    return checkpoint
 
 
 def _changed(found: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:

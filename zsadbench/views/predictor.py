@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..clip import find_seconds, find_weights, load_checkpoint
+from ..clip import checkpoint_file, find_seconds, find_weights, hub_address, load_checkpoint
 from ..environment import environment
 from ..errors import DatasetError, MethodError, UsageError
 from ..files import sha256_of, whole_path
@@ -51,7 +51,7 @@ class Setup:
     backbone: str | None = None
     weights: str | None = None
     activation: str | None = None
-    checkpoint: Path | None = None
+    checkpoint: str | Path | None = None
     prompts: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     tile: int | None = None
@@ -286,7 +286,7 @@ class Predictor:
             "backbone": whole_path(backbone.name),
             "weights": whole_path(backbone.weights),
             "activation": self.weights.activation,
-            "checkpoint": str(Path(checkpoint).resolve()) if checkpoint else "",
+            "checkpoint": checkpoint and (hub_address(checkpoint) or str(Path(checkpoint).resolve())),
         }
 
     def about(self) -> dict[str, Any]:
@@ -317,10 +317,11 @@ def _resolved(setup: Setup) -> Resolved:
     Raises:
         MethodError: if a trained method has no checkpoint, or scores of one image alone do not exist.
     """
-    chosen = {"checkpoint": str(setup.checkpoint)} if setup.checkpoint else {}
+    checkpoint = checkpoint_file(setup.checkpoint) if setup.checkpoint else None
+    chosen = {"checkpoint": str(checkpoint)} if checkpoint else {}
     towers: dict[str, str] = {}
-    if setup.backbone is None and setup.checkpoint:
-        towers = trained_on(setup.checkpoint, resolve(setup.method).method.backbone.name)
+    if setup.backbone is None and checkpoint:
+        towers = trained_on(checkpoint, resolve(setup.method).method.backbone.name)
     given = {name: getattr(setup, name) for name in ("backbone", "weights", "activation")}
     towers |= {name: value for name, value in given.items() if value is not None}
     resolved = resolve(setup.method, prompts=setup.prompts, settings={**setup.settings, **chosen}, **towers)
