@@ -676,6 +676,7 @@ def test_differences_name_every_field() -> None:
     [
         (None, "no such threshold file"),
         ("{", "cannot be read"),
+        ("[" * 10_000, "cannot be read"),
         ("[]", "no threshold of zsad calibrate"),
         ('{"kind": "zsad threshold", "schema": 9}', "schema 9, this version reads 1"),
         ('{"kind": "zsad threshold", "schema": 1, "value": 1}', "incomplete or damaged"),

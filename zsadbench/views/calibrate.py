@@ -168,7 +168,7 @@ def read_threshold(path: Path) -> Threshold:
         content = json.loads(start.decode())
     except FileNotFoundError:
         raise RecordError(f"{terminal(path)}: no such threshold file; {remedy}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested a thousand times
         raise RecordError(f"{terminal(path)}: cannot be read ({error}); {remedy}") from None
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise RecordError(f"{terminal(path)}: no threshold of zsad calibrate; {remedy}")
