@@ -54,6 +54,8 @@ class Sample:
     specie: str = ""
     groups: Mapping[str, str] = field(default_factory=dict, hash=False)
     """What it belongs to beside its category: a lighting, a view, an object. By name of the group."""
+    saturation: Path | None = field(default=None, compare=False)
+    """The file that says how much of each of its defects must be found, where there is one."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from pages import api, methods
 from zsadbench.boards.words import MARKS
 from zsadbench.cli.app import app
 from zsadbench.method import method_cards
-from zsadbench.metrics import METRICS
+from zsadbench.metrics import METRICS, worth
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -182,9 +182,21 @@ def test_exit_codes_are_listed() -> None:
     assert used <= set(pages.EXIT_CODES) and {1, 2, 3, 70, 130} <= used
 
 
-def test_every_metric_says_what_it_hides() -> None:
-    rows = re.findall(r"^\| (`[^|]+) \|(?: [^|]+ \|){3}$", text_of("docs/reference/metrics.md"), re.M)
-    assert set(METRICS) <= set(re.findall(r"`([^`]+)`", " ".join(rows)))
+def test_every_metric_has_definition_range_what_it_hides_and_when_to_use_it() -> None:
+    text = text_of("docs/reference/metrics.md")
+    table = text.partition("## What each says, and what it hides\n")[2].partition("\n## ")[0]
+    head, _, *rows = [
+        [cell.strip() for cell in line[2:-2].split(" | ")] for line in table.splitlines() if "|" in line
+    ]
+    assert head == ["metric", "definition", "range", "what it hides", "when to use it"]
+    about: dict[str, list[str]] = {}
+    for first, *others in rows:
+        assert len(others) == 4 and all(len(cell) > 5 for cell in others), first
+        about |= dict.fromkeys(re.findall(r"`([^`]+)`", first), others)
+    assert set(METRICS) <= set(about)
+    for metric, (_, span, *_) in about.items():
+        best = 0 if metric in METRICS and worth(metric, 1.0) < 0 else 1
+        assert span.startswith(f"0 to 1, {best} is best"), metric
 
 
 def test_marks_of_boards_are_filled_in() -> None:

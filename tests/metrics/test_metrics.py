@@ -55,7 +55,7 @@ def stream(maps: Any, masks: Any, **options: Any) -> PixelMetrics:
 def test_ids_and_version() -> None:
     maps, masks = small()
     result = evaluate(maps, masks, scores=maps.max(axis=(1, 2)))
-    on_request = {"image_pg", "image_pb", "image_ece", "image_classf1", "pixel_segf1"}
+    on_request = {"image_pg", "image_pb", "image_ece", "image_classf1", "pixel_segf1", "pixel_spro"}
     assert set(METRICS) - on_request <= set(result)
     assert not on_request & set(result)
     assert {name for name in result if name not in METRICS} == {

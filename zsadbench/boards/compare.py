@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..errors import RecordError, UsageError, suggest
 from ..metrics import AVERAGE_RANK, DERIVED, MAD, METRICS, NEEDS_NORMALS, SEVEN
-from ..records import Group, Grouping, Record, is_metric, load_records, near_runs
+from ..records import Group, Grouping, Record, is_metric, load_records, metric_order, near_runs
 from ..scoring import NOBODY, UserMethods
 from .beside import Choice
 from .board import DEFAULT_METRICS, FEWEST_REPLICATES, Board, frame_of, paired_frame
@@ -241,7 +241,7 @@ def _choice(published: bool | str) -> Choice:
 def _default(records: Sequence[Record]) -> tuple[str, ...]:
     """Return the usual metrics, and those that some record was asked for."""
     asked = {metric for record in records for metric in record.protocol.get("metrics", ())}
-    return (*DEFAULT_METRICS, *(metric for metric in METRICS if metric in asked))
+    return (*DEFAULT_METRICS, *sorted(filter(is_metric, asked), key=metric_order))
 
 
 def _known_metrics(records: Sequence[Record], wanted: Sequence[str], optional: bool) -> tuple[str, ...]:
@@ -257,7 +257,7 @@ def _known_metrics(records: Sequence[Record], wanted: Sequence[str], optional: b
             remedy = (
                 f"`zsad score RUN_DIR --aupro-limit {limit}` adds it" if limit else "score the runs again"
             )
-            if metric in NEEDS_NORMALS:
+            if metric in NEEDS_NORMALS or metric.partition("@")[0] == "pixel_spro":
                 remedy = f"`zsad run --metric {metric}` adds it"
             raise RecordError(f"no record has the metric '{metric}'; {remedy}.")
     return tuple(dict.fromkeys(wanted))

@@ -201,8 +201,9 @@ def _pixel_draws(
             counted = _count(record, name, stored.reader(name), workers)
             keys = images[name].keys
             limits = () if record.legacy else tuple(record.protocol["aupro_limits"])
-            drawn = counted.replicates(keys, weights[name], limits)
-            binned = counted.replicates(keys, np.ones((1, len(keys))), limits)
+            spro = stored.rules.spro_limits
+            drawn = counted.replicates(keys, weights[name], limits, spro_limits=spro)
+            binned = counted.replicates(keys, np.ones((1, len(keys))), limits, spro_limits=spro)
             values |= {
                 (name, metric): centred(draws, record.value(name, metric), float(binned[metric][0]))
                 for metric, draws in drawn.items()
@@ -225,7 +226,7 @@ def _count(record: Record, category: str, reader: MapReader, workers: int | None
     counted = PixelHistograms(bin_edges(exact.curve()), connectivity, fixed)
     for row, one, mask in reader.visit(workers):
         if mask is not None:
-            counted.add(one, mask, keys[row])
+            counted.add(one, mask, keys[row], reader.defects(row))
     return counted
 
 

@@ -242,8 +242,8 @@ class Evaluation:
         typer.Option(
             "--metric",
             metavar="ID",
-            help="Also take this metric: pixel_segf1 or image_classf1, which need normal validation images; "
-            "repeatable.",
+            help="Also take this metric: pixel_segf1 or image_classf1 (these need normal validation images), "
+            "pixel_spro (to 0.3) or pixel_spro@RATE; repeatable.",
             rich_help_panel=EVALUATION,
         ),
     ] = None

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
-    from .descriptions import Description, shipped_description
+    from .described import Description
+    from .descriptions import shipped_description
     from .exchange import write_meta_json
     from .folders import draft, identifier
     from .load import (

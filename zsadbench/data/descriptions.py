@@ -8,89 +8,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from ..cards import Card, Key, card_path
 from ..errors import DatasetError
 from ..samples import Expect, Masks, nfc
+from .described import Description, Rule
 from .templates import Segment, Template, TemplateError, unsafe
-
-Values = Mapping[str, tuple[Any, ...]]
 
 _ABOUT = ("format", "id", "title", "domain", "license", "url", "citation", "backbone")
 _FILES = ("subroot", "exclude", "masks", "mask_positive", "mask_mismatch", "empty_mask")
 _TOP = (*_ABOUT, *_FILES, "validation", "expect", "classes", "classes_from", "samples")
 _LISTED = ("image", "mask", "table", "records", "columns", "separator", "parts")
-_RULE = (*_LISTED, "normal_when", "anomaly_when", "label", "class", "split", "specie", "groups")
+_RULE = (*_LISTED, "normal_when", "anomaly_when", "label", "class", "split", "specie", "groups", "saturation")
 _SPLITS = ("train", "val", "valid", "validation")
 _LABELS = ("normal", "anomaly", "mask", "mask-file")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*")
 _GROUP = re.compile(r"[A-Za-z]\w*")
 _RESERVED = ("category", "method")  # what `compare --by` takes for something else
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One ``[[samples]]`` block."""
-
-    where: str
-    image: tuple[Template, ...]
-    mask: tuple[Template, ...]
-    tables: tuple[Template, ...]
-    """Where the samples are listed, of which the first that exists counts; empty: the folders tell."""
-    records: tuple[Segment, ...] | None
-    columns: Mapping[str, str]
-    header: tuple[str, ...]
-    """The columns of a table without a line of headings."""
-    separator: str
-    parts: tuple[Template, ...]
-    """Take the path of a listed image apart: what they capture are fields too."""
-    normal_when: Values
-    anomaly_when: Values
-    label: str
-    category: Template
-    split: Template | None
-    specie: Template | None
-    groups: Mapping[str, Template]
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a ``.toml`` of a dataset says."""
-
-    path: Path
-    id: str
-    title: str
-    domain: str
-    license: str
-    url: str
-    citation: str
-    subroot: tuple[str, ...]
-    exclude: tuple[str, ...]
-    masks: Masks
-    mask_positive: str | tuple[int, ...]
-    mask_mismatch: str
-    empty_mask: str
-    expect: Expect | None
-    classes: Mapping[str, str]
-    rules: tuple[Rule, ...]
-    backbone: str = ""
-    validation: str = ""
-    """The split whose normal images fix thresholds; empty: there is none."""
-    remarks: tuple[str, ...] = ()
-    """What the user should know of a description that was found out."""
-
-    def words(self, category: str) -> str:
-        """Return the default words of a category: the class table's, else the name without underscores."""
-        return self.classes.get(category) or category.replace("_", " ").strip()
-
-    def outline(self) -> list[str]:
-        """Return the expected tree, one path template a line."""
-        parts = [part for r in self.rules for part in r.tables[:1] + r.image + r.mask]
-        lines = dict.fromkeys(part.outline() for part in parts)
-        return [line for line in lines if line not in ("{image}", "{mask}")]
 
 
 def read_description(path: Path) -> Description:
@@ -257,6 +193,7 @@ class _Parser:
             split=self.template(block, "split", index),
             specie=self.template(block, "specie", index),
             groups=self.groups(block, index),
+            saturation=self.template(block, "saturation", index),
         )
         if any(template.names_folder for template in rule.image):
             card.fail("'image' ends in '/': only a mask may be a folder.", *at, "image")
@@ -355,6 +292,8 @@ class _Parser:
             fail(
                 "masks = \"none\", so a 'mask' template would never be read; remove one of them.", *at, "mask"
             )
+        if rule.saturation and not rule.mask:
+            fail("'saturation' is of the defects in masks: a 'mask' template is needed.", *at, "saturation")
         if masks == "required" and not rule.mask and rule.label != "normal":
             fail("masks = \"required\", so a 'mask' template is needed.", *at)
 
@@ -368,6 +307,7 @@ class _Parser:
             "split": rule.split.names if rule.split else frozenset[str](),
             "specie": rule.specie.names if rule.specie else frozenset[str](),
             "groups": frozenset().union(*(t.names for t in rule.groups.values())),
+            "saturation": rule.saturation.names if rule.saturation else frozenset[str](),
         }
         if rule.tables:
             asked["image"] = frozenset().union(*(t.names for t in rule.image))

@@ -9,7 +9,8 @@ from shlex import quote
 
 from ..errors import DatasetError
 from ..text import terminal
-from .descriptions import Description, parse_description
+from .described import Description
+from .descriptions import parse_description
 from .layouts import Block, Layout, find_layout, image_folders, unnamed, without_masks
 from .names import TRAIN, means_normal
 from .pairing import Images

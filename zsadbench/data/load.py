@@ -16,7 +16,8 @@ from ..errors import DatasetError, suggest
 from ..files import cache_dir
 from ..samples import Dataset, Problem, Sample, Severity
 from .checks import settle
-from .descriptions import Description, read_description, shipped_description
+from .described import Description
+from .descriptions import read_description, shipped_description
 from .folders import describe_folder
 from .leftover import by_folder, some, unread_images
 from .names import means_masks
@@ -329,6 +330,7 @@ def _resolved(listing: Listing, candidates: list[Candidate]) -> Dataset:
                 Path(base, c.mask) if c.mask else None,
                 c.specie,
                 c.groups,
+                Path(base, c.saturation) if c.saturation else None,
             )
             for c in candidates
         ),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..errors import DatasetError
 from ..samples import Problem, Severity, nfc
-from .descriptions import Description, Rule
+from .described import Description, Rule
 from .tables import read_rows, same_value
 from .templates import Template, TemplateError, is_image, unsafe
 from .tree import Tree, amount
@@ -32,6 +32,7 @@ class Candidate:
     tried: tuple[str, ...]
     listed_mask: bool
     """The table names a mask for it."""
+    saturation: str | None = None
 
 
 @dataclass
@@ -211,8 +212,10 @@ def _candidate(
     specie = rule.specie.fill(fields) if rule.specie else fields.get("specie", "")
     groups = {name: _group(template, fields) for name, template in rule.groups.items()}
     tried = () if anomalous is False else tried
+    listed = bool(rule.tables and tried)
+    saturation = listing.tree.find(rule.saturation.fill(fields)) if rule.saturation and mask else None
     yield Candidate(
-        nfc(path), path, category, anomalous, mask, specie, groups, where, tried, bool(rule.tables and tried)
+        nfc(path), path, category, anomalous, mask, specie, groups, where, tried, listed, saturation
     )
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .ahead import ahead
     from .decoding import MAX_PIXELS, decode, default_workers, looks_like_image, probe, read
     from .loader import Loaded, preprocess, stream, to_batch_images, to_rgb
-    from .masks import MaskRule, mask_at, mask_files, read_mask, vanished
+    from .masks import MaskRule, defects_at, mask_at, mask_files, read_mask, vanished
     from .scan import scan
     from .tiff import half_tiff
     from .transfer import Lanes, lanes, proof, prove
@@ -27,6 +27,7 @@ __all__ = [
     "ahead",
     "decode",
     "default_workers",
+    "defects_at",
     "half_tiff",
     "lanes",
     "looks_like_image",

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..errors import DatasetError
 from .decoding import MAX_PIXELS, SIXTEEN_BIT, ImageInfo, alpha_of, decode, frames_of, probe
+from .saturation import read_saturations
 
 if TYPE_CHECKING:
     from ..samples import Sample
@@ -187,6 +188,57 @@ def mask_at(
     name = f"{sample.key}: mask {sample.mask.name}"
     mask = read_mask(sample.mask, positive, name=name, max_pixels=max_pixels)
     image_size = image_size or probe(sample.image, name=sample.key, max_pixels=max_pixels).size
+    return _brought_to(mask, name, image_size, size, rule, mismatch)
+
+
+def defects_at(
+    sample: Sample,
+    size: tuple[int, int] | None,
+    rule: MaskRule = "bilinear50",
+    *,
+    positive: Positive = ">0",
+    mismatch: Mismatch = "error",
+) -> list[tuple[Mask, float]]:
+    """Return the defects of a sample, one per file of its mask, at ``size`` by the rules of :func:`mask_at`.
+
+    Each comes with its saturation: how many of its pixels at that size must be found, in proportion to those
+    of the file.  A defect of which nothing is left is not among them.  There is none where the sample has no
+    mask or its saturations are not known.
+
+    Raises:
+        DatasetError: as :func:`mask_at` says, and for a file of several values, or of one without saturation.
+    """
+    if sample.mask is None or sample.saturation is None or not sample.anomalous:
+        return []
+    if rule == "native" or size is None:
+        rule, size = "native", None
+    known, image_size = read_saturations(sample.saturation), probe(sample.image, name=sample.key).size
+    found = []
+    for image, name in _decoded(sample.mask, f"{sample.key}: mask {sample.mask.name}", MAX_PIXELS):
+        mask = _positive(image, positive, name)
+        values = np.unique(_values(image)[mask]).tolist()
+        if len(values) > 1:
+            raise DatasetError(f"{name}: holds {len(values)} values; each defect needs a file of its own")
+        if not values:
+            continue
+        if values[0] not in known:
+            raise DatasetError(f"{name}: its value {values[0]} is not in {sample.saturation}; add it there")
+        area = int(mask.sum())
+        there = _brought_to(mask, name, image_size, size, rule, mismatch)
+        if left := int(there.sum()):
+            found.append((there, known[values[0]].pixels(area) * left / area))
+    return found
+
+
+def _brought_to(
+    mask: Mask,
+    name: str,
+    image_size: tuple[int, int],
+    size: tuple[int, int] | None,
+    rule: MaskRule,
+    mismatch: Mismatch,
+) -> Mask:
+    """Return a mask at the size of its image, then at ``size``."""
     if mask.shape != image_size:
         problem = size_mismatch(mask.shape, image_size, mismatch)
         if problem:

@@ -44,7 +44,9 @@ if TYPE_CHECKING:
         METRICS,
         MORE_IMAGE_METRICS,
         SEVEN,
+        aupro_id,
         mean_of_seven,
+        spro_limit,
         worth,
     )
     from .image import image_curve, image_metrics, image_reasons
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
         wilcoxon_p,
     )
     from .pixel import PixelMetrics
+    from .regions import Defect
 
 __all__ = [
     "AVERAGE_RANK",
@@ -85,6 +88,7 @@ __all__ = [
     "SEVEN",
     "Curve",
     "DeLong",
+    "Defect",
     "Evaluation",
     "Interval",
     "LegacyAupro",
@@ -95,6 +99,7 @@ __all__ = [
     "Reals",
     "Spread",
     "as_real",
+    "aupro_id",
     "bin_edges",
     "bootstrap_p",
     "centred",
@@ -118,6 +123,7 @@ __all__ = [
     "places",
     "rank_aupro",
     "resample",
+    "spro_limit",
     "trapezoid_ap",
     "wilcoxon_p",
     "worth",

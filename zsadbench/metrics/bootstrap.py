@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from ..errors import MetricError
 from .curve import Curve
 from .fixed import called, called_pixels
+from .ids import aupro_id
 from .image import CALIBRATION_BINS, calibration_bins, calibration_error, share_of
 from .inputs import as_labels, as_map, as_mask, as_scores
 from .keys import Keys, from_keys, to_keys
-from .pixel import aupro_id
-from .regions import find_regions
+from .regions import Defect, find_regions, saturated_weights
 
 Reals = NDArray[np.float64]
 Replicates = dict[str, Reals]
@@ -155,6 +155,9 @@ class _Row(NamedTuple):
     regions: int
     called: tuple[int, int]
     """Pixels at or above the fixed threshold: anomalous ones, and all."""
+    defects: int = 0
+    saturated: Reals | None = None
+    """Sum of what the anomalous pixels add to the saturated overlap of their defects."""
 
 
 class PixelHistograms:
@@ -172,8 +175,10 @@ class PixelHistograms:
         self._kind = from_keys(edges).dtype
         self._rows: dict[str, _Row] = {}
 
-    def add(self, map: Any, mask: Any, image_id: str) -> None:
+    def add(self, map: Any, mask: Any, image_id: str, defects: Sequence[Defect] = ()) -> None:
         """Count one image: ``map`` (H, W) real, ``mask`` (H, W) bool or integer, of the same size.
+
+        ``defects`` are its regions where sPRO is asked for.
 
         Raises:
             MetricError: for an image that was added before, and for shapes that do not agree.
@@ -191,11 +196,16 @@ class PixelHistograms:
         if not truth.any():
             self._rows[image_id] = _Row(pixels, nothing, nothing, 0, at)
             return
-        box, inside, area, regions = find_regions(truth, self._connectivity)
-        own = keys[box][inside]
+        found = find_regions(truth, self._connectivity)
+        own = keys[found.box][found.inside]
         bins = self._edges.size - np.searchsorted(self._edges, own, side="right")
-        weights = np.bincount(bins, 1.0 / area, minlength=pixels.size).astype(np.float64)
-        self._rows[image_id] = _Row(pixels, self._count(own), weights, regions, at)
+        weights = np.bincount(bins, 1.0 / found.area, minlength=pixels.size).astype(np.float64)
+        row = _Row(pixels, self._count(own), weights, found.regions, at)
+        if defects:
+            each = saturated_weights(defects, found, own, truth.shape, where)
+            added = np.bincount(bins, each, minlength=pixels.size).astype(np.float64)
+            row = row._replace(defects=len(defects), saturated=added)
+        self._rows[image_id] = row
 
     def replicates(
         self,
@@ -203,6 +213,7 @@ class PixelHistograms:
         weights: Reals,
         limits: Sequence[float] = (0.3, 0.05),
         aupimo: tuple[float, float] | None = (1e-5, 1e-4),
+        spro_limits: Sequence[float] = (),
     ) -> Replicates:
         """Return the pixel metrics of every draw of ``weights`` (B, n); its columns are ``image_ids``.
 
@@ -216,6 +227,9 @@ class PixelHistograms:
         hits = self._matrix(row.anomalous for _, row in marked)
         shares = self._matrix(row.weights for _, row in marked)
         regions = np.array([row.regions for _, row in marked], np.float64)
+        spro_limits = spro_limits if all(row.defects for _, row in marked) else ()
+        saturated = self._matrix(row.saturated for _, row in marked) if spro_limits else shares
+        defects = np.array([row.defects for _, row in marked], np.float64)
         clean = self._matrix(row.pixels / row.pixels.sum() for _, row in normal)
         found = hits / hits.sum(axis=1, keepdims=True)
         parts = []
@@ -227,6 +241,9 @@ class PixelHistograms:
                 overlap = np.minimum(np.cumsum(drawn @ shares, axis=1) / (drawn @ regions)[:, None], 1)
             metrics = _ranking(inside, outside, "pixel")
             metrics |= {aupro_id(limit): _aupro(overlap, outside, limit) for limit in limits}
+            if spro_limits:
+                overlap = np.minimum(np.cumsum(drawn @ saturated, axis=1) / (drawn @ defects)[:, None], 1)
+                metrics |= {aupro_id(x, "pixel_spro"): _aupro(overlap, outside, x) for x in spro_limits}
             if aupimo:
                 metrics["pixel_aupimo"] = _aupimo(drawn @ found, drawn_normal @ clean, *aupimo)
             parts.append(metrics)
@@ -244,7 +261,7 @@ class PixelHistograms:
         below = np.searchsorted(np.sort(keys), self._edges)
         return np.diff(below, prepend=0, append=keys.size)[::-1].astype(np.float64)
 
-    def _matrix(self, rows: Iterable[Reals]) -> Reals:
+    def _matrix(self, rows: Iterable[Reals | None]) -> Reals:
         return np.array([*rows], np.float64).reshape(-1, self._edges.size + 1)
 
 

@@ -41,6 +41,9 @@ class Curve:
     """(K,) normal items with exactly this score."""
     normals: int
     regions: int = 0
+    saturated: Points | None = None
+    """(K,) what those items add to the sum of the saturated overlaps of all defects; None without defects."""
+    defects: int = 0
 
     @property
     def anomalous(self) -> int:
@@ -106,10 +109,23 @@ class Curve:
         """Area under mean region overlap against false-positive rate, up to ``limit``, over ``limit``."""
         if not self.hits.size or not self.normals or not self.regions:
             return None
+        return self._area(self._overlap(), limit)
+
+    def spro(self, limit: float = 0.3) -> float | None:
+        """Area under mean saturated overlap against false-positive rate, up to ``limit``, over ``limit``.
+
+        sPRO of MVTec LOCO AD (Bergmann et al., IJCV 2022): the overlap of a defect counts as 1 once as many
+        of its pixels are found as its saturation says.
+        """
+        if self.saturated is None or not self.hits.size or not self.normals or not self.defects:
+            return None
+        return self._area(np.minimum(np.cumsum(self.saturated) / self.defects, 1.0), limit)
+
+    def _area(self, overlap: Points, limit: float) -> float:
         end = limit * self.normals
         reached = int(np.searchsorted(self.above, end))
         above, equal = self.above[:reached], self.equal[:reached]
-        overlap = self._overlap()[:reached]
+        overlap = overlap[:reached]
         before = np.concatenate(([0.0], overlap[:-1]))
         following = np.append(self.above[1 : reached + 1], self.normals)[:reached]
         ramp = np.clip(end - above, 0, equal)

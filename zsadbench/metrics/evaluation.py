@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from ..errors import MetricError
 from .curve import Curve
 from .fixed import NO_NORMALS, Spread, image_threshold, pixel_threshold
+from .ids import spro_limit
 from .image import image_metrics, image_reasons
 from .inputs import as_labels, as_mask, as_scores
 from .pixel import PixelMetrics
+from .regions import Defect
 
 
 class MetricWarning(UserWarning):
@@ -50,6 +52,7 @@ def evaluate(
     metrics: Sequence[str] = (),
     normals: Sequence[Any] | None = None,
     normal_scores: Any = None,
+    defects: Sequence[Sequence[tuple[Any, float]]] | None = None,
 ) -> Evaluation:
     """Return the exact image and pixel metrics of one category.
 
@@ -66,7 +69,9 @@ def evaluate(
     ``image_pg@n``, ``image_pb@n`` (n in percent) and ``image_ece``, see :func:`image_metrics`, and
     ``pixel_segf1`` and ``image_classf1``, F1 at the mean plus three standard deviations of the scores of
     normal validation images: ``normals`` are their maps, each (H, W), ``normal_scores`` (m,) their image
-    scores.
+    scores.  ``pixel_spro``, or ``pixel_spro@0.05`` up to that rate, is the area under saturated overlap
+    (MVTec LOCO AD): ``defects`` are, for each image, its regions as pairs of a mask of the map's size and
+    the saturation, the number of its pixels that must be found.
 
     Raises :class:`MetricError` for NaN or infinity, for sizes or lengths that differ, and where labels
     are neither given nor to be had from masks.  Warns (:class:`MetricWarning`) where labels and masks
@@ -80,12 +85,13 @@ def evaluate(
     (1.0, 0.5)
     """
     ids = [str(name) for name in (range(len(maps)) if image_ids is None else image_ids)]
-    _check_lengths(maps=maps, image_ids=ids, masks=masks, labels=labels, scores=scores)
+    _check_lengths(maps=maps, image_ids=ids, masks=masks, labels=labels, scores=scores, defects=defects)
     if masks is None and labels is None:
         raise MetricError("neither masks nor labels given: nothing says which images are anomalous")
     image_scores = None if scores is None else as_scores(scores, ids)
     is_anomalous = None if labels is None else as_labels(labels)
-    of_image = [name for name in metrics if name != "pixel_segf1"]
+    spro_limits = [limit for name in metrics if (limit := spro_limit(name)) is not None]
+    of_image = [name for name in metrics if name != "pixel_segf1" and spro_limit(name) is None]
     spreads = (
         Spread.of(one, str(number)) for number, one in enumerate(normals if normals is not None else ())
     )
@@ -99,6 +105,7 @@ def evaluate(
         aupimo=aupimo,
         resize=resize,
         threshold=pixel_threshold(spreads) if "pixel_segf1" in metrics else None,
+        spro_limits=spro_limits,
     )
     if masks is not None:
         known = [None] * len(ids) if is_anomalous is None else is_anomalous.tolist()
@@ -108,7 +115,8 @@ def evaluate(
         # Anomalous images first: then no map of a normal image is looked at twice.
         for i in np.argsort(~has_region, kind="stable"):
             score = None if image_scores is None else float(image_scores[i])
-            pixel.update(maps[i], truth[i](), ids[i], score=score, label=known[i])
+            own = [Defect(*pair) for pair in defects[i]] if defects is not None and spro_limits else []
+            pixel.update(maps[i], truth[i](), ids[i], score=score, label=known[i], defects=own)
     scored = image_scores is not None
     fixed = None if normal_scores is None else image_threshold(normal_scores)
     image = image_metrics(image_scores if scored else [], is_anomalous if scored else [], of_image, fixed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 METRIC_VERSION = 1
@@ -26,6 +27,7 @@ METRICS = {
     "pixel_aupro@0.05": "AUPRO at 0.05",
     "pixel_aupimo": "AUPIMO",
     "pixel_segf1": "Pixel SegF1",
+    "pixel_spro": "sPRO at 0.3",
 }
 """Metric id -> short title for people; ``image_pg@n`` and ``image_pb@n`` take any n in percent."""
 
@@ -62,3 +64,20 @@ def mean_of_seven(values: Mapping[str, float | None]) -> float | None:
     """
     known = [value for name in SEVEN if (value := values.get(name)) is not None]
     return math.fsum(known) / len(SEVEN) if len(known) == len(SEVEN) else None
+
+
+def aupro_id(limit: float, base: str = "pixel_aupro") -> str:
+    """Return the metric id of AUPRO, or sPRO, up to ``limit``: 0.3 is the one without a suffix."""
+    return base if limit == 0.3 else f"{base}@{limit:g}"
+
+
+def spro_limit(metric: str) -> float | None:
+    """Return the limit of ``pixel_spro`` (0.3) or ``pixel_spro@0.05``; None for any other id."""
+    base, at, limit = metric.partition("@")
+    if base != "pixel_spro" or (at and not re.fullmatch(r"[0-9.]+(e-[0-9]+)?", limit)):
+        return None
+    try:
+        value = float(limit) if at else 0.3
+    except ValueError:
+        return None
+    return value if 0 < value <= 1 else None

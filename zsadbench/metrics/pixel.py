@@ -14,11 +14,13 @@ from ..errors import MetricError
 from .counters import Counter, check_backend, choose_backend, make_counter
 from .curve import Curve
 from .fixed import called_pixels, f1
+from .ids import aupro_id
 from .inputs import as_map, as_mask, resize_bilinear, to_numpy
 from .keys import Counts, Keys, from_keys, to_keys, widened
-from .regions import find_regions
+from .regions import Defect, find_regions, saturated_weights, sums_by_key
 from .stores import make_store
 
+NO_DEFECTS = "the saturation of some defect is not known"
 _SIGN = np.uint32(0x80000000)
 _SAME = ": it must be the same to the last bit, or be kept (keep='ram' or 'disk')"
 
@@ -39,6 +41,9 @@ class _Image:
     label: bool | None
     called: tuple[int, int]
     """Pixels at or above the fixed threshold: anomalous ones, and all."""
+    defects: int
+    saturated: NDArray[np.float64]
+    """Per anomalous pixel, what it adds to the saturated overlap of its defects; empty where none asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ class _Positives:
     keys: Keys
     hits: Counts
     weights: NDArray[np.float64]
+    saturated: NDArray[np.float64] | None
 
 
 class PixelMetrics:
@@ -64,8 +70,8 @@ class PixelMetrics:
     ``aupimo`` is the interval of false-positive rates of AUPIMO (arXiv 2401.01984), or None; it costs
     8 bytes per distinct anomalous score for each size that normal images come in.
     ``resize="bilinear"`` brings maps to the size of their mask; without it, sizes must agree.
-    With ``threshold``, as :func:`pixel_threshold` makes it from normal validation images, there is
-    ``pixel_segf1``: F1 over all pixels at that threshold (SegF1, arXiv 2503.21622).
+    With ``threshold`` (of :func:`pixel_threshold`) there is ``pixel_segf1``, F1 over all pixels at it; with
+    ``spro_limits`` there is ``pixel_spro`` (:meth:`Curve.spro`), of the ``defects`` that updates tell.
     """
 
     def __init__(
@@ -79,9 +85,11 @@ class PixelMetrics:
         aupimo: tuple[float, float] | None = (1e-5, 1e-4),
         resize: str | None = None,
         threshold: float | None = None,
+        spro_limits: Sequence[float] = (),
     ) -> None:
-        if not all(0 < limit <= 1 for limit in limits):
-            raise MetricError(f"AUPRO limits {tuple(limits)}: each must be above 0 and at most 1")
+        if not all(0 < limit <= 1 for limit in (*limits, *spro_limits)):
+            raise MetricError(f"AUPRO limits {(*limits, *spro_limits)}: each must be above 0 and at most 1")
+        self._spro_limits = tuple(spro_limits)
         if aupimo is not None and not 0 < aupimo[0] < aupimo[1] <= 1:
             raise MetricError(f"AUPIMO bounds {aupimo}: wanted 0 < low < high <= 1")
         if connectivity not in (4, 8):
@@ -102,13 +110,20 @@ class PixelMetrics:
         self._values: dict[str, float | None] | None = None
 
     def update(
-        self, map: Any, mask: Any, image_id: str, *, score: float | None = None, label: bool | None = None
+        self,
+        map: Any,
+        mask: Any,
+        image_id: str,
+        *,
+        score: float | None = None,
+        label: bool | None = None,
+        defects: Sequence[Defect] = (),
     ) -> None:
         """Add one image: ``map`` (H, W) real, array or tensor; ``mask`` (H, W) bool or integer.
 
         ``score`` is passed on to :meth:`per_image`; ``label`` is only compared with the mask, see
-        :attr:`warnings`.  Raises :class:`MetricError`, naming the image, for an id seen before, for NaN
-        or infinity, and for sizes that differ.
+        :attr:`warnings`; ``defects`` are its regions where sPRO is asked for.  Raises :class:`MetricError`,
+        naming the image, for an id seen before, for NaN or infinity, and for sizes that differ.
         """
         if image_id in self._images:
             raise MetricError(f"image '{image_id}' was added before: every image counts once")
@@ -116,10 +131,15 @@ class PixelMetrics:
         self._backend = choose_backend(self._backend, map)
         values, low, high = self._read(map, image_id, truth.shape)
         keys: Keys = np.empty(0, np.int32)
-        areas, regions = np.empty(0, np.uint32), 0
+        areas, regions, saturated = np.empty(0, np.uint32), 0, np.empty(0)
         if truth.any():
-            box, inside, areas, regions = find_regions(truth, self._connectivity)
-            keys = to_keys(to_numpy(values[box])[inside])
+            found = find_regions(truth, self._connectivity)
+            areas, regions = found.area, found.regions
+            keys = to_keys(to_numpy(values[found.box])[found.inside])
+            if self._spro_limits:
+                saturated = saturated_weights(defects, found, keys, truth.shape, f"image '{image_id}'")
+        if defects and not regions:
+            raise MetricError(f"image '{image_id}' has defects but an empty mask")
         self._store.put(image_id, values)
         double = str(values.dtype).endswith("float64")
         if regions or double > self._double:
@@ -127,7 +147,8 @@ class PixelMetrics:
         self._double |= double
         shape = truth.shape[0], truth.shape[1]
         at = (0, 0) if self._threshold is None else called_pixels(values, truth, self._threshold)
-        self._images[image_id] = _Image(shape, low, high, regions, keys, areas, score, label, at)
+        about = (score, label, at, len(defects), saturated)
+        self._images[image_id] = _Image(shape, low, high, regions, keys, areas, *about)
         self._curve = self._shares = self._values = None
         if not regions and self._countable_at_once():
             self._count(image_id, values)
@@ -149,6 +170,8 @@ class PixelMetrics:
         else:
             why = "no normal pixel"
         reasons = {name: why for name, value in self.compute().items() if value is None}
+        if why == "no normal pixel" and not self._defects():
+            reasons |= {name: NO_DEFECTS for name in reasons if name.startswith("pixel_spro")}
         if "pixel_aupimo" in reasons and why == "no normal pixel":
             reasons["pixel_aupimo"] = "no normal image"
         return reasons
@@ -264,6 +287,8 @@ class PixelMetrics:
             images = self._images.values()
             keys = np.concatenate([np.empty(0, np.int32), *map(self._keys, images)])
             areas = np.concatenate([np.empty(0, np.uint32), *(image.areas for image in images)])
+            added = np.concatenate([np.empty(0), *(image.saturated for image in images)])
+            saturated = sums_by_key(keys, added) if self._spro_limits else None
             # Sorting by (key, area) makes the sums of weights independent of the order of updates.
             keys, areas = _sorted(keys, areas)
             is_new = np.ones(keys.size, np.bool_)
@@ -274,6 +299,7 @@ class PixelMetrics:
                 keys[start],
                 np.diff(start, append=keys.size),
                 np.add.reduceat(weights, start) if keys.size else weights,
+                saturated,
             )
         return self._positives
 
@@ -300,7 +326,14 @@ class PixelMetrics:
             equal=equal[::-1],
             normals=pixels - anomalous,
             regions=sum(image.regions for image in images),
+            saturated=None if positives.saturated is None else positives.saturated[::-1],
+            defects=self._defects(),
         )
+
+    def _defects(self) -> int:
+        """Return the number of defects; 0 unless those of each anomalous image are known."""
+        marked = [image.defects for image in self._images.values() if image.regions]
+        return sum(marked) if all(marked) else 0
 
     def _make_values(self) -> dict[str, float | None]:
         curve = self.curve()
@@ -314,6 +347,8 @@ class PixelMetrics:
         }
         for limit in self._limits:
             values[aupro_id(limit)] = curve.aupro(limit)
+        for limit in self._spro_limits:
+            values[aupro_id(limit, "pixel_spro")] = curve.spro(limit)
         if self._aupimo:
             shares = [share for share in self._aupimo_by_image().values() if share is not None]
             values["pixel_aupimo"] = math.fsum(shares) / len(shares) if shares else None
@@ -353,11 +388,6 @@ class PixelMetrics:
             gained = float(np.sum(gain[np.searchsorted(keys, own)]))
             shares[image_id] = gained / image.keys.size if image.regions else None
         return shares
-
-
-def aupro_id(limit: float) -> str:
-    """Return the metric id of AUPRO up to ``limit``: 0.3 is the one without a suffix."""
-    return "pixel_aupro" if limit == 0.3 else f"pixel_aupro@{limit:g}"
 
 
 def _sorted(keys: Keys, areas: NDArray[np.uint32]) -> tuple[Keys, NDArray[np.uint32]]:

@@ -13,7 +13,17 @@ from ..surface import room
 if TYPE_CHECKING:
     from .contents import Contents
     from .evidence import EvidenceStore, Slice, by_category, plan, select_rows, shapes_of, undefined
-    from .files import EDITED, RESCORE, UNKNOWN, NewerSchema, RecordWarning, check_run, is_metric, read_text
+    from .files import (
+        EDITED,
+        RESCORE,
+        UNKNOWN,
+        NewerSchema,
+        RecordWarning,
+        check_run,
+        is_metric,
+        metric_order,
+        read_text,
+    )
     from .grouping import Grouping
     from .groups import Group, shared_rules
     from .observations import OBSERVATION, near_runs, read_observation, write_observation
@@ -55,6 +65,7 @@ __all__ = [
     "group_columns",
     "is_metric",
     "load_records",
+    "metric_order",
     "near_runs",
     "plan",
     "published_figures",

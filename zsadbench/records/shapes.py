@@ -127,6 +127,7 @@ RECORD_KEYS: Shape = {
     "categories.*.?reasons": (dict,),
     "categories.*.?reasons.*": (str,),
     "?masks": (str,),
+    "?saturations": (str,),
     "?changed_code": (bool,),
     "?command": (list,),
     "?command.*": (str,),

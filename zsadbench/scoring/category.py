@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DatasetError, MethodError
-from ..images import ahead, default_workers, mask_at, vanished
+from ..images import ahead, default_workers, defects_at, mask_at, vanished
 from ..maps import exact_maps
 from ..method import Method, blamed
-from ..metrics import MORE_IMAGE_METRICS, LegacyAupro, PixelMetrics, image_metrics, image_reasons
+from ..metrics import MORE_IMAGE_METRICS, Defect, LegacyAupro, PixelMetrics, image_metrics, image_reasons
 from ..records import Slice, group_columns, select_rows, undefined
 from ..samples import Dataset, Sample
 from .protocol import MASK_RULES, EvaluationProtocol
@@ -139,11 +139,12 @@ def score_category(
             keep="source",
             source=reader.again,
             threshold=fixed.thresholds.get("pixel_segf1"),
+            spro_limits=rules.spro_limits,
         )
     for row, one, mask in reader.visit(workers):
         extrema[row, 0], extrema[row, 1] = float(one.min()), float(one.max())
         if pixels and mask is not None:
-            pixels.update(one, mask, maps.keys[row], label=bool(labels[row]))
+            pixels.update(one, mask, maps.keys[row], label=bool(labels[row]), defects=reader.defects(row))
     scores = maps.image_scores(extrema).double().numpy()
     _require_finite(scores, maps.keys)
     values, reasons = _pixel_values(pixels, rules, reader, extrema) if pixels else _no_pixels(rules)
@@ -231,6 +232,23 @@ class MapReader:
         if size and sample.anomalous and vanished(sample, mask, self.dataset.mask_positive):
             self.vanished.add(sample.key)
         return self.maps.render(row, self.sizes[row]), mask
+
+    def defects(self, row: int) -> list[Defect]:
+        """Return the defects of an image at the size of its mask where the rules ask for sPRO.
+
+        Those that vanish there are left out; without saturations there are none.
+        """
+        if not self.rules.spro_limits:
+            return []
+        sample, size = self.known[self.maps.keys[row]], self.size(row)
+        found = defects_at(
+            sample,
+            size,
+            MASK_RULES[self.rules.mask_resize if size else "native"],
+            positive=self.dataset.mask_positive,
+            mismatch="nearest" if self.dataset.mask_mismatch == "nearest" else "error",
+        )
+        return [Defect(mask, saturation) for mask, saturation in found]
 
     def again(self, key: str) -> Map:
         """Return the map of an earlier visit, bit for bit."""

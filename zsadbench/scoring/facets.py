@@ -153,7 +153,14 @@ def _pixel_rows(
         reader = stored.reader(category)
         fixed = record.threshold(category, "pixel_segf1")
         parts = {
-            value: PixelMetrics(limits, connectivity, keep="source", source=reader.again, threshold=fixed)
+            value: PixelMetrics(
+                limits,
+                connectivity,
+                keep="source",
+                source=reader.again,
+                threshold=fixed,
+                spro_limits=stored.rules.spro_limits,
+            )
             for value in members[category]
         }
         whole = PixelMetrics((), connectivity, keep="source", source=reader.again, aupimo=None)
@@ -161,9 +168,11 @@ def _pixel_rows(
             key = reader.maps.keys[row]
             if mask is not None:
                 whole.update(one, mask, key, label=reader.known[key].anomalous)
+                defects = reader.defects(row)
                 for value, keys in members[category].items():
                     if key in keys:
-                        parts[value].update(one, mask, key, label=reader.known[key].anomalous)
+                        label = reader.known[key].anomalous
+                        parts[value].update(one, mask, key, label=label, defects=defects)
         require_same(record, category, whole.compute())
         yield category, {value: part.compute() for value, part in parts.items()}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RecordError, UsageError, suggest
-from ..files import contents_digest
+from ..files import contents_digest, digest_of, hash_file
 from ..method import Resolved, override
 from ..metrics import METRIC_VERSION
 from ..records import (
@@ -162,6 +162,7 @@ def score_all(
         "protocol": rules.describe() | {"mask_positive": str(dataset.mask_positive)},
         "metric_version": METRIC_VERSION,
         "masks": masks.digest,
+        **({"saturations": _saturations(dataset)} if rules.spro_limits else {}),
         "categories": [scores.row for scores in done],
         "warnings": [
             *warnings,
@@ -175,6 +176,12 @@ def score_all(
     written = write_record(run_dir, rules.folder, record, rows)
     contents.keep(run_dir)
     return dataclasses.replace(written, notes=notes)
+
+
+def _saturations(dataset: Dataset) -> str:
+    """Return the digest over the files that say how much of each defect must be found."""
+    files = {sample.saturation for sample in dataset.samples} - {None}
+    return digest_of(sorted(hash_file(file) for file in files if file))
 
 
 def _undefined(done: Sequence[CategoryScores], rules: EvaluationProtocol) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from ..errors import UsageError, suggest
 from ..files import digest_of
 from ..images import MaskRule
-from ..metrics import METRICS, NEEDS_NORMALS
+from ..metrics import METRICS, NEEDS_NORMALS, aupro_id, spro_limit
 
 MASK_RULES: dict[str, MaskRule] = {rule: rule for rule in get_args(MaskRule)}
 
@@ -55,8 +55,13 @@ class EvaluationProtocol:
             connectivity=said["connectivity"],
             exact_maps=bool(said["exact_maps"]),
             map_parameters=said["map_parameters"],
-            metrics=tuple(metric for metric in ON_REQUEST if metric in said.get("metrics", ())),
+            metrics=tuple(filter(on_request, said.get("metrics", ()))),
         )
+
+    @property
+    def spro_limits(self) -> tuple[float, ...]:
+        """The limits of the areas under saturated overlap that are asked for."""
+        return tuple(limit for metric in self.metrics if (limit := spro_limit(metric)) is not None)
 
     @property
     def folder(self) -> str:
@@ -81,9 +86,6 @@ class EvaluationProtocol:
             **({"metrics": list(self.metrics)} if self.metrics else {}),
         }
 
-
-ON_REQUEST = NEEDS_NORMALS
-"""Metrics that records hold only where they are asked for."""
 
 PROTOCOLS = ("reference", "common-1", "legacy200")
 
@@ -138,9 +140,16 @@ def protocol(
     return dataclasses.replace(base, **changed, metrics=_asked(metrics))
 
 
+def on_request(metric: str) -> bool:
+    """Tell whether records hold a metric only where it is asked for."""
+    return metric in NEEDS_NORMALS or spro_limit(metric) is not None
+
+
 def _asked(metrics: Sequence[str]) -> tuple[str, ...]:
     """Return the metrics to take beside those that every record holds."""
     for metric in metrics:
-        if metric not in METRICS and metric not in ON_REQUEST:
+        if metric not in METRICS and not on_request(metric):
             raise UsageError(f"--metric {metric}: no such metric.{suggest(metric, METRICS)}")
-    return tuple(metric for metric in ON_REQUEST if metric in metrics)
+    limits = ((metric, spro_limit(metric)) for metric in sorted(metrics))
+    ids = (metric if limit is None else aupro_id(limit, "pixel_spro") for metric, limit in limits)
+    return tuple(dict.fromkeys(filter(on_request, ids)))
