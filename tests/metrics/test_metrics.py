@@ -28,8 +28,8 @@ from zsadbench.metrics import (
     numba_backend,
 )
 from zsadbench.metrics.counters import choose_backend
+from zsadbench.metrics.ids import aupro_id
 from zsadbench.metrics.inputs import resize_bilinear
-from zsadbench.metrics.pixel import aupro_id
 
 
 @pytest.fixture(scope="module")

@@ -87,12 +87,12 @@ def by_hand(loco: Path, maps: Path, limit: float, kinds: tuple[str, ...]) -> flo
             min((a & m).sum() / n, 1) for a, (_, own) in zip(above, entries, strict=True) for m, n in own
         ]
         points.append((float(wrong), float(np.mean(found))))
-    area = 0.0
+    under = 0.0
     for (x0, y0), (x1, y1) in pairwise(points):
         if x0 < limit and x1 > x0:
             end = min(x1, limit)
-            area += (end - x0) * (2 * y0 + (y1 - y0) * (end - x0) / (x1 - x0)) / 2
-    return area / limit
+            under += (end - x0) * (2 * y0 + (y1 - y0) * (end - x0) / (x1 - x0)) / 2
+    return under / limit
 
 
 BOTH_KINDS = ("logical_anomalies", "structural_anomalies")

@@ -201,9 +201,9 @@ def defects_at(
 ) -> list[tuple[Mask, float]]:
     """Return the defects of a sample, one per file of its mask, at ``size`` by the rules of :func:`mask_at`.
 
-    Each comes with its saturation: how many of its pixels at that size must be found, in proportion to those
-    of the file.  A defect of which nothing is left is not among them.  There is none where the sample has no
-    mask or its saturations are not known.
+    Each is bool (H, W) and comes with its saturation: how many of its pixels at that size must be found, in
+    proportion to those of the file.  A defect of which nothing is left is not among them.  There is none
+    where the sample has no mask or its saturations are not known.
 
     Raises:
         DatasetError: as :func:`mask_at` says, and for a file of several values, or of one without saturation.
