@@ -136,6 +136,15 @@ def test_a_board_stands_in_place_of_what_is_published(tmp_path: Path) -> None:
     assert len(figures) == 3
     close, far = record(tmp_path / "close", 0.803), record(tmp_path / "far", 0.806)
     assert [reproduction([one], figures).verdict for one in (close, far)] == ["agrees", "differs"]
+    legacy = save(tmp_path / "old", observation("clip"), row(image_auroc=0.1), rules=protocol("legacy200"))
+    (board,) = write_boards(boards([plain, random, legacy], metrics=["image_auroc"]), tmp_path, ["csv"])
+    assert [(one.backbone, one.value) for one in board_figures(board)] == [
+        ("ViT-B-16/openai", 0.8),
+        ("ViT-B-16/random", 0.5),
+    ]
+    (alone,) = write_boards(boards([legacy]), tmp_path / "legacy", ["csv"])
+    with pytest.raises(RecordError, match="has no row under the protocol 'reference'"):
+        board_figures(alone)
     board.write_text("method,value\nclip,3\n")
     with pytest.raises(RecordError, match=r"not a leaderboard\.csv"):
         board_figures(board)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import RecordError
 from ..files import write_atomic
 from ..method import method_cards
 from ..metrics import METRICS
@@ -113,11 +114,16 @@ def reproduction(records: Sequence[Record], figures: Iterable[Published] | None 
 
 
 def board_figures(path: Path) -> list[Published]:
-    """Return the values of a ``leaderboard.csv`` as figures of kind ``board``.
+    """Return the values of a ``leaderboard.csv`` under ``reference`` as figures of kind ``board``.
 
     Raises:
-        RecordError: if the file is missing or no board.
+        RecordError: if the file is missing, no board, or one without a row of that protocol.
     """
+    lines = [line for line in read_board(path) if line["protocol"] == "reference"]
+    if not lines:
+        raise RecordError(
+            f"{path}: has no row under the protocol 'reference', under which methods are run here."
+        )
     return [
         Published(
             line["method"],
@@ -132,7 +138,7 @@ def board_figures(path: Path) -> list[Published]:
             path.name,
             "",
         )
-        for line in read_board(path)
+        for line in lines
         for metric in METRICS
         if line.get(metric) is not None
     ]
@@ -169,7 +175,8 @@ def _figures(
 
 
 def _line(record: Record, category: str, figure: Published, judged: bool) -> Line:
-    ours = record.mean(figure.metric).value if category == MEAN else record.value(category, figure.metric)
+    mean = record.mean(figure.metric)
+    ours = mean.value if category == MEAN else record.value(category, figure.metric)
     tolerance, why = TOLERANCES.get(figure.kind), ""
     apart = () if figure.kind == "board" else differences(record, figure)
     if ours is None:
@@ -178,6 +185,8 @@ def _line(record: Record, category: str, figure: Published, judged: bool) -> Lin
         why = f"{figure.kind} figures are not judged"
     elif marks := [mark for mark in apart if mark != CHECKPOINT]:
         why = ", ".join(marks)
+    elif category == MEAN and mean.used < mean.total:
+        why = f"ours is a mean over {mean.used} of {mean.total} categories"
     elif judged:
         why = "a more trusted figure is judged"
     points = None if ours is None else 100 * (ours - figure.value)

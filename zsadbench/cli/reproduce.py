@@ -81,7 +81,8 @@ def reproduce(
         # Of what is published one method may lack its checkpoint; a board wants all that stand on it.
         outcome = execute(["all"] if every and figures is None else methods, [dataset], request)
         records = [record for record in outcome.records if record.method in methods]
-        runs = [record.path.parents[1] for record in records]
+        # Papers have AUPRO from 200 thresholds too; of a board the rows of one protocol are compared.
+        runs = [record.path.parents[1] for record in records if figures is None]
         records += [score_run(run, "legacy200", data=data, settings={}, workers=workers) for run in runs]
     for name, reason in outcome.skipped.items():
         say(f"skipped {name}: {reason}", sys.stderr)
