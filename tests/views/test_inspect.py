@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from tests.kit import tiny
 from tests.kit.factory import make_folder
-from zsadbench.cli import predict as verbs
+from zsadbench.cli import report as verbs
 from zsadbench.errors import RecordError, UsageError
 from zsadbench.records.evidence import EvidenceStore
 from zsadbench.records.records import Record

@@ -1,22 +1,20 @@
-"""``zsad predict``, ``zsad calibrate`` and ``zsad inspect``: single images instead of datasets."""
+"""``zsad predict`` and ``zsad calibrate``: single images instead of datasets."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import RecordError, UsageError
+from ..errors import UsageError
 from ..text import say, terminal
 from .options import (
     PROMPTS,
     Checkpoint,
-    Code,
     Machine,
     Parameters,
     Quiet,
@@ -25,7 +23,7 @@ from .options import (
     grouped,
     method_ids,
 )
-from .report import require
+from .report import require, write_json
 from .run import interruptible
 from .verbs import within
 
@@ -36,12 +34,11 @@ PARTS = "Parts of an image"
 PREDICTIONS = (
     'zsad predict photos/ --method anoclip --words "metal nut" --report predictions/',
     "zsad predict photos/ --threshold threshold.json --out overlays/",
+    "zsad predict photos/ --reference threshold.json",
 )
 CALIBRATIONS = (
     'zsad calibrate --normal good/ --fpr 0.01 -m anoclip --words "metal nut" --out threshold.json',
-)
-INSPECTIONS = (
-    "zsad inspect results/mvtec/anoclip/0123456789ab --key bottle/test/broken_large/000.png --out map.png",
+    "zsad calibrate --from threshold.json --fpr 0.05 --out looser.json",
 )
 
 
@@ -108,7 +105,6 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to ``app``."""
     app.command("predict", epilog=examples(*PREDICTIONS))(predict)
     app.command("calibrate", epilog=examples(*CALIBRATIONS))(calibrate)
-    app.command("inspect", epilog=examples(*INSPECTIONS))(inspect)
 
 
 @grouped
@@ -135,6 +131,14 @@ def predict(
             "--threshold", metavar="FILE", help="A file of zsad calibrate: say OK or NG; any NG exits with 1."
         ),
     ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference",
+            metavar="FILE",
+            help="A file of zsad calibrate: say whether scores have moved since; no exit code changes.",
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="DIR", help="Write a page and a CSV of all images, highest first."),
@@ -145,7 +149,7 @@ def predict(
 ) -> None:
     """Score images and show where they are anomalous; needs no dataset.
 
-    With --threshold nothing of what zsad calibrate was given has to be repeated.
+    With --threshold or --reference nothing of what zsad calibrate was given has to be repeated.
     Exit code: 0, or 1 if any image is NG, else 3 if any could not be read.
     """
     from ..views import (
@@ -153,11 +157,11 @@ def predict(
         NG,
         Site,
         as_json,
-        check_fits,
+        drift,
         find_images,
         parse_scale,
         read_threshold,
-        recalled,
+        require_scores,
         write_predictions,
     )
     from ..views import predict as run
@@ -165,12 +169,11 @@ def predict(
     pinned = parse_scale(scale) if scale else None
     images = find_images(paths or [], out, _say_left_out)
     limit = read_threshold(threshold) if threshold else None
-    given = _given(subject, view, context)
-    if limit and threshold:
-        predictor = _ready(recalled(limit, threshold, given))
-        check_fits(limit, predictor, threshold)
-    else:
-        predictor = _ready(_setup(given))
+    normal = read_threshold(reference) if reference else None
+    if normal and reference:
+        require_scores(normal, reference)
+    files = {path: one for path, one in ((threshold, limit), (reference, normal)) if path and one}
+    predictor = _fitting(files, _given(subject, view, context))
     if report:
         require("jinja2")
     site = Site(report) if report else None
@@ -185,8 +188,10 @@ def predict(
             thumbnails=pictures,
             quiet=quiet,
         )
+    moved = drift(normal, [one.score for one in found if one.score is not None]) if normal else None
     if json_file:
-        _write_json(json_file, as_json(predictor, found, used, limit.value if limit else None))
+        content = as_json(predictor, found, used, limit.value if limit else None)
+        write_json(json_file, content | ({"drift": vars(moved) | {"moved": moved.moved}} if moved else {}))
     if json_file != "-":
         _show_scores(predictor, found, limit)
         if out:
@@ -196,6 +201,8 @@ def predict(
         if json_file != "-":
             say(page)
     _say_notes(found)
+    if moved:
+        say(f"{'warning' if moved.moved else 'note'}: {moved.words}", sys.stderr)
     failed = _say_failed(found)
     if any(one.verdict == NG for one in found):
         raise typer.Exit(1)
@@ -221,6 +228,12 @@ def calibrate(
             callback=within(0, 1),
         ),
     ] = 0.01,
+    kept: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="FILE", help="Take the scores from this threshold file: no image is scored."
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE", help="Where the threshold goes.")
     ] = Path("threshold.json"),
@@ -233,14 +246,39 @@ def calibrate(
     context: typer.Context,
 ) -> None:
     """Find the threshold that a given part of normal images exceeds, for predict --threshold."""
-    from ..views import check_alone, check_enough, find_images, fit, write_threshold
+    from ..views import check_enough, find_images, read_threshold, refit, write_threshold
+
+    given, failed = _given(subject, view, context), 0
+    if kept:
+        if normal or given:
+            raise UsageError(
+                "--from takes images, method and options from its file; give --fpr and --out only"
+            )
+        limit = refit(read_threshold(kept), fpr, kept, force=force)
+        _spare(kept, out, context)
+    else:
+        if not normal:
+            raise UsageError("name a folder of normal images with --normal, or a threshold file with --from")
+        images = find_images(normal, say=_say_left_out)
+        check_enough(len(images), fpr, force)
+        limit, failed = _calibrated(_ready(_setup(given)), images, fpr, force, quiet)
+    write_threshold(out, limit, limit.about)
+    say(limit.words)
+    rule = limit.about.get("rule")
+    say(f"scores are {rule}; the smallest rate so many images can tell is {limit.smallest_fpr:.2%}")
+    say(f"with 95 % confidence at most {limit.upper:.2%} of such images will be NG")
+    say(str(out))
+    if failed:
+        raise typer.Exit(3)
+
+
+def _calibrated(
+    predictor: Predictor, images: Sequence[Path], fpr: float, force: bool, quiet: bool
+) -> tuple[Threshold, int]:
+    """Return the threshold of normal images, and how many of them could not be read."""
+    from ..views import check_alone, fit
     from ..views import predict as run
 
-    if not normal:
-        raise UsageError("name a folder of normal images with --normal")
-    images = find_images(normal, say=_say_left_out)
-    check_enough(len(images), fpr, force)
-    predictor = _ready(_setup(_given(subject, view, context)))
     check_alone(predictor)
     with interruptible():
         found, _ = run(predictor, images, quiet=quiet)
@@ -248,52 +286,14 @@ def calibrate(
     failed = _say_failed(found)
     scores = [one.score for one in found if one.score is not None]
     limit = fit(scores, fpr, predictor.identity(), predictor.names(), force=force)
-    write_threshold(out, limit, predictor.about())
-    say(limit.words)
-    say(f"scores are {predictor.rule}; the smallest rate so many images can tell is {limit.smallest_fpr:.2%}")
-    say(f"with 95 % confidence at most {limit.upper:.2%} of such images will be NG")
-    say(str(out))
-    if failed:
-        raise typer.Exit(3)
+    return replace(limit, about=predictor.about()), failed
 
 
-@grouped
-def inspect(
-    *,
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder: results/...")],
-    key: Annotated[
-        str | None, typer.Option("--key", metavar="KEY", help="The image: its path below the dataset.")
-    ] = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option("--protocol", metavar="ID", help="Whose scores to show, where the run has several."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", metavar="FILE|DIR", help="Write a picture of the map: a .png or a folder."
-        ),
-    ] = None,
-    json_file: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write the answer as JSON; - prints it.")
-    ] = None,
-    code: Code,
-) -> None:
-    """Show what a run knows of one image: score parts, score, rank in its category, neighbours, map."""
-    from ..views import describe, inspect_image, write_map
-
-    found, missing, users = inspect_image(run_dir, key or "", protocol), None, code.users()
-    try:
-        if out:
-            found["map"]["picture"] = str(write_map(run_dir, found, out, users))
-    except RecordError as error:  # the numbers are shown all the same
-        missing = error
-    if json_file:
-        _write_json(json_file, found)
-    if json_file != "-":
-        say("\n".join(describe(found)))
-    if missing:
-        raise missing
+def _spare(kept: Path, out: Path, context: typer.Context) -> None:
+    """Refuse to write over the file that is read, unless --out names it."""
+    source = context.get_parameter_source("out")
+    if out.resolve() == kept.resolve() and source is not None and source.name == "DEFAULT":
+        raise UsageError(f"--from {terminal(kept)}: name the new file with --out")
 
 
 def _given(subject: Subject, view: View, context: typer.Context) -> dict[str, Any]:
@@ -327,6 +327,17 @@ def _setup(given: Mapping[str, Any]) -> Setup:
     if not given.get("method"):
         raise UsageError("name a method with --method; see: zsad methods")
     return Setup(**given)
+
+
+def _fitting(files: Mapping[Path, Threshold], given: Mapping[str, Any]) -> Predictor:
+    """Return the predictor that the first of the threshold ``files`` names; all of them must fit it."""
+    from ..views import check_fits, recalled
+
+    setup = next((recalled(one, path, given) for path, one in files.items()), None)
+    predictor = _ready(setup or _setup(given))
+    for path, one in files.items():
+        check_fits(one, predictor, path)
+    return predictor
 
 
 def _ready(setup: Setup) -> Predictor:
@@ -384,13 +395,3 @@ def _say_failed(found: Sequence[Prediction]) -> int:
     for one in failed:
         say(f"  {terminal(one.path)}: {one.error}", sys.stderr)
     return len(failed)
-
-
-def _write_json(target: str, content: Any) -> None:
-    from ..files import write_atomic
-
-    text = json.dumps(content, indent=2)
-    if target == "-":
-        say(text)
-    else:
-        write_atomic(Path(target), f"{text}\n".encode())

@@ -1,7 +1,8 @@
-"""``zsad report``, ``figure``, ``export-submission``: records and evidence for others to look at."""
+"""``zsad inspect``, ``report``, ``figure``, ``export-submission``: records and evidence to look at."""
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import UsageError
+from ..errors import RecordError, UsageError
 from ..text import put, say
 from .options import AllowChanged, Code, InductiveOnly, Quiet, dataset_ids, examples, grouped, method_ids
 from .verbs import Verbs, within
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from ..boards import Board
     from ..scoring import UserMethods
 
+INSPECTIONS = (
+    "zsad inspect results/mvtec/anoclip/0123456789ab --key bottle/test/broken_large/000.png --out map.png",
+)
 Results = Annotated[
     list[Path] | None,
     typer.Argument(metavar="RESULTS...", help="Folders of results, or record.json files. Default: results"),
@@ -84,10 +88,50 @@ figure = Verbs(
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to ``app``."""
+    app.command("inspect", epilog=examples(*INSPECTIONS))(inspect)
     app.command("report", epilog=examples("zsad report results --out report/ --intervals"))(report)
     app.add_typer(figure, name="figure")
     export = "zsad export-submission results/mvtec_ad_2_private/anoclip/0123456789ab --out submission"
     app.command("export-submission", epilog=examples(export))(export_submission)
+
+
+@grouped
+def inspect(
+    *,
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder: results/...")],
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="KEY", help="The image: its path below the dataset.")
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option("--protocol", metavar="ID", help="Whose scores to show, where the run has several."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE|DIR", help="Write a picture of the map: a .png or a folder."
+        ),
+    ] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write the answer as JSON; - prints it.")
+    ] = None,
+    code: Code,
+) -> None:
+    """Show what a run knows of one image: score parts, score, rank in its category, neighbours, map."""
+    from ..views import describe, inspect_image, write_map
+
+    found, missing, users = inspect_image(run_dir, key or "", protocol), None, code.users()
+    try:
+        if out:
+            found["map"]["picture"] = str(write_map(run_dir, found, out, users))
+    except RecordError as error:  # the numbers are shown all the same
+        missing = error
+    if json_file:
+        write_json(json_file, found)
+    if json_file != "-":
+        say("\n".join(describe(found)))
+    if missing:
+        raise missing
 
 
 @grouped
@@ -217,6 +261,17 @@ def require(*modules: Literal["jinja2", "matplotlib"]) -> None:
     for module in modules:
         if importlib.util.find_spec(module) is None:
             raise UsageError(f'this needs the package {module}: pip install "zsadbench[report]"')
+
+
+def write_json(target: str, content: Any) -> None:
+    """Write a value as JSON to the file ``target``, or print it for ``-``."""
+    from ..files import write_atomic
+
+    text = json.dumps(content, indent=2)
+    if target == "-":
+        say(text)
+    else:
+        write_atomic(Path(target), f"{text}\n".encode())
 
 
 def _say(line: str) -> None:

@@ -12,13 +12,17 @@ from ..surface import room
 if TYPE_CHECKING:
     from .calibrate import (
         NG,
+        Drift,
         Threshold,
         check_alone,
         check_enough,
         check_fits,
+        drift,
         fit,
         read_threshold,
         recalled,
+        refit,
+        require_scores,
         write_threshold,
     )
     from .figures import bars_figure, choose, curves_figure, qualitative_figure
@@ -37,6 +41,7 @@ __all__ = [
     "IMAGES",
     "NG",
     "CategoryMaps",
+    "Drift",
     "Prediction",
     "Predictor",
     "Replay",
@@ -52,6 +57,7 @@ __all__ = [
     "choose",
     "curves_figure",
     "describe",
+    "drift",
     "find_images",
     "fit",
     "heat",
@@ -62,6 +68,8 @@ __all__ = [
     "qualitative_figure",
     "read_threshold",
     "recalled",
+    "refit",
+    "require_scores",
     "write_map",
     "write_png",
     "write_predictions",

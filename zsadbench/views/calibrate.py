@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ..clip import is_address
@@ -24,6 +25,11 @@ OK, NG = "OK", "NG"
 CONFIDENCE = 0.95
 MARGIN = 1e-3
 """How far above the highest score a threshold lies that no image may exceed, in spans of the scores."""
+FEWEST = 20
+"""Scores at or below the threshold, of each side, without which nothing is said of a drift."""
+LEVEL = 0.01
+"""A drift is told where its p is below this: of a hundred comparisons of equal scores, one."""
+_EXACT = 1_000_000  # pairs of scores up to which p is computed exactly
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Threshold:
     ``fpr`` is the rate asked for, ``reached`` that of the ``images`` normal images themselves, and ``upper``
     the bound below which the true rate lies with 95 % confidence (Clopper and Pearson, 1934).
     ``identity`` is everything the scores depend on, and ``setup`` the names by which its files are found
-    again (empty in files of before).
+    again.  ``scores`` are those of the normal images, rising, and ``about`` is what else its file says.  What
+    files of earlier versions do not hold is empty.
     """
 
     value: float
@@ -43,6 +50,8 @@ class Threshold:
     images: int
     identity: Mapping[str, Any] = field(repr=False)
     setup: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    scores: tuple[float, ...] = field(default=(), repr=False)
+    about: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def smallest_fpr(self) -> float:
@@ -86,7 +95,94 @@ def fit(
     value = _above(scores, sorted(scores, reverse=True)[allowed])
     above = sum(score > value for score in scores)
     upper = upper_rate(above, len(scores))
-    return Threshold(value, fpr, above / len(scores), upper, len(scores), identity, setup or {})
+    rates = (fpr, above / len(scores), upper)
+    return Threshold(value, *rates, len(scores), identity, setup or {}, tuple(sorted(scores)))
+
+
+def refit(threshold: Threshold, fpr: float, path: Path, *, force: bool = False) -> Threshold:
+    """Return the threshold for another rate, from the scores that the file ``path`` keeps.
+
+    Raises:
+        UsageError: as :func:`fit`, and where the file keeps no scores.
+    """
+    require_scores(threshold, path)
+    found = fit(threshold.scores, fpr, threshold.identity, threshold.setup, force=force)
+    return replace(found, about=threshold.about)
+
+
+def require_scores(threshold: Threshold, path: Path) -> None:
+    """Refuse a threshold of before, of which only the value is known.
+
+    Raises:
+        UsageError: saying what it lacks.
+    """
+    if not threshold.scores:
+        raise UsageError(
+            f"{terminal(path)}: written by an earlier version, which kept no scores of the normal images; "
+            "calibrate again with zsad calibrate --normal DIR"
+        )
+
+
+@dataclass(frozen=True)
+class Drift:
+    """New scores against those that a threshold was found on, both at or below it.
+
+    ``statistic`` and ``p`` are of the two-sample Kolmogorov-Smirnov test (Smirnov, 1939), None where one side
+    has fewer than :data:`FEWEST` scores.  ``images`` and ``below`` count the new scores and those at or below
+    the threshold, ``median`` is of the latter; ``then_`` of the normal images of before.
+    """
+
+    statistic: float | None
+    p: float | None
+    images: int
+    below: int
+    median: float | None
+    then_images: int
+    then_below: int
+    then_median: float | None
+
+    @property
+    def moved(self) -> bool:
+        """Whether the scores differ by more than chance explains, at :data:`LEVEL`."""
+        return self.p is not None and self.p < LEVEL
+
+    @property
+    def words(self) -> str:
+        """What was found, with numbers, in one line."""
+        above, then = 1 - self.below / max(self.images, 1), 1 - self.then_below / self.then_images
+        shares = f"{above:.1%} are above it, {then:.1%} when calibrated"
+        if self.p is None:
+            return (
+                f"drift is not judged: {self.below} of {self.images} scores now and {self.then_below} of "
+                f"{self.then_images} then are at or below the threshold, each needs {FEWEST}; {shares}"
+            )
+        numbers = (
+            f"Kolmogorov-Smirnov D = {self.statistic:.3f}, p = {self.p:.2g}; {self.below} scores at or "
+            f"below the threshold, median {self.median:.6g}, against {self.then_below} with "
+            f"{self.then_median:.6g}; {shares}"
+        )
+        if self.moved:
+            return f"scores have moved since calibration: {numbers}; look at light, camera and part"
+        return f"no drift is seen: {numbers}"
+
+
+def drift(threshold: Threshold, scores: Sequence[float]) -> Drift:
+    """Compare ``scores`` of new images with those of the normal images that ``threshold`` was found on.
+
+    Both sides are cut at the threshold, for new images may be defective: those above it are left out, and
+    normal images at or below it are distributed as they were, however many defects came along.
+    """
+    from scipy.stats import ks_2samp
+
+    then, now = ([s for s in side if s <= threshold.value] for side in (threshold.scores, scores))
+    medians = [median(side) if side else None for side in (now, then)]
+    statistic = p = None
+    if min(len(then), len(now)) >= FEWEST:
+        exact = len(then) * len(now) <= _EXACT
+        found = ks_2samp(then, now, method="exact" if exact else "asymp")
+        statistic, p = float(found.statistic), float(found.pvalue)
+    here, before = (len(scores), len(now), medians[0]), (len(threshold.scores), len(then), medians[1])
+    return Drift(statistic, p, *here, *before)
 
 
 def check_alone(predictor: Predictor) -> None:
@@ -142,16 +238,20 @@ def write_threshold(path: Path, threshold: Threshold, about: Mapping[str, Any]) 
     Raises:
         RecordError: if the file cannot be written.
     """
+    known = asdict(replace(threshold, scores=()))
+    known.pop("scores")
     content = {
         "kind": KIND,
         "schema": SCHEMA,
-        **asdict(threshold),
+        **known,
         "smallest_fpr": threshold.smallest_fpr,
         "rule": "NG when score > value",
         "about": dict(about),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
+    text = json.dumps(content, indent=2).removesuffix("\n}")
+    # All scores on one line: people read the rest.
+    write_atomic(path, f'{text},\n  "scores": {json.dumps(threshold.scores)}\n}}\n'.encode())
 
 
 def read_threshold(path: Path) -> Threshold:
@@ -179,12 +279,16 @@ def read_threshold(path: Path) -> Threshold:
     try:
         numbers = {name: float(content[name]) for name in ("value", "fpr", "reached", "upper")}
         images, identity = int(content["images"]), dict(content["identity"])
-        setup = dict(content.get("setup") or {})
+        setup, scores = dict(content.get("setup") or {}), tuple(map(float, content.get("scores") or ()))
+        about = {"scored": content.get("created"), **(content.get("about") or {})}
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{terminal(path)}: incomplete or damaged ({error!r}); {remedy}") from None
     if not math.isfinite(numbers["value"]) or images < 1:
         raise RecordError(f"{terminal(path)}: holds no finite threshold of one image or more; {remedy}")
-    return Threshold(**numbers, images=images, identity=identity, setup=setup)
+    if scores and (len(scores) != images or not all(map(math.isfinite, scores))):
+        raise RecordError(f"{terminal(path)}: does not hold a finite score of each image; {remedy}")
+    found = Threshold(**numbers, images=images, identity=identity, setup=setup)
+    return replace(found, scores=tuple(sorted(scores)), about=about)
 
 
 def recalled(threshold: Threshold, path: Path, given: Mapping[str, Any]) -> Setup:
