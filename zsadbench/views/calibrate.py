@@ -277,18 +277,18 @@ def read_threshold(path: Path) -> Threshold:
             f"{terminal(path)}: schema {content.get('schema')}, this version reads {SCHEMA}; {remedy}"
         )
     try:
-        numbers = {name: float(content[name]) for name in ("value", "fpr", "reached", "upper")}
+        value, fpr, reached, upper = (float(content[name]) for name in ("value", "fpr", "reached", "upper"))
         images, identity = int(content["images"]), dict(content["identity"])
         setup, scores = dict(content.get("setup") or {}), tuple(map(float, content.get("scores") or ()))
         about = {"scored": content.get("created"), **(content.get("about") or {})}
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{terminal(path)}: incomplete or damaged ({error!r}); {remedy}") from None
-    if not math.isfinite(numbers["value"]) or images < 1:
+    if not math.isfinite(value) or images < 1:
         raise RecordError(f"{terminal(path)}: holds no finite threshold of one image or more; {remedy}")
     if scores and (len(scores) != images or not all(map(math.isfinite, scores))):
         raise RecordError(f"{terminal(path)}: does not hold a finite score of each image; {remedy}")
-    found = Threshold(**numbers, images=images, identity=identity, setup=setup)
-    return replace(found, scores=tuple(sorted(scores)), about=about)
+    kept = tuple(sorted(scores))
+    return Threshold(value, fpr, reached, upper, images, identity, setup, kept, about)
 
 
 def recalled(threshold: Threshold, path: Path, given: Mapping[str, Any]) -> Setup:
