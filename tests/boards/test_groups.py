@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from tests.kit.factory import save
+from tests.kit.terminal import call
 from zsadbench.boards import boards, compare, to_csv
 from zsadbench.boards.intervals import draws_of
 from zsadbench.boards.text import file_name
 from zsadbench.errors import RecordError, UsageError
-from zsadbench.metrics import PixelMetrics
+from zsadbench.metrics import PixelMetrics, evaluate
 from zsadbench.metrics.bootstrap import resample
-from zsadbench.records import Grouping, ImageRow, Record, find_records
+from zsadbench.records import Grouping, ImageRow, Record, find_records, tables
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
 from zsadbench.scoring import StoredMaps, by_group, merged
@@ -40,13 +43,13 @@ def picture(path: Path, seed: int, mask: Path | None = None) -> None:
 
 
 def real_iad(root: Path) -> None:
-    """Six objects of two views; of a defective one the second view shows nothing."""
+    """Twelve objects of two views; of a defective one the second view shows nothing."""
     rows = []
-    for number in range(6):
-        kind = "OK" if number < 3 else "NG/HS"
+    for number in range(12):
+        kind = "OK" if number < 6 else "NG/HS"
         for view in (1, 2):
             stem = f"{kind}/S{number:04}/usb_{number:04}_{kind.replace('/', '_')}_C{view}_2023"
-            mask = f"{stem}_mask.png" if number > 2 and view == 1 else None
+            mask = f"{stem}_mask.png" if number > 5 and view == 1 else None
             folder = root / "realiad_1024/usb"
             picture(folder / f"{stem}.jpg", 10 * number + view, folder / mask if mask else None)
             code = kind.rpartition("/")[2]
@@ -67,11 +70,12 @@ def ad_2(root: Path) -> None:
 
 
 def loco(root: Path) -> None:
-    top = root / "pushpins"
-    for kind, count in (("good", 3), ("logical_anomalies", 3), ("structural_anomalies", 2)):
-        for number in range(count):
-            mask = top / f"ground_truth/{kind}/{number:03}/000.png" if kind != "good" else None
-            picture(top / f"test/{kind}/{number:03}.png", 7 * number + len(kind), mask)
+    for place, category in enumerate(("pushpins", "screw_bag")):
+        top = root / category
+        for kind, count in (("good", 6), ("logical_anomalies", 5), ("structural_anomalies", 6)):
+            for number in range(count):
+                mask = top / f"ground_truth/{kind}/{number:03}/000.png" if kind != "good" else None
+                picture(top / f"test/{kind}/{number:03}.png", 99 * place + 7 * number + len(kind), mask)
 
 
 @pytest.fixture(scope="module")
@@ -102,22 +106,22 @@ def auroc(rows: Sequence[ImageRow]) -> float:
 
 def test_groups_are_kept_beside_the_scores(records: dict[str, Record]) -> None:
     views = {row.key: row.groups for row in records["real_iad"].images()}
-    key = "realiad_1024/usb/NG/HS/S0004/usb_0004_NG_HS_C2_2023.jpg"
-    assert views[key] == {"view": "C2", "object": "HS/S0004"}
+    key = "realiad_1024/usb/NG/HS/S0007/usb_0007_NG_HS_C2_2023.jpg"
+    assert views[key] == {"view": "C2", "object": "HS/S0007"}
     kinds = [row.groups.get("kind", "") for row in records["mvtec_loco"].images()]
-    assert sorted(kinds) == [""] * 3 + ["logical_anomalies"] * 3 + ["structural_anomalies"] * 2
+    assert sorted(kinds) == [""] * 12 + ["logical_anomalies"] * 10 + ["structural_anomalies"] * 12
 
 
 def test_an_object_has_the_highest_score_of_its_views(records: dict[str, Record]) -> None:
     record = records["real_iad"]
     rows = {row.key: row for row in record.images()}
-    scores = [max(r.image_score or 0 for r in rows.values() if f"/S{n:04}/" in r.key) for n in range(6)]
+    scores = [max(r.image_score or 0 for r in rows.values() if f"/S{n:04}/" in r.key) for n in range(12)]
     found = merged(record, Grouping("object"))
     assert sorted(row.image_score or 0 for row in found.images()) == pytest.approx(sorted(scores), abs=0)
     assert found.value("usb", "image_auroc") == pytest.approx(
-        roc_auc_score([0] * 3 + [1] * 3, scores), abs=1e-12
+        roc_auc_score([0] * 6 + [1] * 6, scores), abs=1e-12
     )
-    assert (found.categories["usb"]["normal"], found.categories["usb"]["anomalous"]) == (3, 3)
+    assert (found.categories["usb"]["normal"], found.categories["usb"]["anomalous"]) == (6, 6)
     assert not any(metric.startswith("pixel") for metric in found.metrics)
     (board,) = boards([record], per="object", published="all")
     assert board.rows[0].cell("image_auroc").value == found.value("usb", "image_auroc")
@@ -170,10 +174,11 @@ def test_good_images_stand_beside_each_kind_of_loco(records: dict[str, Record]) 
     view = by_group(record, Grouping("kind"), pixels=False)
     rows = record.images()
     assert list(view.categories) == ["logical_anomalies", "structural_anomalies"]
-    for kind, count in (("logical_anomalies", 3), ("structural_anomalies", 2)):
+    for kind, count in (("logical_anomalies", 10), ("structural_anomalies", 12)):
         own = [row for row in rows if kind in row.key or "good" in row.key]
-        assert (view.categories[kind]["normal"], view.categories[kind]["anomalous"]) == (3, count)
-        assert view.value(kind, "image_auroc") == pytest.approx(auroc(own), abs=1e-12)
+        assert (view.categories[kind]["normal"], view.categories[kind]["anomalous"]) == (12, count)
+        each = [auroc([row for row in own if row.category == name]) for name in ("pushpins", "screw_bag")]
+        assert view.value(kind, "image_auroc") == pytest.approx(np.mean(each), abs=1e-12)
 
 
 def test_a_value_without_anomalous_images_is_undefined_and_says_why(records: dict[str, Record]) -> None:
@@ -230,6 +235,115 @@ def test_groups_of_like_images_widen_the_interval(tmp_path: Path, records: dict[
     plain = draws_of(record, pixels=False, replicates=300).values["can", "image_auroc"]
     assert np.array_equal(np.sort(plain), np.sort(whole.values["can", "image_auroc"]))
     assert whole.notes[-1].startswith("rough interval, fewer than 20 normal or anomalous groups of 'copy'")
+
+
+def by_hand(rows: Sequence[ImageRow], units: Sequence[str], category: str, draws: int) -> np.ndarray:
+    """Return AUROC in every draw of whole units: each is taken as often as the draw says, one by one."""
+    labels, scores = [row.anomalous for row in rows], [row.image_score for row in rows]
+    random = np.random.RandomState(zlib.crc32(f"boot/{category}".encode()))
+    drawn: list[list[list[int]]] = [[] for _ in range(draws)]
+    for kind in (False, True):
+        names = list(dict.fromkeys(unit for unit, label in zip(units, labels, strict=True) if label == kind))
+        members = [[i for i, unit in enumerate(units) if unit == name] for name in names]
+        for draw, places in enumerate(random.randint(0, len(names), (draws, len(names)))):
+            drawn[draw] += [members[place] for place in places]
+    flat = [[i for unit in draw for i in unit] for draw in drawn]
+    return np.array([roc_auc_score([labels[i] for i in draw], [scores[i] for i in draw]) for draw in flat])
+
+
+def test_the_interval_of_objects_is_that_of_draws_by_hand(records: dict[str, Record]) -> None:
+    """Real-IAD's sample level: one score per object, and objects are what is drawn."""
+    record = records["real_iad"]
+    options: Any = {"per": "object", "intervals": True, "replicates": 150, "metrics": ["image_auroc"]}
+    (board,) = boards([record], **options)
+    rows = record.images()
+    best: dict[str, ImageRow] = {}
+    for row in sorted(rows, key=lambda row: row.image_score or 0):
+        name = row.groups["object"]
+        best[name] = replace(row, anomalous=name.startswith("HS"))
+    names = sorted(best)  # objects by name, as their keys are
+    drawn = by_hand([best[name] for name in names], names, "usb", 150)
+    cell = board.rows[0].cell("image_auroc")
+    assert cell.interval == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=1e-12)
+    assert cell.interval and cell.interval.low < (cell.value or 0) < cell.interval.high
+
+
+def test_the_interval_of_whole_objects_is_that_of_draws_by_hand(records: dict[str, Record]) -> None:
+    """MVTec AD 2: the lightings of an object are drawn together, a mean has the mean of each draw."""
+    record = records["mvtec_ad_2"]
+    options: Any = {"group_by": "object", "intervals": True, "replicates": 150, "metrics": ["image_auroc"]}
+    (board,) = boards([record], **options)
+    each = []
+    for category in ("can", "vial"):
+        rows = sorted((row for row in record.images() if row.category == category), key=lambda row: row.key)
+        each.append(by_hand(rows, [row.groups["object"] for row in rows], category, 150))
+    wanted = np.percentile(np.mean(each, axis=0), [2.5, 97.5])
+    assert board.rows[0].cell("image_auroc").interval == pytest.approx(wanted, abs=1e-12)
+    (single,) = boards([record], **{**options, "group_by": None})
+    assert single.rows[0].cell("image_auroc").interval != pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_board_by_kind_of_loco_has_pixel_metrics_of_good_images_and_that_kind(
+    records: dict[str, Record],
+) -> None:
+    record = records["mvtec_loco"]
+    (board,) = boards([record], by="kind", metrics=["image_auroc", "pixel_ap", "pixel_aupro"])
+    for row in board.rows:
+        wanted: dict[str, list[float]] = {"pixel_ap": [], "pixel_aupro": []}
+        for category in ("pushpins", "screw_bag"):
+            reader = StoredMaps.of(record).reader(category)
+            seen = [
+                reader.read(i)
+                for i, key in enumerate(reader.maps.keys)
+                if row.category in key or "good" in key
+            ]
+            found = evaluate([np.asarray(one) for one, _ in seen], [mask for _, mask in seen])
+            for metric, values in wanted.items():
+                values.append(float(found[metric] or 0))
+        for metric, values in wanted.items():
+            assert row.cell(metric).value == pytest.approx(np.mean(values), abs=1e-12), metric
+    assert len({row.cell("pixel_ap").value for row in board.rows}) == 2
+
+
+def test_images_are_read_once_for_a_board_by_groups(
+    records: dict[str, Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    plain = tables.read_images
+    monkeypatch.setattr(
+        "zsadbench.records.records.read_images", lambda path: read.append(path) or plain(path)
+    )
+    for record, options in (
+        (records["mvtec_ad_2"], {"by": "lighting"}),
+        (records["real_iad"], {"per": "object"}),
+    ):
+        read.clear()
+        boards([record], metrics=["image_auroc"], **options)  # type: ignore[arg-type]
+        assert read == [record.path.parent]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "rows"),
+    [
+        ("mvtec_ad_2", ("--by", "lighting"), ["regular", "shift_1"]),
+        ("mvtec_loco", ("--by", "kind"), ["logical_anomalies", "structural_anomalies"]),
+        ("real_iad", ("--per", "object", "--intervals", "--replicates", 100), ["mean"]),
+        ("mvtec_loco", ("--intervals", "--group-by", "good|anomalies/\\d+", "--replicates", 100), ["mean"]),
+    ],
+)
+def test_the_command_line_asks_for_groups(
+    records: dict[str, Record],
+    name: str,
+    words: tuple[object, ...],
+    rows: list[str],
+    tmp_path: Path,
+    capsys: Any,
+) -> None:
+    run = records[name].path.parents[1]
+    assert call("compare", run, "--metric", "image_auroc", *words, "--format", "json", "--out", tmp_path) == 0
+    (content,) = json.loads(capsys.readouterr().out)
+    assert [row["category"] for row in content["rows"]] == rows
+    assert all(0 <= row["image_auroc"] <= 1 for row in content["rows"])
 
 
 def test_draws_of_groups_are_kept_apart_from_those_of_images(records: dict[str, Record]) -> None:

@@ -82,7 +82,7 @@ def boards(
     records = inductive_records(records) if inductive_only else records
     chosen = _known_metrics(records, metrics or _default(records), optional=metrics is None)
     choice = _choice(published)
-    facets = _facets(by, records)
+    facets = None if by is None or by in get_args(By) else Grouping(by)
     records = _views(records, facets, Grouping(per) if per else None, chosen, users, say)
     (sort,) = _known_metrics(records, [sort], optional=False) if sort else (None,)
     grouping: By = "category" if by == "category" or facets else "method"
@@ -183,17 +183,6 @@ def _require_sense(by: str | None, per: str | None, group_by: str | None, drawn:
         )
 
 
-def _facets(by: str | None, records: Sequence[Record]) -> Grouping | None:
-    """Return the group of images that rows shall stand for; None where they are means or categories."""
-    if by is None or by in get_args(By):
-        return None
-    grouping = Grouping(by)
-    known = dict.fromkeys(name for record in records for row in record.images() for name in row.groups)
-    if grouping.is_name and by not in known:
-        raise UsageError(f"cannot make a board by '{by}'.{suggest(by, [*get_args(By), *known])}")
-    return grouping
-
-
 def _views(
     records: Sequence[Record],
     facets: Grouping | None,
@@ -210,10 +199,20 @@ def _views(
     if per:
         return [merged(record, per) for record in records]
     assert facets
-    pixels = any(metric.startswith("pixel_") for metric in metrics)
-    views = [by_group(record, facets, pixels=pixels, users=users, say=say) for record in records]
-    for note in (note for view in views for note in view.notes if note not in (view.whole or view).notes):
-        say(note)
+    pixels = any(metric.startswith("pixel_") or metric == MAD for metric in metrics)
+    views = []
+    for record in records:
+        rows = record.images()
+        known = dict.fromkeys(name for row in rows for name in row.groups)
+        if facets.is_name and facets.text not in known:
+            near = suggest(facets.text, [*get_args(By), *known])
+            raise UsageError(
+                f"cannot make a board by '{facets.text}'.{near} It is no group of {record.path.parent}; "
+                "`zsad score RUN_DIR` writes those of the dataset's description"
+            )
+        views.append(by_group(record, facets, rows, pixels=pixels, users=users, say=say))
+        for note in views[-1].notes[len(record.notes) :]:
+            say(note)
     return views
 
 

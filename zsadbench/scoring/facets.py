@@ -83,6 +83,7 @@ def _image_row(
 def by_group(
     record: Record,
     grouping: Grouping,
+    rows: Sequence[ImageRow] | None = None,
     *,
     pixels: bool = True,
     workers: int | None = None,
@@ -92,13 +93,14 @@ def by_group(
     """Return the record with a row per value of a group, each the mean over the categories.
 
     Normal images in no group stand beside every value: MVTec LOCO's good images beside each kind of anomaly.
-    Anomalous images in no group are left out.  Pixel metrics are left out, with a note, where the
+    Anomalous images in no group are left out.  ``rows`` are those of ``images.csv``, where they were read
+    already.  Pixel metrics are left out, with a note, where the
     evidence is gone, and of methods of users that ``users`` lacks.
 
     Raises:
         RecordError: if ``images.csv`` cannot be read, or nothing is in a group.
     """
-    rows = record.images()
+    rows = record.images() if rows is None else rows
     groups = grouping.of(rows, record.path.parent)
     more = [metric for metric in (*MORE_IMAGE_METRICS, "image_classf1") if metric in record.metrics]
     found: dict[str, dict[str, Row]] = {}
