@@ -310,9 +310,12 @@ def test_images_are_read_once_for_a_board_by_groups(
 ) -> None:
     read: list[Path] = []
     plain = tables.read_images
-    monkeypatch.setattr(
-        "zsadbench.records.records.read_images", lambda path: read.append(path) or plain(path)
-    )
+
+    def counted(folder: Path) -> list[ImageRow]:
+        read.append(folder)
+        return plain(folder)
+
+    monkeypatch.setattr("zsadbench.records.records.read_images", counted)
     for record, options in (
         (records["mvtec_ad_2"], {"by": "lighting"}),
         (records["real_iad"], {"per": "object"}),
