@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from tests.kit.trees import Triple, touch, triples, write
 from zsadbench.cards import card_paths
 from zsadbench.cli.datasets import app
+from zsadbench.data import shipped_description
 from zsadbench.data.load import load_dataset
 from zsadbench.samples import Dataset
 
@@ -226,6 +227,32 @@ def recut(top: str, prefix: str, classes: dict[str, int]) -> Iterator[Triple]:
             yield f"{name}/test/anomaly/{bad}.bmp", f"{name}/ground_truth/anomaly/{bad}.png", 1
 
 
+def kolektor() -> Iterator[Triple]:
+    """50 commutators of eight parts, one part less in all; 52 have a crack."""
+    parts = [f"kos{item:02}/Part{part}" for item in range(1, 51) for part in range(8)][:-1]
+    for number, part in enumerate(parts):
+        cracked = number % 8 == 5 or number in (0, 80)
+        yield f"{part}.jpg", f"{part}_label.bmp" if cracked else "", int(cracked)
+
+
+def kolektor_2() -> Iterator[Triple]:
+    for number in range(20000, 21004):
+        marked = number % 9 == 0 and number < 20991
+        yield f"test/{number}.png", f"test/{number}_GT.png" if marked else "", int(marked)
+
+
+PRIVATE = "can 688 fabric 671 fruit_jelly 547 rice 589 sheet_metal 303 vial 593 wallplugs 497 walnuts 504"
+
+
+def private() -> Iterator[Triple]:
+    """MVTec AD 2: every image without a label counts as normal."""
+    for category, count in counted(PRIVATE, 1):
+        for i in range(int(count)):
+            folder, light = (("test_private", "regular"), ("test_private_mixed", "mixed"))[i % 2]
+            place = "validation/good" if i < 40 else folder
+            yield f"{category}/{place}/{i:03}_{'regular' if i < 40 else light}.png", "", 0
+
+
 def judged_anew() -> Iterator[Triple]:
     names = [line.split()[0] for line in MVTEC.strip().splitlines() if line[0] != " "]
     kept = [name for name in names if name not in ("bottle", "metal_nut", "pill")]
@@ -276,6 +303,9 @@ TREES: dict[str, Callable[[], Iterator[Triple]]] = {
     "dagm_bayes_pfl": lambda: recut(
         "DAGM", "DAGM2007-fabric", {f"Fabric{k}": 150 if k < 6 else 300 for k in (1, 2, 3, 4, 5, 7, 8)}
     ),
+    "ksdd": kolektor,
+    "ksdd2": kolektor_2,
+    "mvtec_ad_2_private": private,
     "mvtec_zs": judged_anew,
     "visa_zs": lambda: visa("raw", VISA_ZS, 941),
 }
@@ -300,6 +330,15 @@ EXTRA = {
     "aitex": ["Defect_images/0100_025_08.png", "Mask_images/0044_019_04_mask1.png"],
     "ksdd2_bayes_pfl": ["Metal/train/good/readme.txt"],
 }
+
+
+def _mask(suffix: str, value: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (4, 6), value).save(stream, suffix)
+    return stream.getvalue()
+
+
+MASKS = {f".{kind}": (_mask(kind, 0), _mask(kind, 255)) for kind in ("bmp", "png")}
 
 
 def build(name: str, root: Path) -> set[Triple]:
@@ -327,6 +366,12 @@ def build(name: str, root: Path) -> set[Triple]:
                 [category, "train", "normal", f"{category}/Data/Images/Normal/{label}999.JPG", ""]
             )
         write(root, {"split_csv/1cls.csv": "\ufeff" + stream.getvalue()})
+    if name in ("ksdd", "ksdd2"):  # a label is what its mask shows
+        for image, _, label in wanted:
+            stem = image.rpartition(".")[0]
+            mask = root / (f"{stem}_label.bmp" if name == "ksdd" else f"{stem}_GT.png")
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            mask.write_bytes(MASKS[mask.suffix][label])
     more = "/000.png" if name == "mvtec_loco" else ""  # a folder of masks for an image
     touch(root, (path for image, mask, _ in wanted for path in (image, mask and mask + more) if path))
     touch(root, EXTRA.get(name, []))
@@ -515,17 +560,25 @@ def test_check_counts_a_set_and_says_what_the_full_one_has(tmp_path: Path) -> No
 
 
 def test_every_shipped_description_is_covered_by_a_tree() -> None:
-    others = {
-        "ksdd",
-        "ksdd2",
+    others = {  # lists of users' own, the demo, and sets of which no counts are published
         "real_iad",
         "real_iad_variety",
         "autovi",
         "kvasir_bayes_pfl",
-        "mvtec_ad_2_private",
         "meta_json",
         "aaclip_jsonl",
         "demo",
         "demo-aux",
     }
     assert set(card_paths("datasets")) == set(TREES) | others
+    counted = {name for name in card_paths("datasets") if shipped_description(name).expect is not None}
+    assert counted == set(TREES) | {"demo", "demo-aux"}
+
+
+def test_the_list_of_what_is_shipped_is_whole() -> None:
+    page = (Path(__file__).parents[2] / "datasets/README.md").read_text()
+    for name in card_paths("datasets"):
+        known = shipped_description(name)
+        counts = [f"{count:,}" for count in known.expect.total] if known.expect else ["", ""]
+        groups = sorted({group for rule in known.rules for group in rule.groups})
+        assert f"| {' | '.join([f'`{name}`', known.title, *counts, ', '.join(groups)])} |\n" in page
