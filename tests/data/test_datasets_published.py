@@ -369,9 +369,9 @@ def build(name: str, root: Path) -> set[Triple]:
     if name in ("ksdd", "ksdd2"):  # a label is what its mask shows
         for image, _, label in wanted:
             stem = image.rpartition(".")[0]
-            mask = root / (f"{stem}_label.bmp" if name == "ksdd" else f"{stem}_GT.png")
-            mask.parent.mkdir(parents=True, exist_ok=True)
-            mask.write_bytes(MASKS[mask.suffix][label])
+            shown = root / (f"{stem}_label.bmp" if name == "ksdd" else f"{stem}_GT.png")
+            shown.parent.mkdir(parents=True, exist_ok=True)
+            shown.write_bytes(MASKS[shown.suffix][label])
     more = "/000.png" if name == "mvtec_loco" else ""  # a folder of masks for an image
     touch(root, (path for image, mask, _ in wanted for path in (image, mask and mask + more) if path))
     touch(root, EXTRA.get(name, []))
