@@ -85,6 +85,21 @@ def test_the_shipped_table_is_whole() -> None:
     assert all(0 <= entry.value <= 1 for entry in table)
 
 
+def test_figures_of_bayes_pfl_on_the_sets_its_authors_cut_stand_under_the_ids_of_these() -> None:
+    def values(dataset: str) -> list[tuple[str, float]]:
+        metrics = ["image_auroc", "image_ap"]
+        found = published_figures("bayes-pfl", "reference", dataset, "mean", metrics, False)
+        return sorted((entry.metric, entry.value) for entry in found)
+
+    assert values("ksdd2_bayes_pfl") == [("image_ap", 0.979), ("image_auroc", 0.973)]
+    assert ("image_auroc", 0.941) in values("rsdd_bayes_pfl") and len(values("rsdd_bayes_pfl")) == 4
+    assert ("image_auroc", 0.977) in values("dagm_bayes_pfl") and len(values("dagm_bayes_pfl")) == 4
+    assert values("ksdd2") == values("rsdd") == []
+    assert values("dagm") == [("image_auroc", 0.989)]  # its source does not say of which images
+    described = shipped_description("ksdd2").expect
+    assert described and described.total == (894, 110)
+
+
 def test_backbones_are_read_as_open_clip_spells_them() -> None:
     found = {(e.backbone, e.architecture, e.weights) for e in published_numbers()}
     assert {
