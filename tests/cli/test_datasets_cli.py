@@ -68,6 +68,7 @@ def test_show_has_tree_licence_and_citation() -> None:
         "download  https://github.com/amazon-science/spot-diff",
         "required, defect where the value is >0",
         "962 normal, 1200 anomalous",
+        "normals   split 'train' fixes thresholds (zsad run --metric pixel_segf1)",
         "Expected below the folder itself or VisA_20220922/ or VisA/:\n  split_csv/1cls.csv",
         "@inproceedings{zou2022spot,",
     ):
@@ -77,6 +78,7 @@ def test_show_has_tree_licence_and_citation() -> None:
     assert "No citation is known." in zsad("show", "br35h").output
     assert "Categories are the folders found." in zsad("show", "real_iad").output
     assert "image metrics only" in zsad("show", "br35h").output
+    assert "fixes thresholds" not in zsad("show", "br35h").output
 
 
 def test_unknown_ids_get_a_suggestion() -> None:

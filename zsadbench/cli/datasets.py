@@ -91,6 +91,10 @@ def show(dataset: Spec) -> None:
         "masks": _masks(description),
         "test set": f"{total[0]} normal, {total[1]} anomalous" if total else "counts not known",
     }
+    if description.validation:
+        facts["normals"] = (
+            f"split '{description.validation}' fixes thresholds (zsad run --metric pixel_segf1)"
+        )
     if groups := list(dict.fromkeys(name for rule in description.rules for name in rule.groups)):
         facts["groups"] = ", ".join(groups)
     screen.print(f"{description.title}\n")

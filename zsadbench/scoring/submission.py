@@ -27,6 +27,7 @@ from PIL import Image
 from ..errors import RecordError, UsageError
 from ..files import write_atomic
 from ..images import half_tiff, probe
+from ..metrics import Spread, pixel_threshold
 from ..records import Record
 from ..samples import Sample
 from .category import MapReader
@@ -42,7 +43,6 @@ FILES = {
 PARTS = ("test_private", "test_private_mixed")
 VALIDATION = "validation"
 MAPS, MASKS = "anomaly_images", "anomaly_images_thresholded"
-SIGMAS = 3.0
 
 Real = NDArray[np.float64]
 
@@ -129,19 +129,14 @@ def _export(reader: MapReader, category: str, out: Path, peak: float, compress: 
 
 def _threshold(reader: MapReader, category: str) -> float:
     """Return mean plus three standard deviations over all pixels of the validation images."""
-    count, mean, squares = 0, 0.0, 0.0
-    for _, one in _maps(reader, (VALIDATION,)):
-        own = float(one.mean())
-        delta, total = own - mean, count + one.size
-        squares += float(np.square(one - own).sum()) + delta**2 * count * one.size / total
-        mean += delta * one.size / total
-        count = total
-    if not count:
+    spreads = (Spread.of(one, sample.key) for sample, one in _maps(reader, (VALIDATION,)))
+    threshold = pixel_threshold(spreads)
+    if threshold is None:
         raise RecordError(
             f"'{category}' has no validation image in this run, so it has no threshold; add "
             f"{category}/validation/good and run again"
         )
-    return mean + SIGMAS * math.sqrt(squares / count)
+    return threshold
 
 
 def _maps(reader: MapReader, parts: tuple[str, ...]) -> Iterator[tuple[Sample, Real]]:
