@@ -221,6 +221,31 @@ def test_a_category_without_validation_images_has_none_with_the_reason(go: Go, p
     assert record.content["validation"]["images"] == 0 and record.mean("pixel_segf1").value is None
 
 
+def test_images_that_are_gone_are_no_reason_to_forget_their_evidence(go: Go, parts: Path) -> None:
+    (record,) = go().records
+    (parts / "cloth" / "train").rename(parts.parent / "elsewhere")
+    with pytest.raises(RecordError, match=r"evidence of validation images that are not in .*parts now; give"):
+        score_run(run_dir(record), "reference", settings={}, metrics=BOTH)
+    (again,) = go().records  # a run takes the folder as it is
+    assert again.value("cloth", "pixel_segf1") is None and again.content["validation"]["images"] == 3
+    assert again.categories["bolt"] == record.categories["bolt"]
+    assert score_run(run_dir(record), "reference", settings={}, metrics=BOTH).digest == again.digest
+    shutil.rmtree(parts / "bolt" / "train")
+    assert go().records[0].content["validation"]["images"] == 0
+    assert not [*(run_dir(record) / "validation" / "evidence").glob("*")]
+    (parts.parent / "elsewhere").rename(parts / "cloth" / "train")
+    assert go().records[0].categories["cloth"] == record.categories["cloth"]
+
+
+def test_a_record_that_loses_a_metric_says_so(go: Go) -> None:
+    (record,) = go().records
+    (plain,) = go(metrics=("image_classf1",)).records
+    assert plain.notes == (
+        f"{record.path.parent}: no longer holds pixel_segf1; --metric pixel_segf1 adds it again",
+    )
+    assert go(metrics=("image_classf1",)).records[0].notes == ()
+
+
 def test_a_description_without_a_split_gives_the_reason(go: Go, parts: Path, tmp_path: Path) -> None:
     lines = 'format = 1\nid = "mine"\ntitle = "Mine"\ndomain = "industrial"\nmasks = "required"\n'
     rule = (
@@ -283,6 +308,8 @@ def test_the_limit_holds_for_validation_images_too(go: Go, encoded: list[str]) -
     (record,) = go(limit=4, categories=("cloth",)).records
     assert {key.partition("/")[0] for key in encoded} == {"cloth"}
     assert record.content["validation"]["images"] == 3
+    (record,) = go(limit=1000, out="all").records
+    assert record.content["validation"]["images"] == 6  # a limit that cuts nothing
     (record,) = go(limit=2, out="two").records
     assert record.content["validation"]["images"] == 2
     again = score_run(run_dir(record), "reference", settings={}, metrics=BOTH)

@@ -121,6 +121,12 @@ class EvidenceStore:
         """
         self.write(number, other.read(number))
 
+    def cut(self, slices: int) -> None:
+        """Remove what lies beyond so many slices: evidence of images that are no longer listed."""
+        for path in self.folder.glob("*.safetensors"):
+            if path.stem.isdecimal() and int(path.stem) >= slices:
+                path.unlink(missing_ok=True)
+
     def category(self, numbers: Sequence[int]) -> Slice:
         """Return the slices ``numbers`` joined into one.
 

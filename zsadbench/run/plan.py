@@ -31,7 +31,7 @@ class Plan:
     skipped: Mapping[str, str]
     notes: tuple[str, ...]
     validation: Dataset | None = None
-    """Normal validation images, where a metric needs them and the dataset has some."""
+    """Normal validation images, maybe none, where a metric needs them and the description names some."""
     validation_contents: Contents | None = None
 
     @property
@@ -43,7 +43,7 @@ class Plan:
     def parts(self) -> list[tuple[str, int]]:
         """The passes over images: what the progress calls them, and how many images must be encoded."""
         parts = [(self.title, _images([job.task for job in self.jobs]))]
-        if self.validation:
+        if self.validation and self.validation.samples:
             tasks = [job.validation for job in self.jobs if job.validation]
             parts += [(f"{self.title}, validation images", _images(tasks))]
         return parts
@@ -94,7 +94,7 @@ def _plan(chosen: Sequence[str], everything: bool, spec: str, request: Request) 
 
 
 def _validation(spec: str, data: Dataset, request: Request, specs: Sequence[Preprocess]) -> Dataset | None:
-    """Return the normal validation images beside the test images; None where no metric needs any, or none is.
+    """Return the normal validation images; None where no metric needs any, or the description names none.
 
     Those that cannot be read stay among them with ``skip_bad``, and fail when they are to be encoded.
     """
@@ -102,9 +102,8 @@ def _validation(spec: str, data: Dataset, request: Request, specs: Sequence[Prep
         return None
     follow = request.follow_outside
     found = validation_of(spec, data, request.limit, skip_bad=request.skip_bad, follow_outside=follow)
-    if found is None or not found.samples:
-        return None
-    usable(found, request, specs)
+    if found and found.samples:
+        usable(found, request, specs)
     return found
 
 

@@ -161,14 +161,23 @@ def _observe_validation(
     )
     orient = data.masks == "none"
     try:
-        observe(
-            encoder.tasks, data.samples, encoder, progress, workers=request.workers, orient=orient, stop=stop
-        )
+        if data.samples:
+            observe(
+                encoder.tasks,
+                data.samples,
+                encoder,
+                progress,
+                workers=request.workers,
+                orient=orient,
+                stop=stop,
+            )
     finally:
         for _, task in pairs:
             task.plan(data.samples)
             contents.learn(observed(task)[0])
             contents.keep(task.store.folder.parent)
+    for _, task in pairs:
+        task.store.cut(len(task.slices))
 
 
 def _remember(job: Job, plan: Plan) -> None:

@@ -45,7 +45,8 @@ def no_thresholds(rules: EvaluationProtocol, why: str) -> Fixed:
 class Normals:
     """The normal validation images of an observation, and the thresholds that they fix.
 
-    ``validation`` are their samples, None where the dataset has none by its description.
+    ``validation`` are their samples, None where the dataset has none by its description.  With ``strict``
+    evidence of more images than these is refused: then they were not listed from the same files.
 
     Raises:
         RecordError: if some of them are not observed.
@@ -58,6 +59,7 @@ class Normals:
         dataset: Dataset,
         validation: Dataset | None,
         rules: EvaluationProtocol,
+        strict: bool = False,
     ) -> None:
         self.resolved, self.dataset, self.rules, self.validation = resolved, dataset, rules, validation
         self.slices: list[Slice] = []
@@ -76,6 +78,11 @@ class Normals:
                     f"them; repeat the zsad run command with {asked}"
                 )
             self.slices.append(found)
+        if strict and len([*store.folder.glob("*.safetensors")]) > len(self.slices):
+            raise RecordError(
+                f"{store.folder}: holds evidence of validation images that are not in {validation.root} now; "
+                "give the same data with --data, or repeat the zsad run command"
+            )
 
     def described(self) -> dict[str, Any]:
         """Return what a record says of the validation images; nothing where none is used."""

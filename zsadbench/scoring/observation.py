@@ -15,10 +15,12 @@ from ..metrics import METRIC_VERSION
 from ..records import (
     EDITED,
     OBSERVATION,
+    RECORD,
     Contents,
     Record,
     check_run,
     read_observation,
+    read_record,
     write_record,
 )
 from ..samples import Dataset, Sample
@@ -111,10 +113,11 @@ def _normals(
     """Return the normal validation images where a metric of the rules needs them."""
     if not needs_normals(rules.metrics):
         return None
-    if validation is None:
-        said = observation["dataset"]
-        validation = validation_of(said["spec"], dataset, (said.get("selection") or {}).get("limit"))
-    return Normals(run_dir, resolved, dataset, validation, rules)
+    if validation is not None:
+        return Normals(run_dir, resolved, dataset, validation, rules)
+    said = observation["dataset"]
+    listed = validation_of(said["spec"], dataset, (said.get("selection") or {}).get("limit"))
+    return Normals(run_dir, resolved, dataset, listed, rules, strict=True)
 
 
 def score_all(
@@ -144,7 +147,7 @@ def score_all(
         contents = Contents(dataset)
         contents.recall(run_dir)
     masks = Masks(dataset, contents)
-    notes = masks.changes(run_dir / rules.folder)
+    notes = (*masks.changes(run_dir / rules.folder), *_left_out(run_dir / rules.folder, rules))
     samples: dict[str, list[Sample]] = {}
     for sample in dataset.samples:
         samples.setdefault(sample.category, []).append(sample)
@@ -176,6 +179,17 @@ def score_all(
     written = write_record(run_dir, rules.folder, record, rows)
     contents.keep(run_dir)
     return dataclasses.replace(written, notes=notes)
+
+
+def _left_out(folder: Path, rules: EvaluationProtocol) -> list[str]:
+    """Return which metrics the record in ``folder`` was asked for that the rules do not ask for."""
+    try:
+        before = EvaluationProtocol.of(read_record(folder / RECORD).protocol).metrics
+    except (RecordError, KeyError):
+        return []
+    gone = [metric for metric in before if metric not in rules.metrics]
+    words = " ".join(f"--metric {metric}" for metric in gone)
+    return [f"{folder}: no longer holds {', '.join(gone)}; {words} adds it again"] if gone else []
 
 
 def _saturations(dataset: Dataset) -> str:

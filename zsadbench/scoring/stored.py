@@ -111,7 +111,7 @@ def validation_of(
 ) -> Dataset | None:
     """Return the normal validation images beside test images; None where the description names none.
 
-    A ``limit`` of test images holds for them as well.
+    A ``limit`` that cuts the test images holds for them as well.
 
     Raises:
         DatasetError: as :func:`zsadbench.data.load_validation` says.
@@ -119,7 +119,8 @@ def validation_of(
     if Path(spec).suffix != ".toml" and Path(spec).is_absolute():
         spec = str(dataset.root)
     found = load_validation(spec, dataset, skip_bad=skip_bad, follow_outside=follow_outside)
-    return subset(found, limit=limit) if found and found.samples else found
+    cut = limit is not None and len(dataset.samples) >= limit
+    return subset(found, limit=limit) if found and found.samples and cut else found
 
 
 def without(dataset: Dataset, keys: Collection[str]) -> Dataset:
