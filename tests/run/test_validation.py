@@ -21,6 +21,7 @@ from zsadbench.boards import boards, to_csv
 from zsadbench.boards.intervals import draws_of
 from zsadbench.errors import DatasetError, RecordError, UsageError
 from zsadbench.method import resolve
+from zsadbench.metrics import image_metrics
 from zsadbench.records import Record, evidence, read_record
 from zsadbench.run import engine
 from zsadbench.run.jobs import Request
@@ -346,9 +347,28 @@ def test_boards_show_them_with_intervals(go: Go, parts: Path) -> None:
         boards([go(metrics=(), out="plain").records[0]], metrics=["pixel_segf1"])
 
 
+def test_rates_at_any_percent_are_metrics_on_request_too(go: Go, parts: Path, encoded: list[str]) -> None:
+    make_folder(parts, each=6)
+    asked = ("image_pg@40", "image_pb@12.5", "image_pg@5")
+    (record,) = go(metrics=asked).records
+    assert not set(NORMAL) & set(encoded) and "validation" not in record.content
+    assert record.protocol["metrics"] == ["image_pb@12.5", "image_pg@40"]  # at 5 it is always there
+    for category in record.categories:
+        rows = [row for row in record.images() if row.category == category]
+        scores, labels = [row.image_score for row in rows], [row.anomalous for row in rows]
+        wanted = image_metrics(scores, labels, asked)
+        assert [record.value(category, name) for name in asked] == [wanted[name] for name in asked]
+    draws = draws_of(record, replicates=100, pixels=False)
+    assert ("bolt", "image_pg@40") in draws.values
+    assert boards([record])[0].metrics[-2:] == ("image_pg@40", "image_pb@12.5")
+
+
 def test_other_metrics_are_refused_before_anything_is_computed(go: Go, encoded: list[str]) -> None:
     with pytest.raises(UsageError, match=r"--metric pixel_seg1: no such metric\. Did you mean 'pixel_segf1'"):
         go(metrics=("pixel_seg1",))
+    for name in ("image_pg@101", "image_pb@x", "pixel_spro@0", "pixel_spro@2", "image_ece@5", "mad"):
+        with pytest.raises(UsageError, match=f"--metric {name}: no such metric"):
+            go(metrics=(name,))
     assert encoded == []
     (record,) = go(metrics=("image_auroc",)).records
     assert "metrics" not in record.protocol

@@ -10,7 +10,7 @@ from typing import TypedDict, Unpack, cast, get_args
 import pandas as pd
 
 from ..errors import RecordError, UsageError, suggest
-from ..metrics import AVERAGE_RANK, DERIVED, MAD, METRICS, NEEDS_NORMALS, SEVEN
+from ..metrics import AVERAGE_RANK, DERIVED, MAD, METRICS, NEEDS_NORMALS, SEVEN, spro_limit, takes_percent
 from ..records import Group, Grouping, Record, is_metric, load_records, metric_order, near_runs
 from ..scoring import NOBODY, UserMethods
 from .beside import Choice
@@ -256,7 +256,7 @@ def _known_metrics(records: Sequence[Record], wanted: Sequence[str], optional: b
             remedy = (
                 f"`zsad score RUN_DIR --aupro-limit {limit}` adds it" if limit else "score the runs again"
             )
-            if metric in NEEDS_NORMALS or metric.partition("@")[0] == "pixel_spro":
+            if metric in NEEDS_NORMALS or spro_limit(metric) or takes_percent(metric):
                 remedy = f"`zsad run --metric {metric}` adds it"
             raise RecordError(f"no record has the metric '{metric}'; {remedy}.")
     return tuple(dict.fromkeys(wanted))

@@ -24,7 +24,6 @@ from ..metrics import (
     FEW,
     FEWEST,
     MAD,
-    MORE_IMAGE_METRICS,
     REPLICATES,
     SEVEN,
     PixelHistograms,
@@ -34,6 +33,7 @@ from ..metrics import (
     centred,
     image_metrics,
     image_replicates,
+    more_image_metrics,
     resample,
 )
 from ..records import IMAGES_CSV, RESCORE, Grouping, ImageRow, Record, is_metric
@@ -111,7 +111,7 @@ def draws_of(
     weights = {name: found.weights(name, replicates) for name, found in large.items()}
     notes = _doubts(images, f"groups of '{unit}'" if grouping else "images")
     values: dict[Place, Reals] = {}
-    more = [metric for metric in (*MORE_IMAGE_METRICS, "image_classf1") if metric in record.metrics]
+    more = more_image_metrics(record.metrics)
     for name, found in large.items():
         fixed = record.threshold(name, "image_classf1")
         drawn = image_replicates(found.scores, found.labels, weights[name], more, fixed)

@@ -243,7 +243,7 @@ class Evaluation:
             "--metric",
             metavar="ID",
             help="Also take this metric: pixel_segf1 or image_classf1 (these need normal validation images), "
-            "pixel_spro (to 0.3) or pixel_spro@RATE; repeatable.",
+            "pixel_spro (to 0.3), pixel_spro@RATE, image_pg@PERCENT, image_pb@PERCENT; repeatable.",
             rich_help_panel=EVALUATION,
         ),
     ] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 METRIC_VERSION = 1
 """Raised whenever a metric of the same id would give another number."""
@@ -50,6 +50,19 @@ _LOWER_IS_BETTER = frozenset({"image_fpr95", "pixel_fpr95", "image_ece", AVERAGE
 
 MORE_IMAGE_METRICS = ("image_pg@5", "image_pb@5", "image_ece")
 """What records hold beside the metrics that :func:`image_metrics` gives unasked."""
+
+
+def takes_percent(metric: str) -> bool:
+    """Tell whether an id is ``image_pg@n`` or ``image_pb@n`` with a number of percent."""
+    base, _, percent = metric.partition("@")
+    is_number = re.fullmatch(r"[0-9]+(\.[0-9]+)?", percent) is not None
+    return base in ("image_pg", "image_pb") and is_number and float(percent) <= 100
+
+
+def more_image_metrics(metrics: Iterable[str]) -> list[str]:
+    """Return those of ``metrics`` that :func:`image_metrics` gives only where they are asked for."""
+    others = (*MORE_IMAGE_METRICS, "image_classf1")
+    return [metric for metric in metrics if metric in others or takes_percent(metric)]
 
 
 def worth(metric: str, value: float) -> float:

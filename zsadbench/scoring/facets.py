@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import RecordError, ZsadError
-from ..metrics import MORE_IMAGE_METRICS, PixelMetrics, image_metrics, image_reasons
+from ..metrics import NEEDS_NORMALS, PixelMetrics, image_metrics, image_reasons, more_image_metrics
 from ..records import Grouping, ImageRow, Record, is_metric
 from .code import NOBODY, UserMethods
 from .stored import StoredMaps
@@ -54,7 +54,7 @@ def merged(record: Record, grouping: Grouping) -> View:
     for row in rows:
         together[row.category, groups.get(row.key, row.key)].append(row)
     merged_rows = [_one(category, name, same) for (category, name), same in together.items()]
-    more = [metric for metric in MORE_IMAGE_METRICS if metric in record.metrics]
+    more = [metric for metric in more_image_metrics(record.metrics) if metric not in NEEDS_NORMALS]
     categories = [
         _image_row(category, [row for row in merged_rows if row.category == category], more)
         for category in record.categories
@@ -102,7 +102,7 @@ def by_group(
     """
     rows = record.images() if rows is None else rows
     groups = grouping.of(rows, record.path.parent)
-    more = [metric for metric in (*MORE_IMAGE_METRICS, "image_classf1") if metric in record.metrics]
+    more = more_image_metrics(record.metrics)
     found: dict[str, dict[str, Row]] = {}
     members: dict[str, dict[str, set[str]]] = {}
     for category in record.categories:

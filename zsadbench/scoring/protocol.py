@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from ..errors import UsageError, suggest
 from ..files import digest_of
 from ..images import MaskRule
-from ..metrics import METRICS, NEEDS_NORMALS, aupro_id, spro_limit
+from ..metrics import METRICS, MORE_IMAGE_METRICS, NEEDS_NORMALS, aupro_id, spro_limit, takes_percent
 
 MASK_RULES: dict[str, MaskRule] = {rule: rule for rule in get_args(MaskRule)}
 
@@ -142,13 +142,14 @@ def protocol(
 
 def on_request(metric: str) -> bool:
     """Tell whether records hold a metric only where it is asked for."""
-    return metric in NEEDS_NORMALS or spro_limit(metric) is not None
+    other = takes_percent(metric) and metric not in MORE_IMAGE_METRICS
+    return other or metric in NEEDS_NORMALS or spro_limit(metric) is not None
 
 
 def _asked(metrics: Sequence[str]) -> tuple[str, ...]:
     """Return the metrics to take beside those that every record holds."""
     for metric in metrics:
-        if metric not in METRICS and not on_request(metric):
+        if metric not in (*METRICS, *MORE_IMAGE_METRICS) and not on_request(metric):
             raise UsageError(f"--metric {metric}: no such metric.{suggest(metric, METRICS)}")
     limits = ((metric, spro_limit(metric)) for metric in sorted(metrics))
     ids = (metric if limit is None else aupro_id(limit, "pixel_spro") for metric, limit in limits)
