@@ -13,10 +13,16 @@ import pytest
 from tests.kit import tiny, toy
 from tests.kit.factory import make_folder, save
 from tests.kit.terminal import call
+from zsadbench.clip import load_clip
 from zsadbench.records.files import sealed
 from zsadbench.records.records import Record, find_records
 from zsadbench.run import engine
 
+SMALL: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 1, "layers": 1},
+}
 TABLE = """
 method = ["clip"]
 dataset = {dataset}
@@ -118,6 +124,57 @@ def test_seeds_are_repeated_one_by_one(data: Path, tmp_path: Path) -> None:
         out = tmp_path / f"seed-{record.seed}"
         assert call("run", "--like", record.path.parent, "--out", out, "-q") == 0
         assert only(out).observation_digest == record.observation_digest
+
+
+def test_a_backbone_from_a_file_is_known_by_what_the_file_says(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engine, "load_clip", load_clip)
+    (tmp_path / "here").mkdir()
+    file = tmp_path / "here/small.json"
+    file.write_text(json.dumps(SMALL))
+    monkeypatch.chdir(file.parent)
+    words = [
+        "--method",
+        "clip",
+        "--dataset",
+        data,
+        "--weights",
+        "random",
+        "--set",
+        "size=32",
+        "--limit",
+        "4",
+        "-q",
+    ]
+    assert call("run", "--backbone", "small.json", *words, "--out", tmp_path / "first") == 0
+    first = only(tmp_path / "first")
+    assert (
+        first.observation["backbone"]["name"] == "small"
+        and len(first.observation["backbone"]["architecture"]) == 64
+    )
+
+    monkeypatch.chdir(tmp_path)  # from another folder, with the file written anew and moved
+    file.write_text(json.dumps(dict(reversed(SMALL.items())), indent=4))
+    assert call("run", "--like", first.path, "--out", tmp_path / "again", "-q") == 0
+    assert only(tmp_path / "again").observation_digest == first.observation_digest
+    file.unlink()
+    capsys.readouterr()
+    assert call("run", "--like", first.path, "--out", tmp_path / "gone", "-q") == 2
+    said = capsys.readouterr().err
+    assert f"{file}: no such architecture file" in said and said.count("\n") == 1
+
+    deeper = SMALL | {"vision_cfg": SMALL["vision_cfg"] | {"layers": 2}}
+    file.write_text(json.dumps(deeper))
+    assert call("run", "--like", first.path, "--out", tmp_path / "changed", "-q") == 2
+    said = capsys.readouterr().err
+    assert f"the backbone declared in {file} is another one now" in said and said.count("\n") == 1
+    assert not (tmp_path / "changed").exists()
+    assert call("run", "--like", first.path, "--backbone", file, "--out", tmp_path / "own", "-q") == 0
+    assert only(tmp_path / "own").observation_digest != first.observation_digest
+    words += ["--out", tmp_path / "first"]
+    assert call("run", "--backbone", file, *words) == 0
+    assert len(find_records([tmp_path / "first"])[0]) == 2  # other layers, though name and weights are equal
 
 
 def test_scoring_again_adds_its_own_words(config: Path, tmp_path: Path) -> None:

@@ -9,13 +9,19 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import RecordError, UsageError, suggest
 from ..method import as_text
 from ..text import say, terminal
+
+if TYPE_CHECKING:
+    from ..records import Record
+
+_LIKE = "zsad run --like"
+"""Where a command keeps the record it repeats, and what the file of its backbone said."""
 
 
 def _configured(context: typer.Context, path: Path | None) -> Path | None:
@@ -26,7 +32,10 @@ def _configured(context: typer.Context, path: Path | None) -> Path | None:
 
 def _repeated(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None and not context.resilient_parsing:
-        words = _command(path)
+        record = _only(path)
+        words = _command(record, path)
+        backbone = record.observation["backbone"] or {}
+        context.meta[_LIKE] = path, str(backbone.get("architecture") or "")
         parsed = context.command.make_context("run", words, resilient_parsing=True)
         given = {name: value for name, value in parsed.params.items() if _stated(parsed, name)}
         _require_run(context.command, given, path)
@@ -108,8 +117,25 @@ def _value(option: Any, name: str, value: Any, where: str) -> Any:
     return value if isinstance(value, bool) else as_text(value)
 
 
-def _command(path: Path) -> list[str]:
-    """Return the words that a record holds."""
+def require_backbone(context: typer.Context, backbone: str | None) -> None:
+    """Refuse a backbone's file that does not say what it said when the record of ``--like`` was made.
+
+    Raises:
+        UsageError: naming file and record.
+        WeightsError: if the file is gone.
+    """
+    from ..clip import architecture_digest
+
+    path, wanted = context.meta.get(_LIKE, (None, ""))
+    if wanted and not _stated(context, "backbone") and architecture_digest(backbone or "") != wanted:
+        raise UsageError(
+            f"--like {terminal(path)}: the backbone declared in {terminal(backbone)} is another one now; "
+            "bring the file of then back, or name one with --backbone for a run of its own"
+        )
+
+
+def _only(path: Path) -> Record:
+    """Return the one record that is there."""
     from ..records import find_records
 
     found, problems = find_records([path])
@@ -117,7 +143,12 @@ def _command(path: Path) -> list[str]:
         raise RecordError(problems[0] if problems else f"--like {terminal(path)}: no record is there")
     if len(found) > 1:
         raise UsageError(f"--like {terminal(path)}: {len(found)} records are there; name one record.json")
-    words = found[0].content.get("command")
+    return found[0]
+
+
+def _command(record: Record, path: Path) -> list[str]:
+    """Return the words that a record holds."""
+    words = record.content.get("command")
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise UsageError(
             f"--like {terminal(path)}: holds no command (foreign maps and records of 0.1 have none); run it "

@@ -38,7 +38,7 @@ from .options import (
     method_ids,
     pairs,
 )
-from .repeat import Config, Like
+from .repeat import Config, Like, require_backbone
 from .verbs import within
 
 if TYPE_CHECKING:
@@ -139,12 +139,14 @@ def run(
     telling: Telling,
     config: Config = None,
     like: Like = None,
+    context: typer.Context,
 ) -> None:
     """Run one or several methods on a dataset in one pass over its images."""
     if not method:
         raise UsageError("name a method with --method (repeatable, or 'all'); see: zsad methods")
     if not dataset:
         raise UsageError("name a dataset with --dataset: an id, a .toml or a folder; see: zsad datasets")
+    require_backbone(context, towers.backbone)
     from ..run import Request, execute
 
     request = Request(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .towers import Block, Clip, Correlation, Text, Trace, Vision, load_clip
     from .weights import (
         Weights,
+        architecture_digest,
         architectures,
         find_weights,
         layers_and_patch,
@@ -58,6 +59,7 @@ __all__ = [
     "Vision",
     "Weights",
     "anchor",
+    "architecture_digest",
     "architectures",
     "checkpoint_file",
     "compare_shapes",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError, suggest
-from ..files import sha256_of
+from ..files import digest_of, sha256_of
 from ..inputs import Backbone
 from .archives import examine, is_torchscript, read_state, reason, room_for, sound
 from .downloads import entry, fetch, published_digest, tags
@@ -50,6 +50,19 @@ class Weights:
         """Return the arguments of ``open_clip.model.CLIP``."""
         parts = {key: copy.deepcopy(self.config[key]) for key in ("embed_dim", "vision_cfg", "text_cfg")}
         return {**parts, "quick_gelu": self.activation == "quick_gelu"}
+
+    def identity(self) -> dict[str, str]:
+        """Return what its numbers depend on: name, weights and activation, and of a file its sizes.
+
+        A backbone that a file declares is known by what the file says, wherever it lies.
+        """
+        architecture = digest_of(self.config) if Path(self.name).suffix == ".json" else ""
+        return {
+            "name": Path(self.name).stem,
+            "weights": self.digest,
+            "activation": self.activation,
+            **({"architecture": architecture} if architecture else {}),
+        }
 
     def outline(self) -> Any:
         """Return the ``open_clip.model.CLIP`` of this architecture on the meta device, without numbers.
@@ -149,11 +162,13 @@ def _config(name: str) -> dict[str, Any]:
     return config
 
 
-@cache
 def _any_config(name: str) -> dict[str, Any]:
     path = Path(name)
-    if path.suffix == ".json":
-        return _read_config(path)
+    return _read_config(path) if path.suffix == ".json" else _known_config(name)
+
+
+@cache
+def _known_config(name: str) -> dict[str, Any]:
     if (_shipped() / f"{name}.json").is_file():
         return _read_config(_shipped() / f"{name}.json")
     import open_clip
@@ -190,6 +205,15 @@ _SIZES = {
     "text_cfg": ("width", "heads", "layers"),
 }
 _LARGEST_SIZE = 65_536
+
+
+def architecture_digest(name: str) -> str:
+    """Return the digest of what the file of a backbone declares; empty for one that is known by its name.
+
+    Raises:
+        WeightsError: if the file cannot be read, or declares none.
+    """
+    return digest_of(_any_config(name)) if Path(name).suffix == ".json" else ""
 
 
 def _shipped() -> Path:

@@ -159,10 +159,7 @@ def make_job(
     weights, seconds = find_weights(resolved.method.backbone), find_seconds(resolved.method)
     parameters = {key: value for key, value in resolved.parameters.items() if key not in card.map_parameters}
     checkpoint = _describe_checkpoint(parameters)
-    parameters["backbone"] = parameters["backbone"] | {
-        "weights": weights.digest,
-        "activation": weights.activation,
-    }
+    parameters["backbone"] = parameters["backbone"] | weights.identity()
     parameters |= {field: parameters[field] | {"weights": one.digest} for field, one in seconds.items()}
     identity = {
         "method": resolved.id,
@@ -204,13 +201,13 @@ def _command(resolved: Resolved, seed: int | None, spec: str, data: Dataset, req
         settings["seed"] = str(seed)
     if seed is not None and resolved.method.backbone.weights.partition(":")[0] == "random":
         weights = resolved.method.backbone.weights
-    checkpoint = resolved.parameters.get("checkpoint")
+    checkpoint, backbone = resolved.parameters.get("checkpoint"), data.backbone_or(request.backbone)
     options = {name: getattr(request, name) for name in OBSERVED if hasattr(request, name)} | {
         "data": request.data and request.data.resolve(),
         "category": request.categories,
         "settings": settings,
         "checkpoint": checkpoint and (hub_address(checkpoint) or Path(checkpoint).resolve()),
-        "backbone": data.backbone_or(request.backbone),
+        "backbone": backbone and (whole_path(backbone) if backbone.endswith(".json") else backbone),
         "weights": weights and whole_path(weights),
         "prompts": request.prompts and request.prompts.resolve(),
     }
@@ -246,10 +243,8 @@ def _describe_method(resolved: Resolved) -> dict[str, Any]:
 
 def _describe_backbone(weights: Weights, resolved: Resolved) -> dict[str, Any]:
     source = weights.source if isinstance(weights.source, str) else Path(weights.tag).name
-    return {
-        "name": Path(weights.name).stem,
+    return weights.identity() | {
         "weights": source,
-        "activation": weights.activation,
         "position": resolved.method.backbone.position,
         "sha256": weights.digest,
     }

@@ -255,12 +255,7 @@ class Predictor:
     def identity(self) -> dict[str, Any]:
         """Return everything a score depends on, as JSON values; weights and checkpoint by their digests."""
         setup, parameters = self.setup, dict(self.resolved.parameters)
-        backbone = parameters["backbone"]
-        parameters["backbone"] = backbone | {
-            "name": Path(backbone["name"]).stem,
-            "weights": self.weights.digest,
-            "activation": self.weights.activation,
-        }
+        parameters["backbone"] = parameters["backbone"] | self.weights.identity()
         seconds = find_seconds(self.method)
         parameters |= {field: parameters[field] | {"weights": one.digest} for field, one in seconds.items()}
         if parameters.get("checkpoint"):
