@@ -127,3 +127,47 @@ def test_a_folder_in_mvtec_layout_has_its_training_images(tmp_path: Path) -> Non
     )
     found = load_validation(str(tmp_path), load_dataset(str(tmp_path)))
     assert found and [sample.key for sample in found.samples] == ["a/train/good/0.png"]
+
+
+def test_a_folder_in_loco_s_layout_has_its_saturations(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path / "loco",
+        [
+            *("a/train/good/0.png", "a/test/good/0.png", "a/test/logical_anomalies/0.png"),
+            *("a/ground_truth/logical_anomalies/0/000.png", "a/ground_truth/logical_anomalies/0/001.png"),
+            *("b/test/good/0.png", "b/test/logical_anomalies/0.png"),
+            *("b/ground_truth/logical_anomalies/0/000.png", "a/defects_config.json"),
+        ],
+    )
+    found = {s.key: s.saturation for s in load_dataset(str(root)).samples if s.anomalous}
+    config = root / "a" / "defects_config.json"
+    assert found == {"a/test/logical_anomalies/0.png": config, "b/test/logical_anomalies/0.png": None}
+    assert not any(s.saturation for s in load_dataset(str(root)).samples if not s.anomalous)
+
+
+@pytest.mark.parametrize("name", ["../secret.json", "/etc/hostname", "a/../../secret.json", "missing.json"])
+def test_a_table_cannot_lead_to_saturations_outside_the_folder(name: str, tmp_path: Path) -> None:
+    root = touch(tmp_path / "set", ["0.png", "0_mask.png", "a/b.png"])
+    touch(tmp_path, ["secret.json"])
+    rows = f"image,mask,file\n0.png,0_mask.png,{name}\n"
+    text = heading("optional") + LISTED.replace("l.csv", "m.csv").replace(
+        'split = "split", label = "label"', ""
+    )
+    text = text.replace(
+        'columns = { image = "image",  }', 'columns = { image = "image", mask = "mask", file = "file" }'
+    )
+    text = text.replace(
+        "normal_when = { label = [0] }", 'mask = "{mask}"\nsaturation = "{file}"\nlabel = "anomaly"'
+    )
+    spec = str(write(root, {"mine.toml": text, "m.csv": rows}) / "mine.toml")
+    (sample,) = load_dataset(spec).samples
+    assert sample.mask == root / "0_mask.png" and sample.saturation is None
+
+
+def test_saturations_are_those_of_masks(tmp_path: Path) -> None:
+    spec = described(tmp_path, heading("none"))
+    spec.write_text(spec.read_text() + 'saturation = "{class}/defects_config.json"\n')
+    with pytest.raises(
+        DatasetError, match="'saturation' is of the defects in masks: a 'mask' template is needed"
+    ):
+        describe(str(spec))

@@ -163,3 +163,15 @@ def test_scoring_at_another_size_keeps_the_shares(run: Record) -> None:
     frame = score(run.path.parents[1], protocol="common-1", metrics=["pixel_spro"])
     assert 0 < frame["pixel_spro"].item() < 1
     assert abs(frame["pixel_spro"].item() - (run.value(PUSHPINS, "pixel_spro") or 0)) < 0.1
+
+
+def test_a_damaged_file_is_told_before_the_first_image(
+    loco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "load_clip", lambda *_: pytest.fail("nothing may be loaded"))
+    (loco / "mvtec_loco" / PUSHPINS / "defects_config.json").write_text("[1]")
+    request = Request(data=loco, out=tmp_path / "own", quiet=True, categories=(PUSHPINS,), metrics=IDS,
+                      backbone="tiny-l14", weights="random", settings={"size": "42"})  # fmt: skip
+    with pytest.raises(DatasetError, match=r"defects_config\.json: no list of defects"):
+        execute(["clip"], ["mvtec_loco"], request)
+    assert not (tmp_path / "own").exists()

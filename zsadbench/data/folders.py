@@ -17,6 +17,8 @@ from .pairing import Images
 from .templates import SUFFIXES
 from .tree import Tree
 
+SATURATION = "defects_config.json"
+"""MVTec LOCO's name of the file with the saturation of each kind of defect."""
 PLAIN = frozenset({"good", "ok", "normal", "bad", "ko", "anomaly", "anomalous", "abnormal", "defective"})
 """Label folders whose layout goes before a list in the same folder."""
 
@@ -48,7 +50,7 @@ def draft(folder: Path, normal: str = "") -> tuple[str, tuple[str, ...]]:
         return _HEAD.format(id=identifier(own), title=_quoted(own), masks="optional", more=more) + listed, ()
     if layout is None:
         raise DatasetError(f"{folder}: {_question(folder, images, normal)}")
-    return _described(layout, own, images), layout.remarks
+    return _described(layout, own, images, _saturation(tree, layout)), layout.remarks
 
 
 def identifier(name: str) -> str:
@@ -111,7 +113,16 @@ def _question(folder: Path, images: Images, normal: str) -> str:
     )
 
 
-def _described(layout: Layout, own: str, images: Images) -> str:
+def _saturation(tree: Tree, layout: Layout) -> str:
+    """Return the template of the file that says how much of a defect must be found; empty without one."""
+    inside = layout.prefix.startswith("{class}/")
+    folders = [f"{category}/" for category in layout.categories] if inside else [""]
+    if not any(tree.find(f"{folder}{SATURATION}") for folder in folders):
+        return ""
+    return ("{class}/" if inside else "") + SATURATION
+
+
+def _described(layout: Layout, own: str, images: Images, saturation: str) -> str:
     """Return the description of a layout."""
     normal = set(layout.normal)
     needed = [b for b in layout.blocks if layout.label or not b.closed or not set(b.kinds) <= normal]
@@ -121,11 +132,11 @@ def _described(layout: Layout, own: str, images: Images) -> str:
     more += "".join(f"# {remark}\n" for remark in layout.remarks)
     more += _VALIDATION if "{split:train|" in layout.prefix else ""
     head = _HEAD.format(id=identifier(own), title=_quoted(own), masks=masks, more=more)
-    rules = [_rule(layout, block) for block in layout.blocks]
+    rules = [_rule(layout, block, saturation) for block in layout.blocks]
     return head + _classes(layout.categories) + "".join(rules)
 
 
-def _rule(layout: Layout, block: Block) -> str:
+def _rule(layout: Layout, block: Block, saturation: str) -> str:
     """Return one ``[[samples]]`` block."""
     kinds = f"{{specie:{'|'.join(block.kinds)}}}/" if block.closed else "{specie}/"
     above = layout.prefix + ("" if layout.label else kinds) + block.below
@@ -133,11 +144,12 @@ def _rule(layout: Layout, block: Block) -> str:
         "class": _quoted(layout.category) if layout.category else "",
         "image": _quoted(f"{above}{{stem}}.{layout.suffix}"),
         "mask": f"[{_list(block.masks)}]" if block.masks else "",
+        "saturation": _quoted(saturation) if block.masks and saturation else "",
     }
     if layout.label:
         fields["label"] = f'"{layout.label}"   # an image is anomalous where its mask says so'
     elif block.closed and set(block.kinds) <= set(layout.normal):
-        fields |= {"label": '"normal"', "mask": ""}
+        fields |= {"label": '"normal"', "mask": "", "saturation": ""}
     else:
         others = "the others are" if block.closed else "every other folder is"
         fields["normal_when"] = f"{{ specie = [{_list(layout.normal)}] }}   # {others} anomalous"

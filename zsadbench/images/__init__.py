@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .decoding import MAX_PIXELS, decode, default_workers, looks_like_image, probe, read
     from .loader import Loaded, preprocess, stream, to_batch_images, to_rgb
     from .masks import MaskRule, defects_at, mask_at, mask_files, read_mask, vanished
+    from .saturation import read_saturations
     from .scan import scan
     from .tiff import half_tiff
     from .transfer import Lanes, lanes, proof, prove
@@ -39,6 +40,7 @@ __all__ = [
     "prove",
     "read",
     "read_mask",
+    "read_saturations",
     "scan",
     "stream",
     "to_batch_images",

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from ..clip import checkpoint_file, find_seconds, hub_address, is_address
 from ..errors import MethodError, UsageError, ZsadError, suggest
+from ..images import read_saturations
 from ..inputs import Preprocess
 from ..method import WORDLESS, Resolved, method_cards, parse_spec, places, resolve
+from ..metrics import spro_limit
 from ..records import Contents
 from ..samples import Dataset
 from ..scoring import needs_normals, validation_of
@@ -84,6 +86,7 @@ def _plan(chosen: Sequence[str], everything: bool, spec: str, request: Request) 
     contents = Contents(data, verify=request.verify, workers=request.workers)
     for job in jobs:
         notes += find(job, data, contents)
+    _check_saturations(data, request)
     validation = _validation(spec, data, request, specs)
     if validation is None:
         return Plan(data, contents, tuple(jobs), skipped, tuple(notes))
@@ -91,6 +94,13 @@ def _plan(chosen: Sequence[str], everything: bool, spec: str, request: Request) 
     for job in jobs:
         notes += find_validation(job, validation, beside)
     return Plan(data, contents, tuple(jobs), skipped, tuple(notes), validation, beside)
+
+
+def _check_saturations(data: Dataset, request: Request) -> None:
+    """Refuse files that do not say how much of each defect must be found, where a metric needs that."""
+    if any(spro_limit(metric) for metric in request.metrics):
+        for file in {sample.saturation for sample in data.samples if sample.saturation}:
+            read_saturations(file)
 
 
 def _validation(spec: str, data: Dataset, request: Request, specs: Sequence[Preprocess]) -> Dataset | None:
