@@ -95,6 +95,7 @@ def test_samples_carry_what_the_description_says(tmp_path: Path) -> None:
         tmp_path / "MT_Crack/Imgs/0.png",
         "Crack",
         {},
+        None,
     )
     assert [s.key for s in found.samples] == sorted(s.key for s in found.samples)
     assert found.words == {"magnetic_tile": "magnetic tile"}
