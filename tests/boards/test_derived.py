@@ -122,6 +122,14 @@ def test_a_method_without_a_value_has_no_rank_and_takes_no_place(three: list[Rec
     board = one([*three, lacking], metrics=[*OVER, "rank"])
     assert ranks(board)["musc", "mean"] is None and ranks(board)["winclip", "mean"] == 1.75
     assert "No average rank without every value: musc." in footer(board)
+    other = save(
+        tmp_path, observation("sc-clip"), row("tile", image_fpr95=0.5), row("wood", image_auroc=None)
+    )
+    neither = one([other, lacking], metrics=[*OVER, "image_ap", "rank"])
+    assert neither.shown == (*OVER, "image_ap") and set(ranks(neither).values()) == {None}
+    assert [line for line in footer(neither) if "verage rank" in line] == [
+        "No average rank without every value: musc, sc-clip."
+    ]
     ordered = one([*three, lacking], metrics=OVER, sort="rank")
     assert [line.label for line in ordered.rows] == ["anoclip", "winclip", "clip", "musc"]
     nobody = [save(tmp_path, observation(m, dataset="headct"), row("a", 0.5, pixel_ap=None)) for m in "ab"]

@@ -18,8 +18,9 @@ from tests.kit.terminal import call
 from zsadbench.boards import boards, compare, to_csv
 from zsadbench.boards.intervals import draws_of
 from zsadbench.boards.text import file_name
+from zsadbench.boards.words import footer
 from zsadbench.errors import RecordError, UsageError
-from zsadbench.metrics import PixelMetrics, evaluate
+from zsadbench.metrics import SEVEN, PixelMetrics, evaluate
 from zsadbench.metrics.bootstrap import resample
 from zsadbench.records import Grouping, ImageRow, Record, find_records, tables
 from zsadbench.run.jobs import Request
@@ -303,6 +304,21 @@ def test_a_board_by_kind_of_loco_has_pixel_metrics_of_good_images_and_that_kind(
         for metric, values in wanted.items():
             assert row.cell(metric).value == pytest.approx(np.mean(values), abs=1e-12), metric
     assert len({row.cell("pixel_ap").value for row in board.rows}) == 2
+
+
+def test_derived_columns_stand_on_boards_by_groups(records: dict[str, Record]) -> None:
+    record = records["mvtec_loco"]
+    seen = {**record.observation, "method": {**record.observation["method"], "id": "other"}}
+    other = replace(record, content={**record.content, "observation": seen})
+    (board,) = boards([record], by="kind", metrics=[*SEVEN, "mad"])
+    for row in board.rows:
+        seven = [float(row.cell(metric).value or 0) for metric in SEVEN]
+        assert row.cell("mad").value == pytest.approx(np.mean(seven), abs=1e-15)
+    (both,) = boards([record, other], by="kind", metrics=["image_auroc", "rank"])
+    assert {row.cell("average_rank").value for row in both.rows} == {1.5}
+    assert any("among 2 methods in 2 values of 'kind' by Image AUROC" in line for line in footer(both))
+    with pytest.raises(UsageError, match="one image score per group, and no maps: leave pixel_ap, mad out"):
+        boards([records["real_iad"]], per="object", metrics=["image_ap", "pixel_ap", "mad", "rank"])
 
 
 def test_images_are_read_once_for_a_board_by_groups(

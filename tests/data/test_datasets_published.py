@@ -559,6 +559,22 @@ def test_check_counts_a_set_and_says_what_the_full_one_has(tmp_path: Path) -> No
     assert "groups    lighting, object" in shown.output
 
 
+@pytest.mark.parametrize("name", ["aitex", "ksdd2_bayes_pfl", "mvtec_loco", "mvtec_ad_2", "mvtec_3d"])
+def test_check_opens_a_whole_tree_and_finds_its_counts(name: str, tmp_path: Path) -> None:
+    wanted = build(name, tmp_path / name)
+    inside = "/000.png" if name == "mvtec_loco" else ""
+    for image, mask, _ in wanted:
+        (tmp_path / name / image).write_bytes(MASKS[Path(image).suffix][0])
+        if mask:
+            (tmp_path / name / f"{mask}{inside}").write_bytes(MASKS[".png"][1])
+    result = CliRunner().invoke(app, ["check", name, "--data", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    normal, anomalous = sum(not label for *_, label in wanted), sum(label for *_, label in wanted)
+    last = result.output.splitlines()[-1]
+    assert last.endswith(f"{normal} normal and {anomalous} anomalous test images, 0 errors."), last
+    assert "the full set has" not in result.output
+
+
 def test_every_shipped_description_is_covered_by_a_tree() -> None:
     others = {  # lists of users' own, the demo, and sets of which no counts are published
         "real_iad",

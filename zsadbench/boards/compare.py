@@ -81,6 +81,10 @@ def boards(
     left_out = [record for record in records if inductive_only and not record.inductive]
     records = inductive_records(records) if inductive_only else records
     chosen = _known_metrics(records, metrics or _default(records), optional=metrics is None)
+    if per and metrics and (lost := [name for name in chosen if name.startswith("pixel_") or name == MAD]):
+        raise UsageError(
+            f"--per {per} leaves one image score per group, and no maps: leave {', '.join(lost)} out"
+        )
     choice = _choice(published)
     facets = None if by is None or by in get_args(By) else Grouping(by)
     records = _views(records, facets, Grouping(per) if per else None, chosen, users, say)

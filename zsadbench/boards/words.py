@@ -115,13 +115,16 @@ def _average_ranks(board: Board) -> list[str]:
         if any(record.mean(metric).used for record in board.records)
     ]
     several = max(len(record.categories) for record in board.records)
-    categories = f" in {several} categories" if several > 1 else ""
-    lines = [
-        f"Average rank: mean place among {sum(ranked.values())} methods{categories} by {', '.join(over)}; "
+    what = "categories" if board.axis == "category" else f"values of '{board.axis}'"
+    within = f" in {several} {what}" if several > 1 else ""
+    line = (
+        f"Average rank: mean place among {sum(ranked.values())} methods{within} by {', '.join(over)}; "
         "1 is best, equal ones share the mean of their places."
-    ]
+    )
     without = [label for label, has in ranked.items() if not has]
-    return lines + ([f"No average rank without every value: {', '.join(without)}."] if without else [])
+    return ([line] if any(ranked.values()) else []) + (
+        [f"No average rank without every value: {', '.join(without)}."] if without else []
+    )
 
 
 def _unit(board: Board) -> str:
