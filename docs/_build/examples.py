@@ -20,6 +20,7 @@ NEEDS = {
     "weights": "Needs CLIP weights, which are fetched on first use or given as a file.",
     "network": "Needs the network.",
     "clone": "Runs in a clone of the repository.",
+    "package": "Needs the package that it imports, which zsadbench does not bring.",
     "yours": "Needs a repository and a method of your own.",
 }
 """What a block may need, and how the site says so."""
