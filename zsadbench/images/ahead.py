@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,8 +24,11 @@ def ahead(
     """Yield ``call(item)`` in order; at most ``early`` (default 4 per worker) results wait.
 
     ``name`` begins the names of the threads.  Closing the generator drops the queue and ends the threads.
+    torch computes with one thread inside each of them: several of them are what uses the cores.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=_compute_alone)
     waiting = iter(items)
     queue: deque[Future[T]] = deque()
     try:
@@ -35,3 +39,11 @@ def ahead(
             yield done
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        if torch:  # threads that others start later begin with what was set last, wherever that was
+            torch.set_num_threads(threads)
+
+
+def _compute_alone() -> None:
+    """Let torch compute with one thread in the one that calls this."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,17 @@ from ..environment import environment
 from ..errors import UsageError
 from ..files import contents_digest, digest_of
 from ..records import Record, write_observation
-from ..scoring import Maps, frame, score_all
+from ..samples import Dataset, Sample
+from ..scoring import (
+    CategoryScores,
+    EvaluationProtocol,
+    Fixed,
+    Unit,
+    frame,
+    no_thresholds,
+    score_all,
+    score_category,
+)
 from ..scoring import protocol as make_protocol
 from .jobs import Request, describe_dataset, find_samples
 from .mapfiles import check_maps, find_maps, read_map, read_scores
@@ -96,12 +107,25 @@ def score_maps_record(
     }
     write_observation(run_dir, observation)
 
-    def by_category() -> Iterator[tuple[str, Maps]]:
-        for category in samples.categories:
-            keys = [sample.key for sample in samples.samples if sample.category == category]
-            yield category, ForeignMaps(keys, found, table)
+    units: list[Unit] = []
+    fixed = no_thresholds(rules, "maps of other code come without maps of normal validation images")
+    for category in samples.categories:
+        of_it = [sample for sample in samples.samples if sample.category == category]
+        given = ForeignMaps([sample.key for sample in of_it], found, table)
+        units.append(partial(_scored, category, of_it, given, rules, samples, fixed))
+    return score_all(run_dir, observation, samples, rules, units, workers)
 
-    return score_all(run_dir, observation, samples, rules, by_category(), workers)
+
+def _scored(
+    category: str,
+    samples: Sequence[Sample],
+    maps: ForeignMaps,
+    rules: EvaluationProtocol,
+    dataset: Dataset,
+    fixed: Fixed,
+    workers: int,
+) -> CategoryScores:
+    return score_category(category, samples, maps, rules, dataset, workers=workers, fixed=fixed)
 
 
 class ForeignMaps:

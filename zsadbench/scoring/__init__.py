@@ -11,11 +11,22 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
-    from .category import EvidenceMaps, Fixed, Map, MapReader, Maps, score_category
+    from .category import (
+        CategoryScores,
+        EvidenceMaps,
+        Fixed,
+        Map,
+        MapReader,
+        Maps,
+        Sharing,
+        Unit,
+        on_cores,
+        score_category,
+    )
     from .code import NOBODY, UserMethods, restore
     from .command import OBSERVED, OPTIONS, evaluated, observed
     from .facets import View, by_group, merged, require_same
-    from .normals import VALIDATION, contents_of, needs_normals
+    from .normals import VALIDATION, contents_of, needs_normals, no_thresholds
     from .observation import (
         frame,
         map_settings,
@@ -34,6 +45,7 @@ __all__ = [
     "OBSERVED",
     "OPTIONS",
     "VALIDATION",
+    "CategoryScores",
     "EvaluationProtocol",
     "EvidenceMaps",
     "Exported",
@@ -41,7 +53,9 @@ __all__ = [
     "Map",
     "MapReader",
     "Maps",
+    "Sharing",
     "StoredMaps",
+    "Unit",
     "UserMethods",
     "View",
     "by_group",
@@ -52,7 +66,9 @@ __all__ = [
     "map_settings",
     "merged",
     "needs_normals",
+    "no_thresholds",
     "observed",
+    "on_cores",
     "protocol",
     "require_same",
     "restore",

@@ -6,7 +6,8 @@ Nothing here needs CLIP: maps are rendered from evidence, or come from other cod
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -99,6 +100,8 @@ class CategoryScores:
     row: dict[str, Any]
     images: list[dict[str, Any]]
     warnings: list[str]
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the images by key, where evidence says them."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ def score_category(
     """Return every metric of one category.
 
     ``samples`` are those of the category in any order; those without a map (failed images) are left
-    out and counted.
+    out and counted.  ``workers`` threads render and read ahead (default: one per CPU); with 0 the caller's
+    own does everything.  No digit depends on them.
     """
     known = {sample.key: sample for sample in samples}
     labels = np.array([known[key].anomalous for key in maps.keys], dtype=bool)
@@ -174,6 +178,32 @@ def score_category(
     return CategoryScores(row_out, images, [f"{category}: {warning}" for warning in warnings])
 
 
+Unit = Callable[[int], CategoryScores | None]
+"""Scores one category, with so many threads that render ahead; None where none of its images has a map.
+
+It is what scoring is cut into: a category of a method under a protocol.
+"""
+
+Sharing = Callable[[Sequence[Unit], int | None], Iterable[CategoryScores | None]]
+"""Calls units, wherever that is, with at most so many threads; gives what they return, in their order."""
+
+
+def on_cores(units: Sequence[Unit], workers: int | None = None) -> Iterator[CategoryScores | None]:
+    """Score units side by side, in a thread each; where they are fewer than ``workers``, those help them.
+
+    No more are in work, or wait to be taken, than there are threads: each holds the evidence of a category.
+    """
+    workers = workers or default_workers()
+    lanes = min(workers, len(units)) or 1
+    helpers = workers // lanes if lanes < workers else 0
+
+    def score(unit: Unit) -> CategoryScores | None:
+        return unit(helpers)
+
+    with closing(ahead(score, units, lanes, lanes, name="zsad-score")) as found:
+        yield from found
+
+
 class MapReader:
     """The maps of one category beside their masks, both at the size the protocol evaluates at."""
 
@@ -209,9 +239,9 @@ class MapReader:
         order = sorted(
             range(len(self.maps.keys)), key=lambda row: not self.known[self.maps.keys[row]].anomalous
         )
-        for row, (one, mask) in zip(
-            order, ahead(self.read, order, workers or default_workers()), strict=True
-        ):
+        workers = default_workers() if workers is None else workers
+        read = ahead(self.read, order, workers) if workers else map(self.read, order)
+        for row, (one, mask) in zip(order, read, strict=True):
             self.kind = np.promote_types(self.kind, one.dtype)
             yield row, one, mask
 

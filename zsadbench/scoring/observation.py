@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +24,17 @@ from ..records import (
     read_record,
     write_record,
 )
-from ..samples import Dataset, Sample
-from .category import CategoryScores, Fixed, Maps, score_category
+from ..samples import Dataset
+from .category import NOTHING_FIXED, CategoryScores, Sharing, Unit, on_cores
 from .code import NOBODY, UserMethods, changed_code, restore
 from .command import evaluated
 from .masks import Masks
-from .normals import Normals, needs_normals, no_thresholds
+from .normals import Normals, needs_normals
 from .protocol import EvaluationProtocol, protocol
 from .stored import StoredMaps, observed_dataset, validation_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_FOREIGN = "maps of other code come without maps of normal validation images"
 
 
 def rules_for(resolved: Resolved, name: str, options: Mapping[str, Any]) -> EvaluationProtocol:
@@ -54,11 +53,13 @@ def score_observation(
     contents: Contents | None = None,
     command: Sequence[str] = (),
     validation: Dataset | None = None,
+    sharing: Sharing = on_cores,
 ) -> Record:
     """Score the evidence in ``run_dir`` under ``rules`` and write its record.
 
     ``contents`` is what is known of the dataset's files, and ``validation`` its validation images, where that
-    was found out already; ``command`` are the words that ask for these rules.
+    was found out already; ``command`` are the words that ask for these rules; ``sharing`` decides where the
+    categories are scored.
 
     Raises:
         RecordError: if evidence is missing, damaged or of other images than the observation says, or the
@@ -67,39 +68,20 @@ def score_observation(
     """
     stored = StoredMaps(run_dir, resolved, dataset, rules)
     normals = _normals(run_dir, observation, resolved, dataset, rules, validation)
-    warnings: list[str] = []
-
-    def maps() -> Iterator[tuple[str, Maps]]:
-        hashes: dict[str, str] = {}
-        for category in stored.categories:
-            part = stored.part(category)
-            hashes |= dict(zip(part.keys, part.hashes, strict=True))
-            yield category, stored.rendered(part)
-        if contents_digest(hashes) != observation["dataset"]["contents"]:
-            raise RecordError(
-                f"{run_dir}: its evidence is of other images than {OBSERVATION} says; repeat the zsad run "
-                "command, it sets that right"
-            )
-        if normals:
-            warnings.extend(normals.warnings([*hashes.values()]))
-
+    units = [partial(_scored, stored, normals, category) for category in stored.categories]
     about: dict[str, Any] = {"changed_code": True} if changed_code(observation, resolved) else {}
     if observation.get("command"):
         about["command"] = [*observation["command"], *command]
     if normals:
         about |= normals.described()
-    return score_all(
-        run_dir,
-        observation,
-        dataset,
-        rules,
-        maps(),
-        workers,
-        contents,
-        about,
-        warnings,
-        normals.fixed if normals else None,
-    )
+    return score_all(run_dir, observation, dataset, rules, units, workers, contents, about, normals, sharing)
+
+
+def _scored(
+    stored: StoredMaps, normals: Normals | None, category: str, workers: int
+) -> CategoryScores | None:
+    fixed = normals.fixed(category, workers) if normals else NOTHING_FIXED
+    return stored.scored(category, workers, fixed)
 
 
 def _normals(
@@ -125,22 +107,22 @@ def score_all(
     observation: Mapping[str, Any],
     dataset: Dataset,
     rules: EvaluationProtocol,
-    categories: Iterable[tuple[str, Maps]],
+    units: Sequence[Unit],
     workers: int | None,
     contents: Contents | None = None,
     about: Mapping[str, Any] | None = None,
-    warnings: Sequence[str] = (),
-    fixed: Callable[[str, int | None], Fixed] | None = None,
+    normals: Normals | None = None,
+    sharing: Sharing = on_cores,
 ) -> Record:
-    """Score the maps of every category and write the record into ``run_dir``, which holds ``about`` too.
+    """Score every category and write the record into ``run_dir``, which holds ``about`` too.
 
-    ``fixed`` returns the thresholds of a category that no test label fixes; ``warnings``, which may grow
-    with the categories, go into the record as well.
+    ``normals`` are the validation images whose warnings go into the record as well.
     The record keeps the digest of every mask; where one has changed since the protocol was scored last, the
     record has a note that says so.
 
     Raises:
-        RecordError: if no category has a map, or the record cannot be written.
+        RecordError: if no category has a map, evidence is of other images than the observation says, or the
+            record cannot be written.
     """
     start = time.perf_counter()
     if contents is None:
@@ -148,18 +130,15 @@ def score_all(
         contents.recall(run_dir)
     masks = Masks(dataset, contents)
     notes = (*masks.changes(run_dir / rules.folder), *_left_out(run_dir / rules.folder, rules))
-    samples: dict[str, list[Sample]] = {}
-    for sample in dataset.samples:
-        samples.setdefault(sample.category, []).append(sample)
-    done: list[CategoryScores] = []
-    for category, maps in categories:
-        if maps.keys:
-            at = fixed(category, workers) if fixed else no_thresholds(rules, _FOREIGN)
-            done.append(
-                score_category(category, samples[category], maps, rules, dataset, workers=workers, fixed=at)
-            )
+    done = [scores for scores in sharing(units, workers) if scores]
     if not done:
         raise RecordError(f"{run_dir}: no image could be read, so there is nothing to score")
+    hashes = {key: sha256 for scores in done for key, sha256 in scores.hashes.items()}
+    if hashes and contents_digest(hashes) != observation["dataset"]["contents"]:
+        raise RecordError(
+            f"{run_dir}: its evidence is of other images than {OBSERVATION} says; repeat the zsad run "
+            "command, it sets that right"
+        )
     record = {
         "observation": dict(observation),
         "protocol": rules.describe() | {"mask_positive": str(dataset.mask_positive)},
@@ -168,7 +147,7 @@ def score_all(
         **({"saturations": _saturations(dataset)} if rules.spro_limits else {}),
         "categories": [scores.row for scores in done],
         "warnings": [
-            *warnings,
+            *(normals.warnings([*hashes.values()]) if normals else ()),
             *(each for scores in done for each in scores.warnings),
             *_undefined(done, rules),
         ],

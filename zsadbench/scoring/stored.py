@@ -12,7 +12,7 @@ from ..errors import RecordError
 from ..method import Resolved, override
 from ..records import EvidenceStore, Record, Slice, by_category, check_run, plan
 from ..samples import Dataset
-from .category import EvidenceMaps, MapReader
+from .category import NOTHING_FIXED, CategoryScores, EvidenceMaps, Fixed, MapReader, score_category
 from .code import NOBODY, UserMethods, restore
 from .protocol import EvaluationProtocol
 
@@ -49,6 +49,24 @@ class StoredMaps:
     def categories(self) -> list[str]:
         """The categories, in the order of the dataset."""
         return list(self._slices)
+
+    def scored(self, category: str, workers: int = 0, fixed: Fixed = NOTHING_FIXED) -> CategoryScores | None:
+        """Return every metric of a category; None where none of its images could be read.
+
+        ``workers`` and ``fixed`` as for :func:`score_category`.
+
+        Raises:
+            RecordError: if a slice is missing, damaged or of other images.
+            DatasetError: if a mask cannot be read.
+        """
+        part = self.part(category)
+        if not part.keys:
+            return None
+        samples = [sample for sample in self.dataset.samples if sample.category == category]
+        found = score_category(
+            category, samples, self.rendered(part), self.rules, self.dataset, workers=workers, fixed=fixed
+        )
+        return dataclasses.replace(found, hashes=dict(zip(part.keys, part.hashes, strict=True)))
 
     def part(self, category: str) -> Slice:
         """Return the evidence of a category.
