@@ -12,6 +12,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,11 +121,20 @@ class Weights:
 
 def architectures() -> list[str]:
     """Return the names of the backbones that can be loaded: open_clip's plain ViTs and those shipped here."""
-    import open_clip
-
     shipped = [path.stem for path in _shipped().glob("*.json")]
-    plain = [name for name in open_clip.list_models() if not _foreign_option(_any_config(name))]
+    plain = [name for name in _published() if not _foreign_option(_any_config(name))]
     return sorted({*plain, *shipped})
+
+
+@cache
+def _published() -> dict[str, Path]:
+    """Return the file of each architecture that open_clip comes with, by name.
+
+    The files are read where they lie: importing open_clip takes seconds and 200 MB.
+    """
+    found = find_spec("open_clip")
+    folders = [Path(place) / "model_configs" for place in (found and found.submodule_search_locations) or ()]
+    return {file.stem: file for folder in folders for file in folder.glob("*.json")}
 
 
 # What the towers of the original CLIP may be given: sizes, and options that change no step of the walk.
@@ -171,12 +181,10 @@ def _any_config(name: str) -> dict[str, Any]:
 def _known_config(name: str) -> dict[str, Any]:
     if (_shipped() / f"{name}.json").is_file():
         return _read_config(_shipped() / f"{name}.json")
-    import open_clip
-
-    config = open_clip.get_model_config(name) if "/" not in name and ":" not in name else None
-    if config is None:
+    if name not in _published():
         raise WeightsError(f"unknown backbone '{name}'.{suggest(name, architectures())}")
-    return dict(config)
+    published: dict[str, Any] = json.loads(_published()[name].read_text(encoding="utf-8"))
+    return published
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
+from numpy.typing import NDArray
 
 from ..records import ImageRow
 
@@ -56,11 +56,17 @@ def standings(tables: Sequence[Sequence[ImageRow]]) -> list[Standing]:
     if not keys:
         return []
     scores = np.array([[rows[key].image_score for rows in by_method] for key in keys], np.float64)
-    ranks = (rankdata(scores, axis=0) - 1) / max(len(keys) - 1, 1)
+    ranks = np.stack([_mean_ranks(own) for own in scores.T], axis=1) / max(len(keys) - 1, 1)
     return [
         Standing(key, by_method[0][key].anomalous, tuple(own.tolist()), tuple(rank.tolist()))
         for key, own, rank in zip(keys, scores, ranks, strict=True)
     ]
+
+
+def _mean_ranks(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the place (n,) of each score from below, counted from 0; equal ones share the mean of theirs."""
+    _, of, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts + 1) / 2)[of])
 
 
 def galleries(images: Sequence[Standing], count: int) -> list[Gallery]:
