@@ -54,6 +54,16 @@ def test_what_is_missing_is_said_at_once(
     assert re.search(r"at least \d+\.\d h on this processor \(\d+ GFLOP/s measured\)", said)
     assert "with at least 1.2 GB for its weights" in said
 
+    assert call("reproduce", "--all", "--dataset", "visa", "--data", tmp_path) == 2
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: ") and first.endswith("on visa cannot be reproduced yet:")
+    assert "anomalyclip" in first and "winclip" in first
+    kinds = [line.split(":")[0].strip() for line in lines]
+    assert [kinds.count(kind) for kind in ("data", "The run itself")] == [1, 2]  # of towers at their sizes
+    assert kinds.count("weights") == 3  # OpenAI's, and LAION's after 31 and 32 epochs
+    checkpoints = [line for line in lines if line.startswith("  checkpoint: ")]
+    assert len(checkpoints) > 5 and any("--method vcp-clip" in line for line in checkpoints)
+
 
 @pytest.mark.parametrize(
     ("words", "said"),

@@ -74,8 +74,8 @@ def reproduce(
     figures = _figures(dataset, board)
     methods = [method] if method else _with_figures(dataset, figures)
     files: tuple[str | Path, ...] = tuple(checkpoint or _shipped_checkpoints(dataset, methods))
-    if method:
-        _require(method, dataset, data, files)
+    if figures is None or method:
+        _require(methods, dataset, data, files)
     request = Request(data=data, checkpoints=files, device=device, workers=workers, out=out, quiet=quiet)
     with interruptible("interrupted; what is observed is kept: repeat the command to go on there"):
         # Of what is published one method may lack its checkpoint; a board wants all that stand on it.
@@ -158,8 +158,12 @@ def _with_figures(dataset: str, figures: Sequence[Published] | None) -> list[str
     return found
 
 
-def _require(spec: str, dataset: str, data: Path | None, checkpoints: Sequence[str | Path]) -> None:
-    """Refuse to begin without data, weights or checkpoint, saying what to fetch and what the run will take.
+def _require(
+    specs: Sequence[str], dataset: str, data: Path | None, checkpoints: Sequence[str | Path]
+) -> None:
+    """Refuse to begin without data, or where no method has weights and checkpoint.
+
+    What there is to fetch is said, and what the runs will take.
 
     Raises:
         UsageError: naming all that is missing.
@@ -168,16 +172,19 @@ def _require(spec: str, dataset: str, data: Path | None, checkpoints: Sequence[s
     from ..method import resolve
 
     described = shipped_description(dataset)
-    resolved = resolve(spec, dataset=dataset, domain=described.domain)
-    lines = [
-        *_missing_data(described, dataset, data),
-        *([] if described.backbone else _missing_weights(resolved)),
-        *_missing_checkpoint(resolved, checkpoints),
+    every = [resolve(spec, dataset=dataset, domain=described.domain) for spec in specs]
+    lines = _missing_data(described, dataset, data)
+    towers = [[] if described.backbone else _missing_weights(one) for one in every]
+    lacking = [
+        [*weights, *_missing_checkpoint(one, checkpoints)] for one, weights in zip(every, towers, strict=True)
     ]
-    if lines:
+    if lines or all(lacking):
+        lines += dict.fromkeys(line for own in lacking for line in own)
         images = sum(described.expect.total) if described.expect else 0
-        cost = [] if described.backbone else [f"  The run itself: {_cost(resolved, images)}"]
-        raise UsageError("\n".join([f"{spec} on {dataset} cannot be reproduced yet:", *lines, *cost]))
+        if not described.backbone:
+            costs = {(one.method.backbone.name, one.method.preprocess.size): one for one in every}
+            lines += [f"  The run itself: {_cost(one, images)}" for one in costs.values()]
+        raise UsageError("\n".join([f"{', '.join(specs)} on {dataset} cannot be reproduced yet:", *lines]))
 
 
 def _missing_data(described: Any, dataset: str, data: Path | None) -> list[str]:
