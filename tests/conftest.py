@@ -20,6 +20,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder of reference arrays, DIR/<method>/*.npz (default: tests/goldens)",
     )
+    parser.addoption("--device", default="cpu", help="where the goldens are checked (default: cpu)")
+    parser.addoption(
+        "--dtype", default="fp32", help="number type of the image tower there; below fp32 nothing is asserted"
+    )
+    parser.addoption(
+        "--measured", type=Path, metavar="FILE", help="append what the check of each golden has measured"
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tests.kit import tiny_clip
-from zsadbench.clip.towers import Clip, PositionRule, load_clip
+from zsadbench.clip.towers import Clip, load_clip
 from zsadbench.inputs import Backbone, Batch
 
-Activation = Literal["auto", "gelu", "quick_gelu"]
+place: tuple[torch.device, torch.dtype] = (torch.device("cpu"), torch.float32)
+"""Where the miniatures lie, and the number type of their image towers."""
+
+
+def clip(name: str, activation: Any = "auto", position: Any = "bicubic-antialias") -> Clip:
+    """Return ``tiny-l14`` (24 blocks, QuickGELU, 84 px) or ``tiny-b16p`` (12 blocks, GELU, 240 px)."""
+    return _clip(Backbone(name, "random", activation, position), *place)
 
 
 @cache
-def clip(name: str, activation: Activation = "auto", position: PositionRule = "bicubic-antialias") -> Clip:
-    """Return ``tiny-l14`` (24 blocks, QuickGELU, 84 px) or ``tiny-b16p`` (12 blocks, GELU, 240 px)."""
-    return load_clip(Backbone(name, "random", activation, position))
+def _clip(backbone: Backbone, device: torch.device, dtype: torch.dtype) -> Clip:
+    return load_clip(backbone, device, dtype)
 
 
 def load(backbone: Backbone, *options: object) -> Clip:

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
+    from .device import DeviceBench, bench_device
     from .loader import bench_loader, bench_memory
     from .methods import MethodBench, bench_methods
     from .metrics import bench_metrics
     from .train import bench_train
 
 __all__ = [
+    "DeviceBench",
     "MethodBench",
+    "bench_device",
     "bench_loader",
     "bench_memory",
     "bench_methods",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,11 +19,39 @@ if TYPE_CHECKING:
     from ..bench import MethodBench
 
 
+@dataclass(frozen=True)
+class Trial:
+    """Options of ``zsad bench device``."""
+
+    goldens: Annotated[
+        Path | None,
+        typer.Option("--goldens", metavar="DIR", help="device: golden arrays (else those of the checkout)."),
+    ] = None
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="device: write the rows as JSON too.")
+    ] = None
+    minutes: Annotated[
+        float,
+        typer.Option(
+            "--minutes",
+            metavar="N",
+            help="device: how long it may take.",
+            callback=within(0, 1440, above=True),
+        ),
+    ] = 7.5
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="device: miniatures and a few small images, to try the command.")
+    ] = False
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb to ``app``."""
-    app.command("bench", epilog=examples("zsad bench clip anoclip --input-size 336", "zsad bench metrics"))(
-        bench
-    )
+    app.command(
+        "bench",
+        epilog=examples(
+            "zsad bench clip anoclip --input-size 336", "zsad bench metrics", "zsad bench device"
+        ),
+    )(bench)
 
 
 @grouped
@@ -29,7 +60,7 @@ def bench(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="METHOD...|metrics|loader|train METHOD",
+            metavar="METHOD...|metrics|loader|train METHOD|device",
             help="What to measure.",
             autocompletion=method_ids,
         ),
@@ -62,16 +93,20 @@ def bench(
     ] = None,
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda ...")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="fp32, bf16 or fp16.")] = "fp32",
+    trial: Trial,
 ) -> None:
-    """Measure methods, the metrics engine or the image loader on generated data."""
+    """Measure methods, the metrics engine, the image loader or a whole device on generated data."""
     chosen = what or []
+    if chosen[:1] == ["device"]:
+        _bench_device(chosen[1:], device, trial)
+        return
     training = chosen[:1] == ["train"] and len(chosen) == 2
     if chosen in (["metrics"], ["loader"]):
         _bench_part(chosen[0], _given(images=images, size=pixels, repeats=repeats))
         return
-    if not training and (not chosen or {"metrics", "loader", "train"} & set(chosen)):
+    if not training and (not chosen or {"metrics", "loader", "train", "device"} & set(chosen)):
         raise UsageError(
-            "name one or several methods, or 'metrics' or 'loader' alone, or 'train' and a method"
+            "name one or several methods, or 'metrics', 'loader' or 'device' alone, or 'train' and a method"
         )
     options = {
         "backbone": backbone,
@@ -91,6 +126,27 @@ def bench(
         from ..bench import bench_methods
 
         _show_methods(bench_methods(chosen, dtype=dtype, **options))
+
+
+def _bench_device(specs: Sequence[str], device: str, trial: Trial) -> None:
+    from ..bench import bench_device
+
+    found = bench_device(
+        device,
+        out=trial.out,
+        minutes=trial.minutes,
+        smoke=trial.smoke,
+        specs=specs,
+        tell=lambda words: say(words, sys.stderr),
+        goldens=trial.goldens,
+    )
+    about = {name: value for name, value in found.about.items() if name != "seconds" and value != ""}
+    _table(", ".join(f"{name} {value}" for name, value in about.items()), found.rows)
+    if found.file:
+        say(f"written to {found.file}")
+    if found.failed:
+        say(f"{len(found.failed)} of {len(found.rows)} rows failed", sys.stderr)
+        raise typer.Exit(1)
 
 
 def _bench_part(name: str, options: Mapping[str, Any]) -> None:

@@ -32,12 +32,12 @@ class Lanes:
             self._there, self._back = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
 
     def stacked(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return ``parts`` of one shape as one tensor, in memory that the device reads by itself."""
+        """Return ``parts`` (...) of one shape as one (n, ...), in memory that the device reads by itself."""
         shape = (len(parts), *parts[0].shape)
         return torch.stack(list(parts), out=torch.empty(shape, dtype=parts[0].dtype, pin_memory=self.streams))
 
     def upload(self, host: Tensor) -> Tensor:
-        """Return ``host`` on the device; what the device is given from now on waits for it."""
+        """Return ``host`` (n, ...) on the device; what the device is given from now on waits for it."""
         if not self.streams:
             return host.to(self.device)
         now = torch.cuda.current_stream(self.device)
@@ -48,7 +48,7 @@ class Lanes:
         return there
 
     def download(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
-        """Begin to bring ``tensors`` back; what is returned waits for them.
+        """Begin to bring ``tensors`` (...) back; what is returned waits for them.
 
         They must not be written to any more.
         """
