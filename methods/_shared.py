@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -114,7 +115,7 @@ def anomaly_probability(features: Tensor, anchors: Tensor, scale: float = 1.0) -
 
 def as_grid(values: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
     """Return patch values (B, N) as grids (B, gh, gw), square unless ``grid`` says otherwise."""
-    side = round(values.shape[-1] ** 0.5)
+    side = math.isqrt(values.shape[-1])
     return torch.unflatten(values, -1, grid or (side, side))
 
 

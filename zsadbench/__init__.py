@@ -2,6 +2,7 @@
 
 >>> import zsadbench
 >>> frame = zsadbench.run(["clip", "anoclip"], "mvtec")  # doctest: +SKIP
+>>> score = zsadbench.load_predictor("anoclip", words="metal nut")("photo.jpg").score  # doctest: +SKIP
 
 Names are loaded when first used, so that importing the package costs nothing.
 """
@@ -19,6 +20,7 @@ from .surface import room
 if TYPE_CHECKING:
     from .boards import compare
     from .data import load_dataset
+    from .deploy import load_predictor
     from .inputs import Backbone, Batch, Preprocess
     from .method import Evidence, Method, Observer, load_method
     from .run import run, score_maps
@@ -38,6 +40,7 @@ __all__ = [
     "compare",
     "load_dataset",
     "load_method",
+    "load_predictor",
     "run",
     "score",
     "score_maps",

@@ -52,7 +52,8 @@ from tests.checkers.common import (
 )
 from tests.kit import tiny
 from zsadbench.clip.towers import Clip
-from zsadbench.images.loader import preprocess, to_batch_images
+from zsadbench.images.batches import to_batch_images
+from zsadbench.images.loader import preprocess
 from zsadbench.inputs import Backbone, Preprocess
 from zsadbench.metrics import evaluate
 from zsadbench.metrics.image import image_metrics

@@ -39,7 +39,8 @@ from torch import Tensor
 from tests.kit import tiny
 from zsadbench.clip.checkpoints import Provenance, save_checkpoint
 from zsadbench.clip.towers import Clip
-from zsadbench.images.loader import preprocess, to_batch_images
+from zsadbench.images.batches import to_batch_images
+from zsadbench.images.loader import preprocess
 from zsadbench.images.masks import MaskRule, mask_at
 from zsadbench.inputs import Batch
 from zsadbench.maps import exact_maps

@@ -26,7 +26,8 @@ from methods.musc import (
 )
 from tests.checkers.common import Golden, Meta, activation_of, drawn_batch, mask_of, opened
 from tests.kit import tiny
-from zsadbench.images.loader import preprocess, to_batch_images
+from zsadbench.images.batches import to_batch_images
+from zsadbench.images.loader import preprocess
 from zsadbench.inputs import Backbone, Batch
 from zsadbench.maps import exact_maps
 from zsadbench.method import Evidence

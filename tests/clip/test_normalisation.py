@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from zsadbench.clip.normalisation import OPENAI, normalisation
 from zsadbench.clip.weights import architectures
 from zsadbench.errors import WeightsError
 from zsadbench.files import digest_of
-from zsadbench.images.loader import Prepared, to_batch_images
+from zsadbench.images.batches import to_batch_images
+from zsadbench.images.loader import Prepared
 from zsadbench.inputs import OPENAI_MEAN, OPENAI_STD, Backbone, Preprocess
 from zsadbench.method import load_method, resolve
 
@@ -78,8 +80,8 @@ def test_an_architecture_file_may_state_it(tmp_path: Path) -> None:
 
 def test_images_are_normalised_by_it() -> None:
     """A grey of one half is 0 for weights of 0.5 and 0.5; a bare declaration is OpenAI's."""
-    pixels = torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)
-    prepared = [Prepared(pixels, torch.zeros(1, 4), torch.tensor([4, 4]))]
+    pixels = np.full((1, 4, 4, 3), 255, np.uint8)
+    prepared = [Prepared(pixels, np.zeros((1, 4), np.int64), np.array([4, 4]))]
 
     def white(spec: Preprocess) -> Tensor:
         return to_batch_images(prepared, spec)[0, 0, :, 0, 0]

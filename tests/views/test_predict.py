@@ -35,7 +35,8 @@ from zsadbench.views.calibrate import (
 )
 from zsadbench.views.overlay import OPACITY, Scale, palette
 from zsadbench.views.predict import find_images, overlay_names, parse_scale, predict
-from zsadbench.views.predictor import Prediction, Predictor, Setup
+from zsadbench.views.predictor import Predictor
+from zsadbench.views.setup import Prediction, Setup
 
 SMALL = {"size": "42"}
 BASE = Setup("clip", "nut", "tiny-l14", "random", settings=SMALL, workers=1)

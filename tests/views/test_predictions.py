@@ -20,9 +20,11 @@ from zsadbench.clip.checkpoints import Provenance, save_checkpoint
 from zsadbench.errors import UsageError
 from zsadbench.method.registry import resolve
 from zsadbench.views.calibrate import Threshold, fit, read_threshold, recalled, write_threshold
+from zsadbench.views.engine import ClipEngine
 from zsadbench.views.overlay import draw_scale
 from zsadbench.views.predict import find_images, predict
-from zsadbench.views.predictor import Predictor, Setup
+from zsadbench.views.predictor import Predictor
+from zsadbench.views.setup import Setup
 
 __all__ = ["cached_towers", "normal", "zsad"]
 FAST = ["--workers", "1", "--quiet"]
@@ -141,10 +143,10 @@ def test_a_checkpoint_brings_its_backbone(tmp_path: Path) -> None:
     backbone = {"name": "tiny-l14", "weights": "random:2", "activation": "quick_gelu"}
     save_checkpoint(file, {"a": torch.zeros(1)}, Provenance("anomalyclip", parameters={"backbone": backbone}))
     setup = Setup("anomalyclip", "nut", checkpoint=file, settings=SMALL)
-    assert Predictor(setup).method.backbone == replace(
+    assert ClipEngine(setup).method.backbone == replace(
         resolve("anomalyclip").method.backbone, name="tiny-l14", weights="random:2", activation="quick_gelu"
     )
-    assert Predictor(replace(setup, weights="random:3")).method.backbone.weights == "random:3"
+    assert ClipEngine(replace(setup, weights="random:3")).method.backbone.weights == "random:3"
     parameters = {"backbone": backbone | {"weights": "own.pt"}}
     save_checkpoint(file, {"a": torch.zeros(1)}, Provenance("anomalyclip", parameters=parameters))
     with pytest.raises(

@@ -25,10 +25,10 @@ from zsadbench.method.card import method_cards
 from zsadbench.records.records import Record, load_records
 from zsadbench.records.tables import ImageRow
 from zsadbench.views.galleries import Standing, galleries, standings
+from zsadbench.views.overlay import outlined
 from zsadbench.views.replay import Replay, shrink_mask
 from zsadbench.views.report import build_report
 from zsadbench.views.site import Names, metric_name
-from zsadbench.views.thumbnails import outlined
 
 
 @pytest.fixture(scope="module")

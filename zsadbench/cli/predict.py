@@ -342,30 +342,17 @@ def _fitting(files: Mapping[Path, Threshold], given: Mapping[str, Any]) -> Predi
 
 def _ready(setup: Setup) -> Predictor:
     """Return the predictor of a setup, and tell what was chosen for the user."""
-    from ..method import WORDLESS
-    from ..views import DEFAULT_WORDS, Predictor
+    from ..views import Predictor
 
     predictor = Predictor(setup)
-    if predictor.resolved.card.wording == WORDLESS:
-        if setup.words.strip():
-            say(
-                f"note: the prompts of {predictor.resolved.id} name nothing, so --words changes nothing",
-                sys.stderr,
-            )
-    elif not setup.words.strip():
-        say(
-            f'note: no --words, so the prompts say "{DEFAULT_WORDS}"; name what is seen for better scores',
-            sys.stderr,
-        )
-    name, own = predictor.method.backbone.name, predictor.resolved.card.backbone
-    if setup.checkpoint and not setup.backbone and not own.startswith(f"{name}/"):
-        say(f"note: on {name}, which the checkpoint was trained on", sys.stderr)
+    for remark in predictor.engine.remarks():
+        say(f"note: {remark}", sys.stderr)
     return predictor
 
 
 def _show_scores(predictor: Predictor, found: Sequence[Prediction], limit: Threshold | None) -> None:
-    backbone = predictor.method.backbone
-    say(f'{predictor.resolved.id} on {backbone.name}/{backbone.weights}, words "{predictor.words}"')
+    backbone, weights = predictor.engine.tower
+    say(f'{predictor.id} on {backbone}/{weights}, words "{predictor.words}"')
     say(f"scores are {predictor.rule}; higher is more anomalous")
     if limit:
         say(limit.words)

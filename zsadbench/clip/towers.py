@@ -134,7 +134,7 @@ class Vision:
         grid = self.grid(images)
         with torch.backends.cudnn.flags(allow_tf32=False):  # float32 means float32 here, as in the matmuls
             patches = self.module.conv1(images.to(self.proj.dtype))
-        first = self.module.class_embedding.expand(len(images), 1, -1)
+        first = self.module.class_embedding.expand(images.shape[0], 1, -1)
         x = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
         tokens: Tensor = self.module.ln_pre(x + self.positions(grid))
         return tokens

@@ -12,8 +12,9 @@ from ..surface import room
 
 if TYPE_CHECKING:
     from .ahead import ahead
-    from .decoding import MAX_PIXELS, decode, default_workers, looks_like_image, probe, read
-    from .loader import Loaded, preprocess, stream, to_batch_images, to_rgb
+    from .batches import to_batch_images
+    from .decoding import MAX_PIXELS, decode, default_workers, looks_like_image, picture_of, probe, read
+    from .loader import Loaded, preprocess, stream, to_rgb
     from .masks import MaskRule, defects_at, mask_at, mask_files, read_mask, vanished
     from .saturation import read_saturations
     from .scan import scan
@@ -34,6 +35,7 @@ __all__ = [
     "looks_like_image",
     "mask_at",
     "mask_files",
+    "picture_of",
     "preprocess",
     "probe",
     "proof",

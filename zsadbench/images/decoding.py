@@ -111,6 +111,52 @@ def decode(
         raise DatasetError(f"{name}: broken image data ({_reason(error)}); fetch the file again") from error
 
 
+def picture_of(source: Image.Image | NDArray[np.uint8], order: str = "rgb", *, name: str = "") -> Image.Image:
+    """Return an image in memory as `decode` returns that of a file: whole, upright, of a depth that is known.
+
+    ``source`` is an image of PIL, turned as its EXIF entry says, or an array (H, W, 3) or (H, W) uint8 whose
+    colours lie in ``order``, "rgb" or "bgr".
+
+    Raises:
+        DatasetError: for anything else, with what it is and what to do.
+    """
+    name = name or "image"
+    if isinstance(source, Image.Image):
+        return _whole(source, name)
+    if not isinstance(source, np.ndarray):
+        raise DatasetError(
+            f"{name}: {type(source).__name__} is no image; give a path, an image of PIL or an array of numpy"
+        )
+    if source.dtype != np.uint8:
+        raise DatasetError(
+            f"{name}: an array of {source.dtype} has no defined range; bring it to 0 to 255 and to uint8"
+        )
+    if source.ndim not in (2, 3) or source.shape[2:] not in ((), (3,)) or not source.size:
+        raise DatasetError(
+            f"{name}: an array of shape {source.shape} is no image; give (H, W, 3), or (H, W) for grey, of "
+            "one pixel or more"
+        )
+    height, width = source.shape[:2]
+    _check_pixels(width, height, name, MAX_PIXELS)
+    turned = source[..., ::-1] if order == "bgr" and source.ndim == 3 else source
+    return Image.fromarray(np.ascontiguousarray(turned))
+
+
+def _whole(image: Image.Image, name: str) -> Image.Image:
+    """Return an image of PIL with its pixels read, upright."""
+    width, height = image.size
+    if not width * height:
+        raise DatasetError(f"{name}: an image of {width} x {height} pixels; give one with pixels")
+    _check_pixels(width, height, name, MAX_PIXELS)
+    try:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    except Exception as error:  # PIL's plugins raise whatever their parser stumbles over
+        raise DatasetError(f"{name}: broken image data ({_reason(error)}); open it again") from error
+    _check_depth(upright.mode, name, sixteen_bit=_sixteen_bit_png(image))
+    return upright
+
+
 def frame_size(size: tuple[int, int], spec: Preprocess, name: str) -> tuple[int, int]:
     """Return width and height of an image of ``size`` (width, height) after the resize of ``spec``.
 
@@ -197,21 +243,29 @@ def _open(stream: IO[bytes], name: str) -> Image.Image:
 
 def _inspect(image: Image.Image, name: str, max_pixels: int) -> ImageInfo:
     width, height = image.size
-    if width * height > max_pixels:
-        raise DatasetError(
-            f"{name}: {width} x {height} pixels are more than the limit of {max_pixels}; "
-            "shrink the image, or raise max_pixels if the file is to be trusted"
-        )
+    _check_pixels(width, height, name, max_pixels)
     try:
         frames = frames_of(image)
         orientation = _orientation(image)
     except Exception as error:
         raise DatasetError(f"{name}: broken image header ({_reason(error)}); fetch the file again") from error
-    if image.mode == "F" or (image.mode == "I" and not _sixteen_bit_png(image)):
-        raise DatasetError(
-            f"{name}: 32-bit values (PIL mode {image.mode}) have no defined range; convert to 8 or 16 bit"
-        )
+    _check_depth(image.mode, name, sixteen_bit=_sixteen_bit_png(image))
     return ImageInfo(width, height, image.mode, image.format or "", frames, orientation)
+
+
+def _check_pixels(width: int, height: int, name: str, limit: int) -> None:
+    if width * height > limit:
+        raise DatasetError(
+            f"{name}: {width} x {height} pixels are more than the limit of {limit}; "
+            "shrink the image, or raise max_pixels if the file is to be trusted"
+        )
+
+
+def _check_depth(mode: str, name: str, *, sixteen_bit: bool) -> None:
+    if mode == "F" or (mode == "I" and not sixteen_bit):
+        raise DatasetError(
+            f"{name}: 32-bit values (PIL mode {mode}) have no defined range; convert to 8 or 16 bit"
+        )
 
 
 def _orientation(image: Image.Image) -> int:

@@ -10,15 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from ..errors import DatasetError, UsageError
+from ..errors import DatasetError
 from ..inputs import Preprocess
 from .ahead import ahead as worked_ahead
 from .decoding import (
@@ -34,7 +32,6 @@ from .decoding import (
 )
 from .masks import mask_at, read_mask
 from .scan import scan
-from .transfer import Lanes
 
 if TYPE_CHECKING:
     from ..samples import Sample
@@ -51,7 +48,6 @@ __all__ = [
     "read_mask",
     "scan",
     "stream",
-    "to_batch_images",
 ]
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -61,14 +57,14 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 class Prepared:
     """One image after one preprocessing.
 
-    ``tiles`` (T, 3, S, S) uint8, a view of colour-last memory; ``boxes`` (T, 4) int64: left, top,
+    ``tiles`` (T, S, S, 3) uint8, colour last as PIL writes it; ``boxes`` (T, 4) int64: left, top,
     right, bottom of each tile in the frame; ``frame`` (2,) int64: height and width of the resized
     image before tiling.
     """
 
-    tiles: Tensor
-    boxes: Tensor
-    frame: Tensor
+    tiles: NDArray[np.uint8]
+    boxes: NDArray[np.int64]
+    frame: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +99,7 @@ def preprocess(image: Image.Image, spec: Preprocess, *, name: str = "image") -> 
     pixels = np.array(to_rgb(image, name))
     boxes = _boxes(width, height, spec)
     tiles = [pixels[top:bottom, left:right] for left, top, right, bottom in boxes]
-    stacked = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2)
-    return Prepared(stacked, torch.tensor(boxes), torch.tensor((height, width)))
+    return Prepared(np.stack(tiles), np.array(boxes, np.int64), np.array((height, width), np.int64))
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
@@ -138,36 +133,6 @@ def _boxes(width: int, height: int, spec: Preprocess) -> list[tuple[int, int, in
     return [(0, 0, side, side), (width - side, height - side, width, height)]
 
 
-def to_batch_images(
-    prepared: Sequence[Prepared],
-    spec: Preprocess,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    lanes: Lanes | None = None,
-) -> Tensor:
-    """Return normalised images (B, T, 3, S, S) on ``device``; with ``lanes`` nobody waits for them.
-
-    Bytes travel, then /255, - mean, / std in float32 on the device: on the CPU the same bits as
-    torchvision's ToTensor and Normalize; another ``dtype`` is rounded to at the end.
-    Raises UsageError when frames without tiles differ in shape, so that they cannot be one batch.
-    """
-    shapes = {tuple(p.tiles.shape) for p in prepared}
-    if len(shapes) != 1:
-        raise UsageError(f"images of shapes {sorted(shapes)} cannot be one batch; use batch size 1 or tiles")
-    # Tiles lie in memory as PIL wrote them, colour last: the device turns them, after the copy.
-    colour_last = [p.tiles.permute(0, 2, 3, 1) for p in prepared]
-    there = lanes.upload(lanes.stacked(colour_last)) if lanes else torch.stack(colour_last).to(device)
-    mean, std = (_colour(value, there.device) for value in spec.normalisation)
-    images = there.permute(0, 1, 4, 2, 3).contiguous().float()
-    return images.div_(255).sub_(mean).div_(std).to(dtype)
-
-
-@lru_cache(maxsize=64)
-def _colour(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """Return numbers of the three colours as (3, 1, 1); made once, for a device waits where they come in."""
-    return torch.tensor(values, device=device).view(3, 1, 1)
-
-
 def stream(
     samples: Iterable[Sample],
     specs: Sequence[Preprocess],
@@ -176,28 +141,39 @@ def stream(
     ahead: int | None = None,
     orient: bool = False,
     max_pixels: int = MAX_PIXELS,
+    pictures: Sequence[Image.Image | None] = (),
 ) -> Generator[Loaded, None, None]:
     """Yield the samples in order, decoded by ``workers`` threads (default: one per CPU, at most 16).
 
     At most ``ahead`` (default 4 per worker) images are held besides the one in use, however long
     ``samples`` is.  A file that fails becomes a `Loaded` with ``error``; nothing is raised for it.
-    Closing the generator drops what is queued and ends the threads.
+    Closing the generator drops what is queued and ends the threads.  ``pictures``, one a sample where
+    there are any, are those in memory already, upright: their samples' files are not read.
     """
     workers = workers or default_workers()
     distinct = tuple(dict.fromkeys(specs))
 
     def load(numbered: tuple[int, Sample]) -> Loaded:
-        return _load(*numbered, distinct, orient, max_pixels)
+        picture = pictures[numbered[0]] if pictures else None
+        return _load(*numbered, distinct, orient, max_pixels, picture)
 
     yield from worked_ahead(load, enumerate(samples), workers, ahead, name="zsad-decode")
 
 
-def _load(index: int, sample: Sample, specs: Sequence[Preprocess], orient: bool, max_pixels: int) -> Loaded:
+def _load(
+    index: int,
+    sample: Sample,
+    specs: Sequence[Preprocess],
+    orient: bool,
+    max_pixels: int,
+    picture: Image.Image | None,
+) -> Loaded:
     digest = ""
     try:
-        data = read(sample.image, sample.key)
-        digest = hashlib.sha256(data).hexdigest()
-        image = decode(data, name=sample.key, orient=orient, max_pixels=max_pixels)
+        if picture is None:
+            data = read(sample.image, sample.key)
+            digest = hashlib.sha256(data).hexdigest()
+        image = picture or decode(data, name=sample.key, orient=orient, max_pixels=max_pixels)
         inputs = {spec: preprocess(image, spec, name=sample.key) for spec in specs}
     except DatasetError as error:
         return Loaded(index, sample, sha256=digest, error=str(error))

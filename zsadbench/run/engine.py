@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -216,8 +217,8 @@ class Encoder:
         prepared = [item.inputs[spec] for item in loaded]
         return Batch(
             images=to_batch_images(prepared, spec, self.device, self.dtype, self.lanes),
-            boxes=torch.stack([p.boxes for p in prepared]),
-            frame=torch.stack([p.frame for p in prepared]),
+            boxes=torch.from_numpy(np.stack([p.boxes for p in prepared])),
+            frame=torch.from_numpy(np.stack([p.frame for p in prepared])),
             keys=[item.sample.key for item in loaded],
             categories=[item.sample.category for item in loaded],
         )

@@ -11,7 +11,6 @@ from ..surface import room
 
 if TYPE_CHECKING:
     from .calibrate import (
-        NG,
         Drift,
         Threshold,
         check_alone,
@@ -30,9 +29,10 @@ if TYPE_CHECKING:
     from .overlay import heat, write_png
     from .predict import as_json, find_images, parse_scale, predict
     from .predictions import IMAGES, write_predictions
-    from .predictor import DEFAULT_WORDS, Prediction, Predictor, Setup
+    from .predictor import Picture, Predictor, Scored
     from .replay import CategoryMaps, Replay
     from .report import build_report
+    from .setup import DEFAULT_WORDS, NG, OK, Engine, Evidence, Prediction, Seen, Setup
     from .site import Site
     from .tiles import parse_roi
 
@@ -40,11 +40,17 @@ __all__ = [
     "DEFAULT_WORDS",
     "IMAGES",
     "NG",
+    "OK",
     "CategoryMaps",
     "Drift",
+    "Engine",
+    "Evidence",
+    "Picture",
     "Prediction",
     "Predictor",
     "Replay",
+    "Scored",
+    "Seen",
     "Setup",
     "Site",
     "Threshold",

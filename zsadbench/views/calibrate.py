@@ -12,16 +12,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..clip import is_address
 from ..errors import RecordError, UsageError
 from ..files import stand_in, write_atomic
 from ..method import flattened, resolve
 from ..text import terminal
-from .predictor import Predictor, Setup
+from .predictor import Predictor
+from .setup import Setup, verdict
 
 KIND = "zsad threshold"
 SCHEMA = 1
-OK, NG = "OK", "NG"
 CONFIDENCE = 0.95
 MARGIN = 1e-3
 """How far above the highest score a threshold lies that no image may exceed, in spans of the scores."""
@@ -68,9 +67,7 @@ class Threshold:
 
     def verdict(self, score: float | None) -> str | None:
         """Return "OK" or "NG"; None for an image without a score."""
-        if score is None:
-            return None
-        return NG if score > self.value else OK
+        return verdict(score, self.value)
 
 
 def fit(
@@ -191,9 +188,9 @@ def check_alone(predictor: Predictor) -> None:
     Raises:
         UsageError: naming it.
     """
-    if predictor.resolved.relates:
+    if predictor.relates:
         raise UsageError(
-            f"'{predictor.resolved.id}' judges the images of a call by each other, so a threshold found "
+            f"'{predictor.id}' judges the images of a call by each other, so a threshold found "
             "on some does not hold for others; choose another method"
         )
 
@@ -329,6 +326,8 @@ def recalled(threshold: Threshold, path: Path, given: Mapping[str, Any]) -> Setu
 
 
 def _there(checkpoint: str | None, path: Path, given: Mapping[str, Any]) -> str | None:
+    from ..clip import is_address  # torch comes with it
+
     if not checkpoint or "checkpoint" in given:
         return None
     if not is_address(checkpoint) and not Path(checkpoint).is_file():

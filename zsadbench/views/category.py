@@ -18,9 +18,8 @@ from ..records import ImageRow, Record
 from ..scoring import NOBODY, Map, UserMethods
 from . import plots
 from .galleries import Gallery, Standing, galleries, standings
-from .overlay import Scale
+from .overlay import LONGEST, Scale, encoded, outlined, with_map
 from .replay import CategoryMaps, Mask, PixelCurve, Replay
-from .thumbnails import LONGEST, encoded, outlined, with_map
 
 Write = Callable[[str, bytes], None]
 CURVES: tuple[tuple[str, plots.Kind], ...] = (

@@ -27,9 +27,9 @@ from .category import (
     title,
 )
 from .galleries import Standing
+from .overlay import outlined, with_map
 from .replay import CategoryMaps, Replay
 from .site import metric_name
-from .thumbnails import outlined, with_map
 
 LONGEST = 400
 """Longer side in pixels of the pictures of a qualitative figure."""

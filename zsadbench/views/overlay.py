@@ -1,4 +1,4 @@
-"""Anomaly maps in colour: over the photograph, with a scale bar, written as PNG.
+"""Anomaly maps in colour: over the photograph, with a scale bar, as PNG or as small pictures.
 
 The colours are viridis (van der Walt and Smith, 2015): their lightness rises evenly, so that low and high
 can be told apart with any colour vision, and in grey print.
@@ -18,11 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from ..files import write_atomic
 
 Scale = tuple[float, float]
 """Map values of the first and the last colour."""
+
+Mask = NDArray[np.bool_]
+
+LONGEST = 512
+"""Longer side of a small picture in pixels: twice what a page shows, so that it can be enlarged."""
 
 OPACITY = 0.5
 BAND = 256
@@ -196,3 +202,31 @@ def write_png(path: Path, picture: Image.Image, about: Mapping[str, str] | None 
     stream = io.BytesIO()
     picture.save(stream, "PNG", pnginfo=info, compress_level=3)
     write_atomic(path, stream.getvalue())
+
+
+def with_map(photo: Image.Image, values: NDArray[np.float32], scale: Scale) -> Image.Image:
+    """Return an RGB ``photo`` under the colours of a map of any size."""
+    return overlay(photo, resized(values, (photo.height, photo.width)), scale)
+
+
+def outlined(picture: Image.Image, mask: Mask | None) -> Image.Image:
+    """Return an RGB ``picture`` with the outline of ``mask`` (h, w): white, edged in black.
+
+    Two lines, because one colour alone is lost on a photograph or map of that colour.
+    """
+    if mask is None or not mask.any():
+        return picture
+    pixels = np.array(picture)
+    white = binary_dilation(mask) & ~mask
+    black = binary_dilation(mask, iterations=2) & ~mask & ~white
+    if not white.any():  # the whole picture is anomalous
+        white = mask & ~binary_erosion(mask)
+    pixels[black], pixels[white] = 0, 255
+    return Image.fromarray(pixels)
+
+
+def encoded(picture: Image.Image) -> bytes:
+    """Return a picture as WebP; equal pictures give equal bytes."""
+    stream = io.BytesIO()
+    picture.save(stream, "WEBP", quality=75, method=4)
+    return stream.getvalue()

@@ -19,13 +19,11 @@ from ..errors import DatasetError, RecordError, UsageError
 from ..files import write_atomic
 from ..images import decode, to_rgb
 from ..progress import Progress
-from ..records import EvidenceStore
 from ..text import terminal
 from .calibrate import Threshold
-from .overlay import Scale, draw_scale, overlay, write_png
-from .predictor import Prediction, Predictor
-from .site import MARKER
-from .thumbnails import LONGEST, encoded
+from .overlay import LONGEST, Scale, draw_scale, encoded, overlay, write_png
+from .predictor import Predictor
+from .setup import Evidence, Prediction, verdict
 
 SOFTWARE = "zsadbench"
 """What an overlay says of who wrote it."""
@@ -74,6 +72,8 @@ def _is_overlay_below(path: Path, paths: Sequence[Path]) -> bool:
 
     Pictures of a report count as such.
     """
+    from .site import MARKER  # pages need more than predictions do
+
     if path in paths or path.parent in paths:
         return False
     if any((folder / MARKER).is_file() for folder in path.parents if set(folder.parents) & set(paths)):
@@ -107,17 +107,16 @@ def predict(
     """
     if out:
         _make(out)
-    parts = [(f"{predictor.resolved.id}: scores", len(images))]
-    parts += [(f"{predictor.resolved.id}: overlays", len(images))] if out else []
+    parts = [(f"{predictor.id}: scores", len(images))]
+    parts += [(f"{predictor.id}: overlays", len(images))] if out else []
     found: list[Prediction] = []
     with tempfile.TemporaryDirectory(prefix="zsad-") as folder, Progress(parts, quiet=quiet) as progress:
-        kept = EvidenceStore(Path(folder))
         progress.start()
-        for number, (prediction, part) in enumerate(predictor.observe(images, progress.step)):
-            verdict = threshold.verdict(prediction.score) if threshold else None
-            found.append(dataclasses.replace(prediction, verdict=verdict))
-            if out and part.keys:
-                kept.write(number, part)
+        limit = threshold.value if threshold else predictor.limit
+        for number, (prediction, evidence) in enumerate(predictor.observe(images, progress.step)):
+            found.append(dataclasses.replace(prediction, verdict=verdict(prediction.score, limit)))
+            if out and evidence:
+                _keep(Path(folder, f"{number}.npz"), evidence)
             progress.advance(1)
         scale = scale or span(found)
         if out:
@@ -125,11 +124,27 @@ def predict(
             names = overlay_names(images)
             for number, prediction in enumerate(found):
                 if prediction.error is None:
-                    values = predictor.map_of(prediction, kept.read(number))
+                    with np.load(Path(folder, f"{number}.npz"), allow_pickle=False) as kept:
+                        values = predictor.map_of(prediction, dict(kept))
                     small = thumbnails / names[number] if thumbnails else None
                     found[number] = paint(prediction, values, scale, out / names[number], small)
                 progress.advance(1)
     return found, scale
+
+
+def _keep(path: Path, evidence: Evidence) -> None:
+    """Put evidence aside until the scale of all overlays is known.
+
+    Raises:
+        RecordError: if the disk is full.
+    """
+    try:
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in evidence.items()}
+        np.savez(path, **arrays)
+    except OSError as error:
+        raise RecordError(
+            f"{path}: cannot be written ({error.strerror}); free space, or set TMPDIR to a larger disk"
+        ) from None
 
 
 def _make(folder: Path) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 from ..text import csv_cell, terminal
-from .calibrate import NG, OK, Threshold
+from .calibrate import Threshold
 from .overlay import Scale, ramp
-from .predictor import Prediction, Predictor
+from .predictor import Predictor
+from .setup import NG, OK, Prediction
 from .site import Site
 
 COLUMNS = ("image", "score", "verdict", "map_min", "map_max", "overlay", "notes", "error")
@@ -44,7 +45,7 @@ def write_predictions(
         "index",
         "predictions.html",
         {
-            "method": predictor.resolved.id,
+            "method": predictor.id,
             "words": predictor.words,
             "facts": _facts(predictor, ordered, threshold),
             "exhibits": [_exhibit(site, one) for one in ordered],
@@ -74,11 +75,11 @@ def as_csv(ordered: Sequence[Prediction]) -> str:
 def _facts(
     predictor: Predictor, ordered: Sequence[Prediction], threshold: Threshold | None
 ) -> dict[str, str]:
-    backbone, failed = predictor.method.backbone, sum(one.error is not None for one in ordered)
+    (backbone, weights), failed = predictor.engine.tower, sum(one.error is not None for one in ordered)
     images = f"{len(ordered)}" + (f", {failed} of them could not be scored" if failed else "")
     facts = {
         "Images": images,
-        "Backbone": f"{backbone.name}, weights {backbone.weights}",
+        "Backbone": f"{backbone}, weights {weights}",
         "Words in prompts": predictor.words,
         "Score": f"{predictor.rule}; higher is more anomalous",
     }

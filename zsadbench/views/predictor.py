@@ -1,124 +1,152 @@
 """A method made ready for images of no dataset: inductive scores and maps, of whole images or of tiles.
 
 Each score comes from its image alone, but for methods that judge images by each other: those see all images
-of a call.  A tile, or a region of interest, is what the method sees as an image.
+of a call.  A tile, or a region of interest, is what the method sees as an image.  What judges is an
+``Engine``: a method on its CLIP, or an exported file, for which nothing here needs torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from ..clip import checkpoint_file, find_seconds, find_weights, hub_address, load_checkpoint
-from ..environment import environment
-from ..errors import DatasetError, MethodError, UsageError
-from ..files import sha256_of, whole_path
-from ..images import Loaded, decode, preprocess, stream
-from ..method import Relating, Resolved, resolve
-from ..records import EvidenceStore, Slice, select_rows
-from ..run import Encoder, Gathered, Task, pick_device, pick_dtype, related, too_few, trained_on
+from ..errors import DatasetError, UsageError, suggest
+from ..images import Loaded, decode, picture_of, preprocess, stream, to_rgb
 from ..samples import Sample
-from ..scoring import EvidenceMaps
 from ..text import terminal
-from .overlay import Scale, resized
+from .overlay import Scale, draw_scale, overlay, resized
+from .setup import Engine, Evidence, Prediction, Seen, Setup, verdict
 from .tiles import Box, Tiling, tiling
 
-DEFAULT_WORDS = "object"
 MAX_OVERLAP = 0.9
-NOTHING = Slice({}, [], [])
+Picture: TypeAlias = str | Path | Image.Image | NDArray[np.uint8]
+"""A path, an image of PIL, or an array (H, W, 3) or (H, W) uint8."""
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What predicts: a method with its CLIP and its words, and which parts of an image it sees.
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """One image, judged: what calling a ``Predictor`` returns.
 
-    ``words`` name the object in prompts.  ``roi`` is a region in pixels of the upright image; with ``tile``
-    it is cut into squares of so many pixels that share at least ``overlap`` (a fraction) of their side.
+    ``score`` is higher the more anomalous the image; ``map`` (H, W) float32 of the upright image, in the
+    method's own values, NaN outside a region of interest; ``decision`` is "OK" or "NG" where there is a
+    threshold; ``image`` the upright RGB picture.
     """
 
-    method: str
-    words: str = ""
-    backbone: str | None = None
-    weights: str | None = None
-    activation: str | None = None
-    checkpoint: str | Path | None = None
-    prompts: Path | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
-    tile: int | None = None
-    overlap: float = 0.25
-    roi: Box | None = None
-    device: str = "auto"
-    dtype: str = "fp32"
-    batch_size: int | None = None
-    workers: int | None = None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What became of one image: a score and the extremes of its map, or the ``error`` that says why not.
-
-    ``size`` is height and width after the EXIF rotation; ``verdict`` that of a threshold, ``overlay`` the
-    file written for it and ``thumbnails`` small pictures of the photograph and of the overlay, if any.
-    """
-
-    path: Path
-    size: tuple[int, int] = (0, 0)
-    sha256: str = ""
-    score: float | None = None
-    extremes: Scale = (0.0, 0.0)
-    tiles: Tiling | None = None
+    score: float
+    map: NDArray[np.float32] = field(repr=False)
+    decision: str | None
+    image: Image.Image = field(repr=False)
     notes: tuple[str, ...] = ()
-    verdict: str | None = None
-    overlay: Path | None = None
-    thumbnails: tuple[Path, ...] = ()
-    error: str | None = None
+    region: Box = field(default=(0, 0, 0, 0), repr=False)
+
+    def overlay(self, scale: Scale | None = None) -> Image.Image:
+        """Return the picture under the colours of its map, with a scale bar where there is room.
+
+        ``scale`` gives the map values of the first and the last colour; without it the map's own extremes.
+        """
+        left, top, right, bottom = self.region
+        values = self.map[top:bottom, left:right]
+        scale = scale or (float(values.min()), float(values.max()))
+        picture = overlay(self.image, values, scale, (left, top))
+        caption = "  ".join(filter(None, (self.decision, f"{self.score:.6g}")))
+        draw_scale(picture, values, scale, (left, top), caption)
+        return picture
 
 
 class Predictor:
-    """A method that is ready to predict; loads its CLIP with the first image.
+    """What is ready to predict; call it with images, from several threads if you like.
+
+    ``engine`` judges, by default the setup's method on its CLIP, loaded once, with the first image.
+    ``limit`` is the score above which an image is NG.
 
     Raises:
         ZsadError: for a name, parameter or file that cannot be used.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, engine: Engine | None = None, limit: float | None = None) -> None:
         _check(setup)
-        self.setup = setup
-        self.words = setup.words.strip() or DEFAULT_WORDS
-        device = pick_device(setup.device)
-        self.resolved = _resolved(setup)
-        self.method = self.resolved.inductive
-        self.weights = find_weights(self.method.backbone)
-        nowhere = EvidenceStore(Path())  # the encoder hands evidence back, it stores none
-        self.task = Task(
-            self.resolved.id,
-            self.method,
-            {self.words: self.words},
-            nowhere,
-            self.resolved.card.order_dependent,
-        )
-        if setup.tile and self.task.relates:
+        self.setup, self.limit = setup, limit
+        self.engine = engine or _clip_engine(setup)
+        if setup.tile and self.engine.relates:
             raise UsageError(
-                f"--tile {setup.tile}: '{self.resolved.id}' would compare the tiles of an image with each "
+                f"--tile {setup.tile}: '{self.id}' would compare the tiles of an image with each "
                 "other; leave it out, or look at one region of every image with --roi"
             )
-        self.encoder = Encoder(
-            [self.task], device=device, dtype=pick_dtype(setup.dtype), batch_size=setup.batch_size
-        )
+
+    @property
+    def id(self) -> str:
+        """The method's id."""
+        return self.engine.id
+
+    @property
+    def words(self) -> str:
+        """The words for what is seen."""
+        return self.engine.words
+
+    @property
+    def relates(self) -> bool:
+        """Whether the images of a call are judged by each other."""
+        return self.engine.relates
+
+    @overload
+    def __call__(self, image: Picture, *, order: str = "rgb") -> Scored: ...
+
+    @overload
+    def __call__(self, image: list[Any] | tuple[Any, ...], *, order: str = "rgb") -> list[Scored]: ...
+
+    def __call__(
+        self, image: Picture | list[Any] | tuple[Any, ...], *, order: str = "rgb"
+    ) -> Scored | list[Scored]:
+        """Return the score and the map of an image, or a list of them for a list.
+
+        An image is a path, an image of PIL (turned as its EXIF entry says), or an array (H, W, 3) or (H, W)
+        uint8; ``order`` tells how the colours of arrays lie, "rgb" or, as OpenCV reads them, "bgr".
+
+        Raises:
+            DatasetError: for an image that cannot be used; nothing is returned of the others either.
+            UsageError: for another order of colours.
+        """
+        if order not in ("rgb", "bgr"):
+            raise UsageError(f"order '{order}' of colours is not known.{suggest(order, ('rgb', 'bgr'))}")
+        if not isinstance(image, list | tuple):
+            return self._scored([image], order)[0]
+        return self._scored(image, order) if image else []
+
+    def _scored(self, images: Sequence[Any], order: str) -> list[Scored]:
+        names = [_name(image, number) for number, image in enumerate(images, 1)]
+        pictures = [_opened(image, name, order) for image, name in zip(images, names, strict=True)]
+        samples = [Sample(name, self.words, False, Path(), None) for name in names]
+        found = []
+        for (prediction, evidence), picture in zip(
+            self._predictions(samples, pictures), pictures, strict=True
+        ):
+            if prediction.tiles is None or prediction.score is None:
+                raise DatasetError(f"{prediction.path}: {prediction.error}")
+            values = self.map_of(prediction, evidence)
+            left, top, right, bottom = region = prediction.tiles.region
+            if values.shape != prediction.size:
+                whole = np.full(prediction.size, np.nan, np.float32)
+                whole[top:bottom, left:right] = values
+                values = whole
+            decision = verdict(prediction.score, self.limit)
+            found.append(
+                Scored(prediction.score, values, decision, to_rgb(picture), prediction.notes, region)
+            )
+        return found
 
     def observe(
         self, paths: Sequence[Path], step: Callable[[str, float], None] = lambda what, done: None
-    ) -> Iterator[tuple[Prediction, Slice]]:
+    ) -> Iterator[tuple[Prediction, Evidence]]:
         """Yield the prediction of each image with its evidence, a row per tile; few images are held at once.
 
         An image that cannot be read becomes a prediction with ``error`` and no evidence.  ``step`` is told
@@ -128,70 +156,62 @@ class Predictor:
             MethodError: for fewer images than the method compares with each other.
         """
         samples = [Sample(terminal(path.name), self.words, False, path, None) for path in paths]
-        cut = self.setup.tile or self.setup.roi
-        seen = self._in_parts(samples) if cut else self._whole(samples)
-        if isinstance(self.method, Relating):
-            seen = self._related(self.method, seen, len(samples), step)
-        for loaded, tiles, part in seen:
-            yield self._predicted(loaded, tiles, part), part
+        return self._predictions(samples, (), step)
 
-    def _related(
+    def _predictions(
         self,
-        method: Relating,
-        seen: Iterator[tuple[Loaded, Tiling | None, Slice]],
-        images: int,
-        step: Callable[[str, float], None],
-    ) -> Iterator[tuple[Loaded, Tiling | None, Slice]]:
-        """Observe all images before the first one is judged: each is judged by the others."""
-        self._check_enough(images)
-        gathered, held = Gathered(images, self.resolved.id), []
-        for loaded, tiles, part in seen:
-            gathered.add([loaded], part.evidence)
-            held.append((dataclasses.replace(loaded, inputs={}), tiles))
-        whole = gathered.slice()
-        self._check_enough(len(whole.keys))
-        name, device = self.resolved.id, self.encoder.device
-        whole = related(whole, method, name, device, lambda done: step(f"{name} relates the images", done))
-        rows = count()
-        for loaded, tiles in held:
-            own = [next(rows)] if tiles else []
-            keys, hashes = [whole.keys[row] for row in own], [whole.hashes[row] for row in own]
-            yield loaded, tiles, Slice(select_rows(whole.evidence, own), keys, hashes) if own else NOTHING
+        samples: Sequence[Sample],
+        pictures: Sequence[Image.Image],
+        step: Callable[[str, float], None] = lambda what, done: None,
+    ) -> Iterator[tuple[Prediction, Evidence]]:
+        seen = self._in_parts if self.setup.tile or self.setup.roi else self._whole
+        with self.engine.call(), closing(seen(samples, pictures)) as images:
+            related = self.engine.relate(images, len(samples), step) if self.relates else images
+            for loaded, tiles, evidence in related:
+                yield self._predicted(loaded, tiles, evidence), evidence
 
-    def _check_enough(self, images: int) -> None:
-        if reason := too_few(self.method, images):
-            raise MethodError(f"{self.resolved.id} {reason}; here are {images} that can be read")
-
-    def _whole(self, samples: Sequence[Sample]) -> Iterator[tuple[Loaded, Tiling | None, Slice]]:
+    def _whole(
+        self, samples: Sequence[Sample], pictures: Sequence[Image.Image]
+    ) -> Generator[Seen, None, None]:
         """Observe images as they are, in batches."""
-        spec, workers = self.method.preprocess, self.setup.workers
-        with closing(stream(samples, [spec], workers=workers, orient=True)) as loader:
-            while batch := list(islice(loader, self.encoder.batch_size)):
+        engine, workers = self.engine, 1 if len(samples) == 1 else self.setup.workers
+        with closing(
+            stream(samples, [engine.spec], workers=workers, orient=True, pictures=pictures)
+        ) as loader:
+            while batch := list(islice(loader, engine.batch_size)):
                 good = [loaded for loaded in batch if loaded.error is None]
-                (evidence,) = self.encoder.observe(good, [self.task])
-                rows = count()
+                evidence, row = engine.observe(good) if good else {}, 0
                 for loaded in batch:
                     if loaded.error is not None:
-                        yield loaded, None, NOTHING
+                        yield loaded, None, {}
                         continue
-                    part = Slice(select_rows(evidence, [next(rows)]), [loaded.sample.key], [loaded.sha256])
-                    yield loaded, tiling(loaded.size, None, None, 0.0, loaded.sample.key), part
+                    own = {name: value[row : row + 1] for name, value in evidence.items()}
+                    row += 1
+                    yield loaded, tiling(loaded.size, None, None, 0.0, loaded.sample.key), own
 
-    def _in_parts(self, samples: Sequence[Sample]) -> Iterator[tuple[Loaded, Tiling | None, Slice]]:
+    def _in_parts(
+        self, samples: Sequence[Sample], pictures: Sequence[Image.Image]
+    ) -> Generator[Seen, None, None]:
         """Observe a region or tiles, one image after another."""
         # Without a preprocessing the loader only checks, hashes and measures.
-        with closing(stream(samples, [], workers=1, ahead=1, orient=True)) as loader:
+        with closing(stream(samples, [], workers=1, ahead=1, orient=True, pictures=pictures)) as loader:
             for loaded in loader:
+                if loaded.error is not None:
+                    yield loaded, None, {}
+                    continue
                 try:
-                    yield loaded, *((None, NOTHING) if loaded.error is not None else self._tiles(loaded))
+                    picture = pictures[loaded.index] if pictures else None
+                    tiles, evidence = self._tiles(loaded, picture)
                 except DatasetError as error:
-                    yield dataclasses.replace(loaded, error=str(error)), None, NOTHING
+                    yield dataclasses.replace(loaded, error=str(error)), None, {}
+                    continue
+                yield loaded, tiles, evidence
 
-    def _tiles(self, loaded: Loaded) -> tuple[Tiling, Slice]:
+    def _tiles(self, loaded: Loaded, picture: Image.Image | None) -> tuple[Tiling, Evidence]:
         """Return the tiles of an image with their evidence; a batch of them is held at once."""
-        sample, setup, spec = loaded.sample, self.setup, self.method.preprocess
+        sample, setup, spec = loaded.sample, self.setup, self.engine.spec
         tiles = tiling(loaded.size, setup.roi, setup.tile, setup.overlap, sample.key)
-        image = decode(sample.image, name=sample.key, orient=True)
+        image = picture or decode(sample.image, name=sample.key, orient=True)
         pieces = (
             dataclasses.replace(
                 loaded,
@@ -200,53 +220,40 @@ class Predictor:
             )
             for number, box in enumerate(tiles.boxes)
         )
-        found: list[dict[str, torch.Tensor]] = []
-        while batch := list(islice(pieces, self.encoder.batch_size)):
-            found += self.encoder.observe(batch, [self.task])
-        evidence = {name: torch.cat([rows[name] for rows in found]) for name in found[0]}
-        keys = [f"{sample.key}#{number}" for number in range(len(tiles.boxes))]
-        return tiles, Slice(evidence, keys, [loaded.sha256] * len(keys))
+        found: list[Evidence] = []
+        while batch := list(islice(pieces, self.engine.batch_size)):
+            found.append(self.engine.observe(batch))
+        return tiles, found[0] if len(found) == 1 else _joined(found)
 
-    def _predicted(self, loaded: Loaded, tiles: Tiling | None, part: Slice) -> Prediction:
+    def _predicted(self, loaded: Loaded, tiles: Tiling | None, evidence: Evidence) -> Prediction:
         """Return the prediction of one image: its score is that of its most anomalous tile."""
         path, notes = loaded.sample.image, loaded.notes
+        if path == Path():
+            path = Path(loaded.sample.key)
         if tiles is None:
             reason = (loaded.error or "").removeprefix(f"{loaded.sample.key}: ")
             return Prediction(path, sha256=loaded.sha256, notes=notes, error=reason)
-        low_high = [(float(one.min()), float(one.max())) for one in self.maps(part)]
-        scores = EvidenceMaps(self.method, part).image_scores(torch.tensor(low_high))
-        score = float(scores.double().max())
+        extremes = [(float(one.min()), float(one.max())) for one in self.engine.maps(evidence)]
+        score = float(self.engine.scores(evidence, extremes).max())
         if not math.isfinite(score):
             reason = f"its score is {score}; the method gave no finite number"
             return Prediction(path, loaded.size, loaded.sha256, notes=notes, error=reason)
-        lows, highs = zip(*low_high, strict=True)
-        extremes = (min(lows), max(highs))
-        return Prediction(path, loaded.size, loaded.sha256, score, extremes, tiles, notes)
+        lows, highs = zip(*extremes, strict=True)
+        return Prediction(path, loaded.size, loaded.sha256, score, (min(lows), max(highs)), tiles, notes)
 
-    def maps(self, part: Slice) -> Iterator[NDArray[np.float32]]:
-        """Yield the map (H, W) of every tile at the size the method is evaluated at."""
-        maps = EvidenceMaps(self.method, part)
-        size = self.resolved.size
-        for row in range(len(part.keys)):
-            yield maps.render(row, maps.own_size(row) if size == "frame" else (size, size))
-
-    def map_of(self, prediction: Prediction, part: Slice) -> NDArray[np.float32]:
-        """Return the map (H, W) of an image's region in pixels of the image: bilinear, tiles blended.
-
-        Raises:
-            UsageError: for an image that could not be read.
-        """
+    def map_of(self, prediction: Prediction, evidence: Evidence) -> NDArray[np.float32]:
+        """Return the map of an image's region in pixels of the image: bilinear, tiles blended."""
         if prediction.tiles is None:
             raise UsageError(f"{terminal(prediction.path)}: has no map, because {prediction.error}")
         sides = [(bottom - top, right - left) for left, top, right, bottom in prediction.tiles.boxes]
-        maps = zip(self.maps(part), sides, strict=True)
+        maps = zip(self.engine.maps(evidence), sides, strict=True)
         return prediction.tiles.blend(resized(one, side) for one, side in maps)
 
     @property
     def rule(self) -> str:
         """How an image comes by its score, in words."""
         what = "the region" if self.setup.roi else "the image"
-        if self.task.relates:
+        if self.relates:
             return f"of {what} by comparison with all others of this call"
         if self.setup.tile:
             return f"inductive, each tile of {what} by itself; the maximum over tiles"
@@ -254,19 +261,8 @@ class Predictor:
 
     def identity(self) -> dict[str, Any]:
         """Return everything a score depends on, as JSON values; weights and checkpoint by their digests."""
-        setup, parameters = self.setup, dict(self.resolved.parameters)
-        parameters["backbone"] = parameters["backbone"] | self.weights.identity()
-        seconds = find_seconds(self.method)
-        parameters |= {field: parameters[field] | {"weights": one.digest} for field, one in seconds.items()}
-        if parameters.get("checkpoint"):
-            parameters["checkpoint"] = sha256_of(Path(parameters["checkpoint"]))
-        return {
-            "method": self.resolved.id,
-            "version": self.resolved.card.version,
-            "parameters": parameters,
-            "words": self.words,
-            "image_score": "inductive",
-            "dtype": setup.dtype,
+        setup = self.setup
+        return self.engine.identity() | {
             "tile": setup.tile,
             "overlap": setup.overlap if setup.tile else None,
             "roi": list(setup.roi) if setup.roi else None,
@@ -274,27 +270,37 @@ class Predictor:
 
     def names(self) -> dict[str, str]:
         """Return what :meth:`identity` holds by digests as names that lead to the files again."""
-        setup, backbone = self.setup, self.method.backbone
-        checkpoint = str(getattr(self.method, "checkpoint", "") or "")
-        return {
-            "method": setup.method,
-            "backbone": whole_path(backbone.name),
-            "weights": whole_path(backbone.weights),
-            "activation": self.weights.activation,
-            "checkpoint": checkpoint and (hub_address(checkpoint) or str(Path(checkpoint).resolve())),
-        }
+        return self.engine.names()
 
     def about(self) -> dict[str, Any]:
         """Return the identity and the environment, for files that hold scores."""
-        return self.identity() | {
-            "rule": self.rule,
-            "weights": self.weights.tag,
-            "environment": environment(self.encoder.device, self.setup.dtype),
-        }
+        return self.identity() | {"rule": self.rule} | self.engine.surroundings()
+
+
+def _clip_engine(setup: Setup) -> Engine:
+    from .engine import ClipEngine  # torch is loaded for it alone
+
+    return ClipEngine(setup)
+
+
+def _name(image: object, number: int) -> str:
+    return terminal(str(image)) if isinstance(image, str | Path) else f"image {number}"
+
+
+def _opened(image: Picture, name: str, order: str) -> Image.Image:
+    """Return a picture in memory, whichever way it was given."""
+    if isinstance(image, str | Path):
+        return decode(Path(image), name=name, orient=True)
+    return picture_of(image, order, name=name)
+
+
+def _joined(parts: Iterable[Evidence]) -> Evidence:
+    """Return evidence of several batches as one, in arrays."""
+    held = list(parts)
+    return {name: np.concatenate([np.asarray(part[name]) for part in held]) for name in held[0]}
 
 
 def _check(setup: Setup) -> None:
-    pick_dtype(setup.dtype)  # before anything is read
     if setup.tile is not None and setup.tile < 1:
         raise UsageError(f"--tile {setup.tile}: a tile has a side of 1 pixel or more")
     if not 0 <= setup.overlap <= MAX_OVERLAP:
@@ -304,27 +310,3 @@ def _check(setup: Setup) -> None:
     for name, number in (("--batch-size", setup.batch_size), ("--workers", setup.workers)):
         if number is not None and number < 1:
             raise UsageError(f"{name} {number}: give 1 or more")
-
-
-def _resolved(setup: Setup) -> Resolved:
-    """Return the method with its inductive score.
-
-    Raises:
-        MethodError: if a trained method has no checkpoint, or scores of one image alone do not exist.
-    """
-    checkpoint = checkpoint_file(setup.checkpoint) if setup.checkpoint else None
-    chosen = {"checkpoint": str(checkpoint)} if checkpoint else {}
-    towers: dict[str, str] = {}
-    if setup.backbone is None and checkpoint:
-        towers = trained_on(checkpoint, resolve(setup.method).method.backbone.name)
-    given = {name: getattr(setup, name) for name in ("backbone", "weights", "activation")}
-    towers |= {name: value for name, value in given.items() if value is not None}
-    resolved = resolve(setup.method, prompts=setup.prompts, settings={**setup.settings, **chosen}, **towers)
-    if resolved.needs_checkpoint:
-        load_checkpoint("", resolved.card.id, {})  # says how to come by one
-    if resolved.card.transductive and not resolved.card.inductive:
-        raise MethodError(
-            f"'{resolved.id}' scores an image by comparing it with others and has no inductive rule; "
-            "choose another method"
-        )
-    return resolved

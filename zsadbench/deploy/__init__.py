@@ -1,0 +1,19 @@
+"""Methods put to work outside a benchmark: a predictor in Python, a file that runs without torch.
+
+Enter: a method's name or an exported file, images in memory. Leave: scores, maps and decisions; model files
+that are proven before they are kept. Not known here: datasets' layouts, boards, the command line.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..surface import room
+
+if TYPE_CHECKING:
+    from .loading import load_predictor
+
+__all__ = [
+    "load_predictor",
+]
+room(__name__)
