@@ -31,6 +31,9 @@ from .tiles import Box, Tiling, tiling
 MAX_OVERLAP = 0.9
 Picture: TypeAlias = str | Path | Image.Image | NDArray[np.uint8]
 """A path, an image of PIL, or an array (H, W, 3) or (H, W) uint8."""
+Pictures: TypeAlias = list[Any] | tuple[Any, ...]
+"""Several of them."""
+_Observed: TypeAlias = Generator[Seen, None, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +105,9 @@ class Predictor:
     def __call__(self, image: Picture, *, order: str = "rgb") -> Scored: ...
 
     @overload
-    def __call__(self, image: list[Any] | tuple[Any, ...], *, order: str = "rgb") -> list[Scored]: ...
+    def __call__(self, image: Pictures, *, order: str = "rgb") -> list[Scored]: ...
 
-    def __call__(
-        self, image: Picture | list[Any] | tuple[Any, ...], *, order: str = "rgb"
-    ) -> Scored | list[Scored]:
+    def __call__(self, image: Picture | Pictures, *, order: str = "rgb") -> Scored | list[Scored]:
         """Return the score and the map of an image, or a list of them for a list.
 
         An image is a path, an image of PIL (turned as its EXIF entry says), or an array (H, W, 3) or (H, W)
@@ -170,9 +171,7 @@ class Predictor:
             for loaded, tiles, evidence in related:
                 yield self._predicted(loaded, tiles, evidence), evidence
 
-    def _whole(
-        self, samples: Sequence[Sample], pictures: Sequence[Image.Image]
-    ) -> Generator[Seen, None, None]:
+    def _whole(self, samples: Sequence[Sample], pictures: Sequence[Image.Image]) -> _Observed:
         """Observe images as they are, in batches."""
         engine, workers = self.engine, 1 if len(samples) == 1 else self.setup.workers
         with closing(
@@ -189,9 +188,7 @@ class Predictor:
                     row += 1
                     yield loaded, tiling(loaded.size, None, None, 0.0, loaded.sample.key), own
 
-    def _in_parts(
-        self, samples: Sequence[Sample], pictures: Sequence[Image.Image]
-    ) -> Generator[Seen, None, None]:
+    def _in_parts(self, samples: Sequence[Sample], pictures: Sequence[Image.Image]) -> _Observed:
         """Observe a region or tiles, one image after another."""
         # Without a preprocessing the loader only checks, hashes and measures.
         with closing(stream(samples, [], workers=1, ahead=1, orient=True, pictures=pictures)) as loader:
