@@ -55,7 +55,7 @@ def put(folder: Path, name: str, content: bytes | Image.Image) -> Sample:
 def tile(one: Sample, spec: Preprocess = SPEC) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     (loaded,) = stream([one], [spec], workers=1)
     assert loaded.error is None
-    return loaded.inputs[spec].tiles[0]
+    return np.asarray(loaded.inputs[spec].tiles[0])
 
 
 def declared(width: int, height: int) -> bytes:

@@ -15,7 +15,7 @@ from tests.kit import tiny, toy
 from tests.kit.factory import make_folder
 from zsadbench.errors import MethodError, UsageError
 from zsadbench.images import transfer
-from zsadbench.images.loader import to_batch_images
+from zsadbench.images.batches import to_batch_images
 from zsadbench.records import evidence as stored
 from zsadbench.records.records import Record
 from zsadbench.run import engine

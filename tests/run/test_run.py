@@ -21,7 +21,7 @@ from tests.kit.factory import make_folder, save
 from zsadbench import files
 from zsadbench.clip.towers import Clip
 from zsadbench.errors import DatasetError, MethodError, RecordError, UsageError
-from zsadbench.images import loader as images
+from zsadbench.images import to_batch_images
 from zsadbench.inputs import Backbone
 from zsadbench.records.evidence import EvidenceStore
 from zsadbench.records.records import Record
@@ -334,7 +334,7 @@ def test_memory_too_small_for_one_image_names_a_remedy(go: Run, monkeypatch: pyt
 
 
 def test_evidence_that_is_not_finite_names_method_and_image(go: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = images.to_batch_images
+    real = to_batch_images
 
     def poisoned(*args: Any) -> Tensor:
         return real(*args) * float("nan")
