@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +52,32 @@ FLAWLESS = (
 FLAWED = ("{} with flaw", "{} with defect", "{} with damage")
 NORMAL_STATES = ("{}", *FLAWLESS)
 ANOMALOUS_STATES = ("damaged {}", *FLAWED)
+
+
+class Early:
+    """Random numbers drawn on threads before they are asked for, each for a call of ``draw`` once.
+
+    ``draw`` must depend on its arguments alone.  Numbers that were not announced are drawn when asked for.
+    """
+
+    def __init__(self, draw: Callable[..., Tensor]) -> None:
+        self.draw = draw
+        self._pool: ThreadPoolExecutor | None = None
+        self._waiting: dict[tuple[Any, ...], Future[Tensor]] = {}
+
+    def announce(self, calls: Collection[tuple[Any, ...]]) -> None:
+        """Begin to draw for ``calls``; what was announced before them and not asked for is dropped."""
+        self._pool = self._pool or ThreadPoolExecutor(4, thread_name_prefix="zsad-draw")
+        for call in [call for call in self._waiting if call not in calls]:
+            self._waiting.pop(call).cancel()
+        for call in calls:
+            if call not in self._waiting:
+                self._waiting[call] = self._pool.submit(self.draw, *call)
+
+    def __call__(self, *call: Any) -> Tensor:
+        """Return what ``draw`` gives for the same arguments."""
+        early = self._waiting.pop(call, None)
+        return self.draw(*call) if early is None else early.result()
 
 
 class Anchors:

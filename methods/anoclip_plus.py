@@ -17,7 +17,7 @@ from zsadbench.inputs import Batch, Number, Positive, Seed, Weight
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
-from ._shared import as_grid, generator
+from ._shared import Early, as_grid, generator
 from .anoclip import AnoClip, AnoClipObserver, stitch
 
 Draw = Callable[[str, str, int, tuple[int, ...], float], Tensor]
@@ -57,7 +57,7 @@ class AnoClipPlus(AnoClip):
             for category, words in wordings.items():
                 both = [encode(clip, prompts) for prompts in self.prompts(category, words)]
                 banks[category] = F.normalize(torch.cat(both), dim=-1)
-        return AnoClipPlusObserver(self, clip, plain.anchors, banks, seeded(self.seed))
+        return AnoClipPlusObserver(self, clip, plain.anchors, banks, Early(seeded(self.seed)))
 
 
 class Adam:
@@ -119,6 +119,25 @@ class AnoClipPlusObserver(AnoClipObserver):
             grid = self.adapted(tiled, batch)
         return {"map": as_grid(grid, self.clip.vision.grid(batch.images)), "views": views}
 
+    def draw_ahead(self, keys: Sequence[str], categories: Sequence[str]) -> None:
+        """Begin to draw, on threads, the random numbers of images that come next."""
+        if not isinstance(self.draw, Early):
+            return
+        method, vision = self.method, self.clip.vision
+        tiles, side = 1 if method.preprocess.tiles == "none" else 2, method.preprocess.size // vision.patch
+        width = vision.proj.shape[1]
+        calls: list[tuple[str, str, int, tuple[int, ...], float]] = []
+        for key, category in zip(keys, categories, strict=True):
+            if (
+                category not in self.anchors.table
+            ):  # another observer's, where state goes on through a category
+                continue
+            bank = self.banks.get(category)
+            calls += [(key, what, 0, shape, std) for what, shape, std in self.first(width, bank)]
+            noise = (tiles, side * side, width)
+            calls += [(key, "noise", step, noise, method.noise) for step in range(method.steps)]
+        self.draw.announce(calls)
+
     def adapted(self, tokens: Tensor, batch: Batch) -> Tensor:
         """Return anomaly probabilities (B, T, N) of patch ``tokens`` (B, T, N, C) after the adaptation."""
         grid = tokens.new_empty(tokens.shape[:-1])
@@ -165,14 +184,21 @@ class AnoClipPlusObserver(AnoClipObserver):
 
     def start(self, keys: Sequence[str], width: int, bank: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the adapters' first weights (B, K, C) and biases (B, K)."""
-        rows, std = width if bank is None else len(bank), (3 * width) ** -0.5
-        weight = self.drawn(keys, "weight", 0, (rows, width), std)
-        bias = self.drawn(keys, "bias", 0, (rows,), std)
+        first = self.first(width, bank)
+        weight, bias = (self.drawn(keys, what, 0, shape, std) for what, shape, std in first)
         return weight.requires_grad_(), bias.requires_grad_()
+
+    def first(self, width: int, bank: Tensor | None) -> tuple[tuple[str, tuple[int, ...], float], ...]:
+        """Return name, shape and standard deviation of an adapter's first weight and bias."""
+        rows, std = width if bank is None else len(bank), (3 * width) ** -0.5
+        return ("weight", (rows, width), std), ("bias", (rows,), std)
 
     def drawn(self, keys: Sequence[str], what: str, step: int, shape: tuple[int, ...], std: float) -> Tensor:
         """Return the images' random numbers (B, *shape) on the device of the tower."""
-        return torch.stack([self.draw(key, what, step, shape, std) for key in keys]).to(self.clip.device)
+        numbers = torch.stack([self.draw(key, what, step, shape, std) for key in keys])
+        if self.clip.device.type == "cuda":
+            numbers = numbers.pin_memory()  # else the device is waited for
+        return numbers.to(self.clip.device, non_blocking=True)
 
     def mix(self, tokens: Tensor, weight: Tensor, bias: Tensor, bank: Tensor | None) -> Tensor:
         """Return adapted ``tokens`` (B, ..., C): half themselves, half the adapter of their direction."""

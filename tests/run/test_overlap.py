@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from zsadbench.run.jobs import Request
 from zsadbench.run.run import Outcome, execute
 
 Run = Callable[..., Outcome]
+Early: Any = import_module("zsadbench.methods._shared").Early
 CPU = torch.device("cpu")
 FEW = {"size": "42", "augment": "false", "normal": "whole {}", "anomalous": "broken {}", "templates": "a {}"}
 
@@ -102,6 +104,32 @@ def test_every_kind_of_method_gives_the_same_bits(
     told.clear()
     go("clip", overlap=False, out=tmp_path / "again")
     assert told[:4] == ["start 0", "land 0", "start 1", "land 1"]
+
+
+def test_random_numbers_are_drawn_before_they_are_asked_for(go: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    give = Early.__call__
+
+    def noted(early: Any, *call: Any) -> Any:
+        asked.append(call in early._waiting)
+        return give(early, *call)
+
+    monkeypatch.setattr(Early, "__call__", noted)
+    ordinary = go("anoclip+@reset", overlap=False).records
+    assert not any(asked)
+    asked.clear()
+    overlapped = go("anoclip+@reset", overlap=True).records
+    assert evidence(overlapped[0]) == evidence(ordinary[0])
+    first = 3 * (2 + 5)  # of the first batch nobody knew; five steps of noise beside weight and bias
+    assert not any(asked[:first]) and all(asked[first:]) and len(asked) == 15 * (2 + 5)
+
+
+def test_numbers_announced_and_not_asked_for_are_dropped() -> None:
+    early = Early(lambda key, size: torch.full((size,), float(len(key))))
+    early.announce([("a", 1), ("bb", 2)])
+    assert early("bb", 2).tolist() == [2, 2] and early("ccc", 1).tolist() == [3]
+    early.announce([("d", 1)])
+    assert list(early._waiting) == [("d", 1)]
 
 
 def test_images_that_cannot_be_read_are_left_out_on_both_paths(go: Run, folder: Path) -> None:
