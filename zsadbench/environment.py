@@ -51,6 +51,28 @@ def device_name(device: Any) -> str:
     return f"{device} ({platform.processor() or platform.machine()})"
 
 
+_HALF_UNITS = {
+    "bf16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "fp16": {"avx512_fp16", "amx_fp16", "fphp", "asimdhp"},
+}
+"""What Linux calls the instructions for half precision of processors, x86 and ARM."""
+
+
+@cache
+def emulates(dtype: str) -> bool:
+    """Tell whether this machine's processor has no instructions for ``bf16`` or ``fp16``.
+
+    Half precision is then several times slower than ``fp32``.  False where the system does not say.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False
+    said = [line.partition(":") for line in lines]
+    flags = {flag for key, _, value in said if key.strip() in ("flags", "Features") for flag in value.split()}
+    return dtype in _HALF_UNITS and bool(flags) and flags.isdisjoint(_HALF_UNITS[dtype])
+
+
 @cache
 def checkout_state() -> tuple[str, bool]:
     """Return the commit of the checkout (empty in a wheel) and whether tracked files were changed."""

@@ -114,7 +114,7 @@ def test_the_map_is_the_mean_over_windows_scales_and_the_image() -> None:
 def test_neither_batch_nor_chunks_change_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     images = tiny.images(0, 3, 96)
     together = observe(METHOD, images, ["nut", "cable", "nut"])
-    monkeypatch.setattr("methods.winclip.TOKENS_PER_FORWARD", 37)
+    monkeypatch.setattr("methods.winclip.TOKENS_PER_FORWARD", {"cpu": 37})
     alone = observe(METHOD, images[1:2], ["cable"])
     for name, value in alone.items():
         assert torch.allclose(together[name][1:2], value, atol=1e-5)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from ..errors import MetricError
 from .curve import Curve
@@ -34,7 +35,7 @@ REPLICATES = 1000
 BINS = 4096
 FEWEST, FEW = 5, 20
 """Images of a kind below which there is no interval, and below which it is doubtful."""
-_CHUNK = 1 << 18  # numbers per intermediate array: few enough for the processor's cache
+_CHUNK = 1 << 16  # numbers per intermediate array: few enough for the processor's cache
 
 
 class Interval(NamedTuple):
@@ -233,7 +234,7 @@ class PixelHistograms:
         clean = self._matrix(row.pixels / row.pixels.sum() for _, row in normal)
         found = hits / hits.sum(axis=1, keepdims=True)
         parts = []
-        for chunk in _chunks(weights, pixels.shape[1]):
+        for chunk in _alone(_chunks(weights, pixels.shape[1])):
             drawn, drawn_normal = chunk[:, of_marked], chunk[:, of_normal]
             inside = drawn @ hits
             outside = chunk[:, of_all] @ pixels - inside
@@ -348,6 +349,12 @@ def _aupimo(found: Reals, wrong: Reals, low: float, high: float) -> Reals:
 def _chunks(weights: Reals, columns: int) -> Iterator[Reals]:
     step = max(1, _CHUNK // columns)
     return (weights[start : start + step] for start in range(0, len(weights), step))
+
+
+def _alone(chunks: Iterable[Reals]) -> Iterator[Reals]:
+    """Yield chunks while matrices are multiplied by one thread: at their size several wait for each other."""
+    with threadpool_limits(1, "blas"):
+        yield from chunks
 
 
 def _joined(parts: Sequence[Replicates]) -> Replicates:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..clip import Clip, load_clip
+from ..environment import emulates
 from ..errors import MethodError, UsageError, is_out_of_memory, suggest
 from ..images import Loaded, lanes, stream, to_batch_images
 from ..inputs import Backbone, Batch, Preprocess
@@ -235,9 +236,10 @@ class Encoder:
                 if carried and self.batch_size > 1
                 else "choose a smaller --set size=..."
             )
+            half = "" if self.device.type == "cpu" and emulates("bf16") else " or --dtype bf16"
             raise MethodError(
                 f"out of memory on {self.device} with a batch of {self.batch_size}; {remedy}, another "
-                "--device or --dtype bf16"
+                f"--device{half}"
             ) from error
         self.batch_size //= 2
         if self.device.type == "cuda":

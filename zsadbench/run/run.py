@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ..clip import Clip
-from ..environment import environment
+from ..environment import emulates, environment
 from ..errors import RecordError, UsageError, suggest
 from ..files import contents_digest
 from ..inputs import Backbone
@@ -85,6 +85,11 @@ def execute(
         # A wrong protocol or size says so before the first image.
         rules_for(job.resolved, request.protocol, _asked(job, request))
     outcome = Outcome([], {}, {}, [note for plan in plans for note in plan.notes])
+    if device.type == "cpu" and emulates(request.dtype):
+        outcome.notes.append(
+            f"this processor has no instructions for {request.dtype}: it is several times slower than fp32; "
+            "leave --dtype out"
+        )
     if say:
         for note in outcome.notes:
             say(note)
