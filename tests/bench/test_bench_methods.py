@@ -14,8 +14,10 @@ def test_rows_are_ratios_and_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         engine, "load_clip", lambda backbone, *_: tiny.clip(backbone.name, backbone.activation)
     )
+    said: list[str] = []
     found = bench_methods(
         ["clip", "anoclip"],
+        say=said.append,
         backbone="tiny-l14",
         settings={"size": "28", "augment": "false", "interpolation": "bilinear"},
         images=4,
@@ -37,6 +39,12 @@ def test_rows_are_ratios_and_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert clip == anoclip == pytest.approx(tower, rel=0.01)
     assert found.shared is not None
+    told = [line.rpartition(": ")[0] for line in said if line.endswith("images/s")]
+    names = ["clip", "anoclip", "all together"]
+    assert told == [f"{name}: {step}" for step in ("warm-up", "round 1 of 1") for name in names]
+    outlook = [line for line in said if "the bare tower takes" in line]
+    assert [line.partition(":")[0] for line in outlook] == ["clip", "anoclip"]
+    assert said[0] == outlook[0] and "2 rounds take" in said[0]  # told before the first pipeline
     assert found.shared["ratio"] == pytest.approx(found.shared["joint_s"] / found.shared["sum_s"])
 
 

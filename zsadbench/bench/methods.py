@@ -31,6 +31,7 @@ from ..scoring import EvidenceMaps, rules_for, score_category
 from .flops import encoder_flop, product_rate
 
 LATENCY_RUNS = 15
+_PATIENCE_S = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +77,14 @@ class MethodBench:
     setup: dict[str, Any] = field(default_factory=dict)
 
 
-def bench_methods(specs: Sequence[str], *, dtype: str = "fp32", **options: Any) -> MethodBench:
-    """Measure methods; ``options`` are those of `Setup`.
+def bench_methods(
+    specs: Sequence[str],
+    *,
+    dtype: str = "fp32",
+    say: Callable[[str], None] = lambda line: None,
+    **options: Any,
+) -> MethodBench:
+    """Measure methods; ``options`` are those of `Setup`; ``say`` is told how long it takes and how far it is.
 
     Returns a row per method (images per second, ratio to the bare tower, share of each phase, latency) and,
     for several methods, the joint run as a share of the sum of the single ones.
@@ -108,12 +115,17 @@ def bench_methods(specs: Sequence[str], *, dtype: str = "fp32", **options: Any) 
         joint: list[Timing] = []
         for repeat in range(setup.repeats + 1):  # the first round warms caches and is dropped
             for number, resolved in enumerate(chosen):
-                tower, timing = _bare_tower(resolved, setup.images, encoder), pipeline([resolved])
+                tower = _bare_tower(resolved, setup.images, encoder)
+                if not repeat:
+                    say(_outlook(resolved, tower, setup))
+                timing = pipeline([resolved])
+                say(_told(resolved.id, repeat, timing, setup))
                 if repeat:
                     towers[number].append(tower)
                     singles[number].append(timing)
             if len(chosen) > 1:
                 timing = pipeline(chosen)
+                say(_told("all together", repeat, timing, setup))
                 joint += [timing] if repeat else []
         latencies = [_latency(resolved, data, encoder) for resolved in chosen]
         counts = [encoder_flop(resolved, data.samples[0], encoder) for resolved in chosen]
@@ -140,6 +152,19 @@ def bench_methods(specs: Sequence[str], *, dtype: str = "fp32", **options: Any) 
             "ratio": statistics.median(ratios),
         }
     return result
+
+
+def _outlook(resolved: Resolved, tower: float, setup: Setup) -> str:
+    """Return how long the rounds of a method take at least: each is a bare tower and a pipeline."""
+    seconds = 2 * tower * (setup.repeats + 1)
+    line = f"{resolved.id}: the bare tower takes {tower:.1f} s for {setup.images} images, so "
+    line += f"{setup.repeats + 1} rounds take {seconds:.0f} s or more"
+    return line + ("; fewer --images or --repeats are sooner done" if seconds > _PATIENCE_S else "")
+
+
+def _told(name: str, repeat: int, timing: Timing, setup: Setup) -> str:
+    round_ = f"round {repeat} of {setup.repeats}" if repeat else "warm-up"
+    return f"{name}: {round_}: {setup.images / timing.total:.3g} images/s"
 
 
 def _resolve(spec: str, backbone: str | None, weights: str | None, settings: Mapping[str, str]) -> Resolved:

@@ -125,7 +125,7 @@ def bench(
     else:
         from ..bench import bench_methods
 
-        _show_methods(bench_methods(chosen, dtype=dtype, **options))
+        _show_methods(bench_methods(chosen, dtype=dtype, say=_progress, **options))
 
 
 def _bench_device(specs: Sequence[str], device: str, trial: Trial) -> None:
@@ -147,6 +147,10 @@ def _bench_device(specs: Sequence[str], device: str, trial: Trial) -> None:
     if found.failed:
         say(f"{len(found.failed)} of {len(found.rows)} rows failed", sys.stderr)
         raise typer.Exit(1)
+
+
+def _progress(line: str) -> None:
+    say(line, sys.stderr)
 
 
 def _bench_part(name: str, options: Mapping[str, Any]) -> None:
