@@ -28,7 +28,7 @@ from ..inputs import Backbone, Batch, Preprocess
 from ..method import Drawing, Method, Observer, Relating, blamed
 from ..records import EvidenceStore, Slice, plan
 from ..samples import Sample
-from .gathered import Gathered, Keep, Rows, Sent, at_home, joined, related, too_few
+from .gathered import Flight, Gathered, Group, Keep, Rows, Sent, at_home, joined, related, too_few
 
 if TYPE_CHECKING:
     from ..progress import Progress
@@ -306,20 +306,6 @@ def observe(
                 raise KeyboardInterrupt
     report.batch_size = encoder.batch_size
     return report
-
-
-Group = tuple[range, list[tuple[int, int]]]
-"""A run of samples, and the (task, slice) pairs that need them."""
-
-
-@dataclass
-class Flight:
-    """A batch whose evidence is on its way; ``last`` of its group, or not."""
-
-    group: Group
-    loaded: list[Loaded]
-    landed: Callable[[], list[Rows]]
-    last: bool
 
 
 def _flights(

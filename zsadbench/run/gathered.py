@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -72,6 +73,20 @@ class Sent:
                 require_finite(rows, keys, f"{name}: observe()")
             rows["frame"] = frame.to("cpu", torch.float32)
         return found
+
+
+Group = tuple[range, list[tuple[int, int]]]
+"""A run of samples, and the (task, slice) pairs that need them."""
+
+
+@dataclass
+class Flight:
+    """A batch whose evidence is on its way; ``last`` of its group, or not."""
+
+    group: Group
+    loaded: list[Loaded]
+    landed: Callable[[], list[Rows]]
+    last: bool
 
 
 def joined(parts: Sequence[Rows], name: str) -> Rows:
