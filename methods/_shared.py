@@ -179,6 +179,14 @@ def overwrite(x: Tensor, vectors: Tensor) -> Tensor:
     return torch.cat([x[:, :1], vectors, x[:, 1 + vectors.shape[1] :]], dim=1)
 
 
+def whole_in_graphs(rows: Tensor, count: Callable[[], int]) -> Sequence[Tensor]:
+    """Return ``rows`` split by ``count()``, to bound memory; whole while torch writes a graph.
+
+    A graph has no number of rows, and a loop over chunks would fix one.
+    """
+    return [rows] if torch.compiler.is_compiling() else torch.split(rows, count())
+
+
 def generator(seed: int, *place: str | int) -> np.random.Generator:
     """Return a random generator of its own for each (seed, place): free of any order."""
     digest = hashlib.sha256("/".join(map(str, (seed, *place))).encode()).digest()

@@ -121,7 +121,7 @@ def aggregated(tokens: Tensor, grid: tuple[int, int], side: int, sigma: float) -
     picture = torch.unflatten(tokens[:, 1:].mT, -1, grid).flatten(0, 1)[:, None]  # (B * W, 1, gh, gw)
     rows = F.conv2d(picture, line[None, None, :, None], padding=(side // 2, 0))
     summed = F.conv2d(rows, line[None, None, None, :], padding=(0, side // 2))
-    patches = torch.unflatten(summed[:, 0], 0, (len(tokens), -1)).flatten(2).mT
+    patches = torch.unflatten(summed[:, 0], 0, (tokens.shape[0], -1)).flatten(2).mT
     return torch.cat([tokens[:, :1], patches], dim=1)
 
 

@@ -17,7 +17,7 @@ from zsadbench.inputs import Backbone, Batch, Number, Preprocess
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
-from ._shared import FLAWED, FLAWLESS, Anchors, anomaly_probability, as_grid
+from ._shared import FLAWED, FLAWLESS, Anchors, anomaly_probability, as_grid, whole_in_graphs
 
 VIEWS_PER_FORWARD = 21
 
@@ -149,7 +149,7 @@ class AnoClipObserver:
 def encode_views(clip: Clip, images: Tensor) -> Tensor:
     """Return the class features (B, 21, C) of every augmented view, in large batches of equal length."""
     views = torch.stack(augmentations(images), dim=1)
-    chunks = torch.split(views.flatten(0, 1), max(len(images), VIEWS_PER_FORWARD))
+    chunks = whole_in_graphs(views.flatten(0, 1), lambda: max(len(images), VIEWS_PER_FORWARD))
     features = torch.cat([clip.vision.encode(clip.vision.embed(chunk)) for chunk in chunks])
     return torch.unflatten(features, 0, views.shape[:2])
 
@@ -172,7 +172,7 @@ def augmentations(images: Tensor) -> list[Tensor]:
 
 def affine(images: Tensor, matrix: list[list[float]]) -> Tensor:
     """Return ``images`` sampled through a 2 x 3 affine matrix, bilinear, reflected, corners aligned."""
-    theta = torch.tensor(matrix, device=images.device, dtype=images.dtype).expand(len(images), 2, 3)
+    theta = torch.tensor(matrix, device=images.device, dtype=images.dtype).expand(images.shape[0], 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=True)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
 

@@ -22,6 +22,7 @@ from ._shared import (
     Anchors,
     anomaly_probability,
     ensemble_anchors,
+    whole_in_graphs,
 )
 
 TOKENS_PER_FORWARD = {"cpu": 2048}
@@ -145,16 +146,16 @@ def embed_windows(clip: Clip, tokens: Tensor, windows: Tensor) -> Tensor:
     with_class = torch.cat([torch.zeros_like(windows[:, :1]), windows + 1], dim=1)
     sequences = tokens[:, with_class].flatten(0, 1)
     most = TOKENS_PER_FORWARD.get(tokens.device.type, 16384)
-    chunks = torch.split(sequences, max(1, most // with_class.shape[1]))
+    chunks = whole_in_graphs(sequences, lambda: max(1, most // with_class.shape[1]))
     features = torch.cat([clip.vision.encode(chunk) for chunk in chunks])
-    return torch.unflatten(features, 0, (len(tokens), len(windows)))
+    return torch.unflatten(features, 0, (tokens.shape[0], len(windows)))
 
 
 def aggregate(scores: Tensor, windows: Tensor, grid: tuple[int, int], mean: str = "harmonic") -> Tensor:
     """Return for each patch the mean (B, gh, gw) float64 of the ``scores`` (B, W) of its windows."""
     to, back = MEANS[mean]
     patches = windows.flatten()
-    cells = torch.zeros(len(scores), grid[0] * grid[1], dtype=torch.float64, device=scores.device)
+    cells = torch.zeros(scores.shape[0], grid[0] * grid[1], dtype=torch.float64, device=scores.device)
     summands = to(scores.double()).repeat_interleave(windows.shape[1], dim=1)
     total = cells.index_add(1, patches, summands)
     count = cells.index_add(1, patches, torch.ones_like(summands))

@@ -8,7 +8,7 @@ import typer
 
 from ..environment import VERSION
 from ..text import say
-from . import bench, compare, datasets, demo, methods, predict, report, reproduce, run, train, weights
+from . import bench, compare, datasets, export, methods, predict, report, reproduce, run, train, weights
 from .options import examples
 from .verbs import Verbs
 
@@ -25,11 +25,12 @@ train.register(app)
 compare.register(app)
 reproduce.register(app)
 predict.register(app)
+export.register(app)
 report.register(app)
 app.add_typer(methods.app, name="methods")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(weights.app, name="weights")
-app.add_typer(demo.app, name="demo")
+app.add_typer(weights.demo, name="demo")
 bench.register(app)
 
 

@@ -12,6 +12,7 @@ import typer
 
 from ..errors import UsageError
 from ..text import say, terminal
+from .export import running
 from .options import (
     PROMPTS,
     Checkpoint,
@@ -139,6 +140,10 @@ def predict(
             help="A file of zsad calibrate: say whether scores have moved since; no exit code changes.",
         ),
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="FILE", help="A file of zsad export, in place of --method."),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="DIR", help="Write a page and a CSV of all images, highest first."),
@@ -173,7 +178,8 @@ def predict(
     if normal and reference:
         require_scores(normal, reference)
     files = {path: one for path, one in ((threshold, limit), (reference, normal)) if path and one}
-    predictor = _fitting(files, _given(subject, view, context))
+    given = _given(subject, view, context)
+    predictor = running(model, files, given) if model else _fitting(files, given)
     if report:
         require("jinja2")
     site = Site(report) if report else None
@@ -190,7 +196,7 @@ def predict(
         )
     moved = drift(normal, [one.score for one in found if one.score is not None]) if normal else None
     if json_file:
-        content = as_json(predictor, found, used, limit.value if limit else None)
+        content = as_json(predictor, found, used, limit.value if limit else predictor.limit)
         write_json(json_file, content | ({"drift": vars(moved) | {"moved": moved.moved}} if moved else {}))
     if json_file != "-":
         _show_scores(predictor, found, limit)
@@ -358,7 +364,11 @@ def _show_scores(predictor: Predictor, found: Sequence[Prediction], limit: Thres
         say(limit.words)
     for one in found:
         score = "failed" if one.score is None else f"{one.score:.6g}"
-        words = [f"{score:>12}", *([f"{one.verdict or '-':2}"] if limit else []), terminal(one.path)]
+        words = [
+            f"{score:>12}",
+            *([f"{one.verdict or '-':2}"] if limit or one.verdict else []),
+            terminal(one.path),
+        ]
         say("  ".join(words))
 
 

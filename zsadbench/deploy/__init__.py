@@ -12,8 +12,14 @@ from ..surface import room
 
 if TYPE_CHECKING:
     from .loading import load_predictor
+    from .model import load_model
+    from .proof import Proof, export, prove
 
 __all__ = [
+    "Proof",
+    "export",
+    "load_model",
     "load_predictor",
+    "prove",
 ]
 room(__name__)

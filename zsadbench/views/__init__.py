@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         require_scores,
         write_threshold,
     )
+    from .engine import ClipEngine
     from .figures import bars_figure, choose, curves_figure, qualitative_figure
     from .inspect import describe, inspect_image, write_map
     from .overlay import heat, write_png
@@ -42,6 +43,7 @@ __all__ = [
     "NG",
     "OK",
     "CategoryMaps",
+    "ClipEngine",
     "Drift",
     "Engine",
     "Evidence",
