@@ -31,6 +31,9 @@ Input = Literal["uint8", "float"]
 class Graph(nn.Module):
     """From images (N, 3, S, S) to scores (N,) and maps (N, H, W): everything between file and verdict."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, method: Method, observer: Observer, size: tuple[int, int], category: str, bytes_in: bool
     ) -> None:
