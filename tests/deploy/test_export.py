@@ -103,7 +103,9 @@ def test_predict_runs_a_file_without_torch(tmp_path: Path, model: Path) -> None:
     words = ["predict", str(tmp_path / "a.png"), "--model", str(model), "--quiet", "--json", "-"]
     words += ["--out", str(tmp_path / "out")]
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "zsadbench.cli", *words], capture_output=True, text=True
+        [sys.executable, "-X", "importtime", "-c", "from zsadbench.cli import main; main()", *words],
+        capture_output=True,
+        text=True,
     )
     (image,) = json.loads(done.stdout)["images"]
     assert image["score"] == pytest.approx(load_model(model, Setup(""))(pixels()).score)
