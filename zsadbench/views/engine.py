@@ -81,7 +81,7 @@ class ClipEngine:
             yield
 
     def observe(self, loaded: Sequence[Loaded]) -> Evidence:
-        """Return the evidence of images, a row each; one thread at a time is in the towers."""
+        """Return the evidence (B, ...) of images, a row each; one thread at a time is in the towers."""
         with self._one:
             return self.encoder.observe(loaded, [self.task])[0]
 
@@ -112,13 +112,13 @@ class ClipEngine:
             raise MethodError(f"{self.id} {reason}; here are {images} that can be read")
 
     def maps(self, evidence: Evidence) -> Iterator[NDArray[np.float32]]:
-        """Yield the map of every row at the size the method is evaluated at."""
+        """Yield the map (H, W) of every row at the size the method is evaluated at."""
         maps, size = self._maps(evidence), self.resolved.size
         for row in range(len(maps.keys)):
             yield maps.render(row, maps.own_size(row) if size == "frame" else (size, size))
 
     def scores(self, evidence: Evidence, extremes: Sequence[Scale]) -> NDArray[np.float64]:
-        """Return the score of every row; ``extremes`` are the least and the greatest value of its map."""
+        """Return the scores (N,); ``extremes`` are the least and the greatest value of each row's map."""
         scores = self._maps(evidence).image_scores(torch.tensor(extremes))
         return np.asarray(scores.double().numpy())
 

@@ -239,7 +239,11 @@ class Predictor:
         return Prediction(path, loaded.size, loaded.sha256, score, (min(lows), max(highs)), tiles, notes)
 
     def map_of(self, prediction: Prediction, evidence: Evidence) -> NDArray[np.float32]:
-        """Return the map of an image's region in pixels of the image: bilinear, tiles blended."""
+        """Return the map (H, W) of an image's region in pixels of the image: bilinear, tiles blended.
+
+        Raises:
+            UsageError: for an image that could not be read.
+        """
         if prediction.tiles is None:
             raise UsageError(f"{terminal(prediction.path)}: has no map, because {prediction.error}")
         sides = [(bottom - top, right - left) for left, top, right, bottom in prediction.tiles.boxes]

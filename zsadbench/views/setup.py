@@ -88,7 +88,7 @@ class Engine(Protocol):
         ...
 
     def observe(self, loaded: Sequence[Loaded]) -> Evidence:
-        """Return the evidence of images, a row each."""
+        """Return the evidence (B, ...) of images, a row each."""
         ...
 
     def relate(self, seen: Iterator[Seen], images: int, step: Callable[[str, float], None]) -> Iterator[Seen]:
@@ -100,7 +100,7 @@ class Engine(Protocol):
         ...
 
     def scores(self, evidence: Evidence, extremes: Sequence[Scale]) -> NDArray[np.float64]:
-        """Return the score of every row; ``extremes`` are the least and the greatest value of its map."""
+        """Return the scores (N,); ``extremes`` are the least and the greatest value of each row's map."""
         ...
 
     def identity(self) -> dict[str, Any]:

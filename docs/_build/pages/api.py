@@ -23,6 +23,7 @@ ROOMS = (
     "boards",
     "training",
     "views",
+    "deploy",
     "demo",
     "bench",
 )
