@@ -65,20 +65,6 @@ def go(parts: Path, tmp_path: Path) -> Go:
 
 
 @pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The keys that reach the encoder, as they come."""
-    keys: list[str] = []
-    observe = engine.Encoder.observe
-
-    def watch(self: engine.Encoder, loaded: Any, tasks: Any) -> Any:
-        keys.extend(item.sample.key for item in loaded)
-        return observe(self, loaded, tasks)
-
-    monkeypatch.setattr(engine.Encoder, "observe", watch)
-    return keys
-
-
-@pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of files that are read only to be hashed."""
     names: list[str] = []

@@ -50,20 +50,6 @@ def parts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The keys that reach the encoder, as they come."""
-    keys: list[str] = []
-    observe = engine.Encoder.observe
-
-    def watch(self: engine.Encoder, loaded: Any, tasks: Any) -> Any:
-        keys.extend(item.sample.key for item in loaded)
-        return observe(self, loaded, tasks)
-
-    monkeypatch.setattr(engine.Encoder, "observe", watch)
-    return keys
-
-
-@pytest.fixture
 def go(parts: Path, tmp_path: Path) -> Go:
     def run(
         *methods: str, out: str = "results", stop: threading.Event | None = None, **options: Any

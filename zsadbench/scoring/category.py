@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from ..metrics import MORE_IMAGE_METRICS, Defect, LegacyAupro, PixelMetrics, ima
 from ..records import Slice, group_columns, select_rows, undefined
 from ..samples import Dataset, Sample
 from .protocol import MASK_RULES, EvaluationProtocol
+
+T = TypeVar("T")
 
 Map = NDArray[np.floating[Any]]
 """float32, or float64 where a map of other code needs it."""
@@ -251,13 +253,7 @@ class MapReader:
         size = self.size(row)
         if self.dataset.masks == "none" or (sample.anomalous and sample.mask is None):
             return self.maps.render(row, size), None
-        mask = mask_at(
-            sample,
-            size,
-            MASK_RULES[self.rules.mask_resize if size else "native"],
-            positive=self.dataset.mask_positive,
-            mismatch="nearest" if self.dataset.mask_mismatch == "nearest" else "error",
-        )
+        mask = self._drawn(mask_at, sample, size)
         self.sizes[row] = (mask.shape[0], mask.shape[1])
         if size and sample.anomalous and vanished(sample, mask, self.dataset.mask_positive):
             self.vanished.add(sample.key)
@@ -271,14 +267,18 @@ class MapReader:
         if not self.rules.spro_limits:
             return []
         sample, size = self.known[self.maps.keys[row]], self.size(row)
-        found = defects_at(
+        found = self._drawn(defects_at, sample, size)
+        return [Defect(mask, saturation) for mask, saturation in found]
+
+    def _drawn(self, read: Callable[..., T], sample: Sample, size: tuple[int, int] | None) -> T:
+        """Return what ``read`` makes of a sample's mask under the rules and the dataset's own."""
+        return read(
             sample,
             size,
             MASK_RULES[self.rules.mask_resize if size else "native"],
             positive=self.dataset.mask_positive,
             mismatch="nearest" if self.dataset.mask_mismatch == "nearest" else "error",
         )
-        return [Defect(mask, saturation) for mask, saturation in found]
 
     def again(self, key: str) -> Map:
         """Return the map of an earlier visit, bit for bit."""

@@ -1,0 +1,23 @@
+"""What several tests of runs watch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from zsadbench.run import engine
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys that reach the encoder, as they come."""
+    keys: list[str] = []
+    observe = engine.Encoder.observe
+
+    def watch(self: engine.Encoder, loaded: Any, tasks: Any) -> Any:
+        keys.extend(item.sample.key for item in loaded)
+        return observe(self, loaded, tasks)
+
+    monkeypatch.setattr(engine.Encoder, "observe", watch)
+    return keys
