@@ -245,7 +245,10 @@ def test_published_figures_of_other_conditions_come_on_request(zsad: Compare, tm
     assert "published" not in zsad(tmp_path).out
     answer = zsad(tmp_path, "--published", "all")
     assert "published: paper [1]" in answer.out and "other backbone" in answer.out
-    assert "published" not in zsad(tmp_path, "--no-published").out
+    former = zsad(tmp_path, "--no-published")
+    assert former.out == zsad(tmp_path, "--published", "none").out
+    assert former.err.splitlines()[0] == "--no-published goes with 0.3: write --published none"
+    assert "published" not in former.out
     assert "Did you mean 'all'" in zsad(tmp_path, "--published", "al").err
 
 

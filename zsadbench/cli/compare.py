@@ -159,6 +159,9 @@ def compare(
         _say(f"left out: {problem}")
     for note in (note for record in records for note in record.notes):
         _say(note)
+    if no_published:
+        _say("--no-published goes with 0.3: write --published none")
+        published = "none"
     if not records:
         raise RecordError(nothing_there(where))
     tables = boards(
@@ -166,7 +169,7 @@ def compare(
         metrics=metric,
         by=by,
         sort=sort,
-        published="none" if no_published else published,  # type: ignore[arg-type]  # boards() refuses others
+        published=published,  # type: ignore[arg-type]  # boards() refuses others
         merge=merge,
         intervals=intervals,
         paired=paired,
