@@ -18,40 +18,13 @@ from tests.kit import tiny
 from zsadbench.deploy import export, load_model
 from zsadbench.deploy.export import write_graph
 from zsadbench.deploy.model import normalised
-from zsadbench.errors import MethodError, UsageError, WeightsError
+from zsadbench.errors import MethodError, WeightsError
 from zsadbench.images.batches import to_batch_images
 from zsadbench.images.loader import preprocess
 from zsadbench.inputs import Preprocess
 from zsadbench.method.trial import miniature, with_checkpoint
 from zsadbench.run import engine
 from zsadbench.views import ClipEngine, Predictor, Setup
-
-SHALLOW = {
-    "embed_dim": 96,
-    "vision_cfg": {"image_size": 84, "layers": 4, "width": 128, "head_width": 64, "patch_size": 14},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
-}
-
-
-@pytest.fixture(scope="module")
-def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
-    path = tmp_path_factory.mktemp("towers") / "shallow.json"
-    path.write_text(json.dumps(SHALLOW))
-    return Setup("clip", "nut", str(path), "random", settings={"size": "42"}, workers=1)
-
-
-@pytest.fixture(scope="module")
-def torch_side(setup: Setup) -> ClipEngine:
-    return ClipEngine(setup)
-
-
-@pytest.fixture(scope="module")
-def model(setup: Setup, torch_side: ClipEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "clip.onnx"
-    found = export(setup, path, threshold=0.5, engine=torch_side)
-    assert found.passed and found.score <= 1e-5 and found.map <= 1e-5 and found.images == 9
-    assert found.ranks and found.ranks > 0.9  # noise for weights drives scores to 0 and 1, within rounding
-    return path
 
 
 def pixels(shift: int = 0) -> NDArray[np.uint8]:
@@ -61,7 +34,7 @@ def pixels(shift: int = 0) -> NDArray[np.uint8]:
 
 def test_a_file_judges_as_its_method_does(setup: Setup, torch_side: ClipEngine, model: Path) -> None:
     images = [pixels(shift) for shift in range(0, 55, 5)]
-    expected = Predictor(setup, torch_side, 0.5)(images)
+    expected = Predictor(setup, torch_side, 0.25)(images)
     for found, one in zip(load_model(model, Setup(""))(images), expected, strict=True):
         assert found.score == pytest.approx(one.score, abs=1e-5)
         np.testing.assert_allclose(found.map, one.map, atol=1e-5)
@@ -75,7 +48,7 @@ def test_a_file_judges_as_its_method_does(setup: Setup, torch_side: ClipEngine, 
 def test_a_file_knows_what_it_is(setup: Setup, torch_side: ClipEngine, model: Path) -> None:
     predictor = load_model(model, Setup(""))
     assert predictor.identity() == Predictor(setup, torch_side).identity()
-    assert (predictor.id, predictor.words, predictor.limit) == ("clip", "nut", 0.5)
+    assert (predictor.engine.id, predictor.engine.words, predictor.limit) == ("clip", "nut", 0.25)
     assert len(predictor.about()["model_sha256"]) == 64
 
 
@@ -122,14 +95,6 @@ def test_what_is_no_exported_file_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "text.onnx", Setup(""))
     with pytest.raises(WeightsError, match="no such file; write one with zsad export"):
         load_model(tmp_path / "gone.onnx", Setup(""))
-
-
-def test_options_that_a_file_holds_are_refused(model: Path) -> None:
-    from zsadbench.cli.export import running
-
-    with pytest.raises(UsageError, match="holds its own 'words'"):
-        running(model, {}, {"words": "nut"})
-    assert running(model, {}, {"tile": 50}).setup.tile == 50
 
 
 @pytest.fixture

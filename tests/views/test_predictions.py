@@ -72,7 +72,7 @@ def test_what_contradicts_the_threshold_is_refused(
     photo().save(tmp_path / "a.png")
     predictor = Predictor(BASE)
     file = tmp_path / "t.json"
-    write_threshold(file, fit([0.1, 0.2], 0.5, predictor.identity(), predictor.names()), {})
+    write_threshold(file, fit([0.1, 0.2], 0.5, predictor.identity(), predictor.engine.names()), {})
     answer = zsad("predict", tmp_path / "a.png", "--threshold", file, *words, *FAST)
     assert isinstance(answer.error, UsageError) and message in str(answer.error)
     same = ["--words", "nut", "--method", "clip", "--input-size", "42", "--dtype", "fp32"]
@@ -83,7 +83,7 @@ def test_a_default_that_is_stated_contradicts_too(tmp_path: Path, zsad: Zsad) ->
     photo().save(tmp_path / "a.png")
     predictor = Predictor(replace(BASE, dtype="bf16", tile=30, overlap=0.5))
     file = tmp_path / "t.json"
-    write_threshold(file, fit([0.1, 0.2], 0.5, predictor.identity(), predictor.names()), {})
+    write_threshold(file, fit([0.1, 0.2], 0.5, predictor.identity(), predictor.engine.names()), {})
     assert zsad("predict", tmp_path / "a.png", "--threshold", file, *FAST).error is None
     for words, message in (
         (["--dtype", "fp32"], "now fp32"),
@@ -107,7 +107,7 @@ def test_a_threshold_never_names_code_that_is_run(tmp_path: Path, normal: Path, 
 
 def test_a_checkpoint_is_found_again_or_asked_for(tmp_path: Path) -> None:
     predictor = Predictor(BASE)
-    kept = predictor.names() | {"checkpoint": str(tmp_path / "gone.safetensors")}
+    kept = predictor.engine.names() | {"checkpoint": str(tmp_path / "gone.safetensors")}
     limit = fit([0.1, 0.2], 0.5, predictor.identity(), kept)
     with pytest.raises(UsageError, match=r"gone\.safetensors, which is no longer there; name it with --ch"):
         recalled(limit, tmp_path / "t.json", {})

@@ -1,25 +1,19 @@
-"""``zsad export``: a method as one file of ONNX; and what runs such a file for ``zsad predict --model``."""
+"""``zsad export``: a method as one file of ONNX."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..errors import UsageError
-from ..text import say, terminal
+from ..text import say
 from .options import PROMPTS, Checkpoint, Parameters, Towers, examples, grouped, method_ids
 from .report import write_json
 from .verbs import Verbs
 
-if TYPE_CHECKING:
-    from ..views import Predictor, Threshold
-
-OF_A_FILE = {"tile", "overlap", "roi", "batch_size", "workers"}
-"""What may be said beside an exported file; all else is in it."""
 EXPORTS = ('zsad export anoclip --words "metal nut" --out metal-nut.onnx',)
 
 
@@ -91,20 +85,3 @@ def _require(*modules: str) -> None:
     for module in modules:
         if find_spec(module) is None:
             raise UsageError(f'this needs the package {module}: pip install "zsadbench[export]"')
-
-
-def running(model: Path, files: Mapping[Path, Threshold], given: Mapping[str, Any]) -> Predictor:
-    """Return what predicts with an exported file; thresholds must be of the same method and words.
-
-    Raises:
-        ZsadError: for a file that cannot be run, and for options that it holds already.
-    """
-    from ..deploy import load_model
-    from ..views import Setup, check_fits
-
-    for name in given.keys() - OF_A_FILE:
-        raise UsageError(f"--model {terminal(model)}: holds its own '{name}'; leave that option out")
-    predictor = load_model(model, Setup("", **given))
-    for path, one in files.items():
-        check_fits(one, predictor, path)
-    return predictor

@@ -12,7 +12,6 @@ import typer
 
 from ..errors import UsageError
 from ..text import say, terminal
-from .export import running
 from .options import (
     PROMPTS,
     Checkpoint,
@@ -179,7 +178,7 @@ def predict(
         require_scores(normal, reference)
     files = {path: one for path, one in ((threshold, limit), (reference, normal)) if path and one}
     given = _given(subject, view, context)
-    predictor = running(model, files, given) if model else _fitting(files, given)
+    predictor = _fitting(files, given, model)
     if report:
         require("jinja2")
     site = Site(report) if report else None
@@ -291,7 +290,7 @@ def _calibrated(
     _say_notes(found)
     failed = _say_failed(found)
     scores = [one.score for one in found if one.score is not None]
-    limit = fit(scores, fpr, predictor.identity(), predictor.names(), force=force)
+    limit = fit(scores, fpr, predictor.identity(), predictor.engine.names(), force=force)
     return replace(limit, about=predictor.about()), failed
 
 
@@ -335,12 +334,16 @@ def _setup(given: Mapping[str, Any]) -> Setup:
     return Setup(**given)
 
 
-def _fitting(files: Mapping[Path, Threshold], given: Mapping[str, Any]) -> Predictor:
-    """Return the predictor that the first of the threshold ``files`` names; all of them must fit it."""
+def _fitting(files: Mapping[Path, Threshold], given: Mapping[str, Any], model: Path | None) -> Predictor:
+    """Return the predictor of a ``model``, or that the first threshold file names; all must fit it."""
+    from ..deploy import load_file
     from ..views import check_fits, recalled
 
-    setup = next((recalled(one, path, given) for path, one in files.items()), None)
-    predictor = _ready(setup or _setup(given))
+    if model:
+        predictor = load_file(model, given)
+    else:
+        setup = next((recalled(one, path, given) for path, one in files.items()), None)
+        predictor = _ready(setup or _setup(given))
     for path, one in files.items():
         check_fits(one, predictor, path)
     return predictor
@@ -358,7 +361,7 @@ def _ready(setup: Setup) -> Predictor:
 
 def _show_scores(predictor: Predictor, found: Sequence[Prediction], limit: Threshold | None) -> None:
     backbone, weights = predictor.engine.tower
-    say(f'{predictor.id} on {backbone}/{weights}, words "{predictor.words}"')
+    say(f'{predictor.engine.id} on {backbone}/{weights}, words "{predictor.engine.words}"')
     say(f"scores are {predictor.rule}; higher is more anomalous")
     if limit:
         say(limit.words)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
-    from .loading import load_predictor
+    from .loading import load_file, load_predictor
     from .model import load_model
     from .proof import Proof, export, prove
 
 __all__ = [
     "Proof",
     "export",
+    "load_file",
     "load_model",
     "load_predictor",
     "prove",

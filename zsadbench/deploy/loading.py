@@ -1,13 +1,20 @@
-"""A predictor by its name: what three lines of Python need."""
+"""A predictor by its name or from its file: what three lines of Python need."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..views import Predictor, Setup, Threshold, check_alone, check_fits, read_threshold, recalled
+from ..text import terminal
+from ..views import Predictor, Setup, Threshold, check_alone, check_fits, parse_roi, read_threshold, recalled
+from .model import load_model
+
+OF_A_FILE = {"tile", "overlap", "roi", "batch_size", "workers"}
+"""What may be said beside an exported file; all else is in it."""
 
 
 def load_predictor(
@@ -23,7 +30,7 @@ def load_predictor(
     threshold: float | str | Path | Threshold | None = None,
     tile: int | None = None,
     overlap: float | None = None,
-    roi: tuple[int, int, int, int] | None = None,
+    roi: Sequence[int] | None = None,
     device: str | None = None,
     dtype: str | None = None,
     batch_size: int | None = None,
@@ -36,38 +43,69 @@ def load_predictor(
     >>> r.score, r.map, r.overlay(), r.decision  # doctest: +SKIP
 
     ``method`` is an id, ``id@variant`` or ``FILE.py:Class``; ``words`` say what is seen; ``settings`` are
-    those of ``--set``, and the other keywords the options of that name.  ``roi`` is left, top, right,
-    bottom in pixels.  ``threshold`` is the score above which ``decision`` is "NG": a number, or a file of
-    ``zsad calibrate`` (or what ``read_threshold`` made of one), which also brings the options it was found
-    with and is refused with others.  The CLIP is loaded with the first image, once.
+    those of ``--set``, and the other keywords the options of that name; ``roi`` is x, y, width, height in
+    pixels.  The CLIP is loaded with the first image, once.
+
+    ``method`` may also be a file of ``zsad export``, named ``.onnx``: onnxruntime runs it, torch is not
+    imported, and of the keywords only ``threshold`` and those about parts of the image, batches and
+    ``workers`` remain, for all else is in the file.
+
+    ``threshold`` is the score above which ``decision`` is "NG": a number, or a file of ``zsad calibrate`` (or
+    what ``read_threshold`` made of one), which also brings the options it was found with and is refused with
+    others.
 
     Raises:
         ZsadError: for a name, parameter or file that cannot be used.
     """
     stated: dict[str, Any] = {
-        "method": str(method),
-        "words": words,
-        "backbone": backbone,
-        "weights": weights,
-        "activation": activation,
+        **{"words": words, "backbone": backbone, "weights": weights, "activation": activation},
         "checkpoint": checkpoint,
         "prompts": Path(prompts) if prompts else None,
         "settings": settings,
-        **{"tile": tile, "overlap": overlap, "roi": roi},
+        **{"tile": tile, "overlap": overlap},
+        "roi": None if roi is None else parse_roi(",".join(map(str, roi))),
         **{"device": device, "dtype": dtype, "batch_size": batch_size, "workers": workers},
     }
     given = {name: value for name, value in stated.items() if value is not None}
-    if threshold is None or isinstance(threshold, int | float):
-        predictor = Predictor(Setup(**given), limit=threshold)
-        if threshold is not None:
-            check_alone(predictor)
-        return predictor
-    path = threshold if isinstance(threshold, str | Path) else "threshold"
-    limit = read_threshold(Path(path)) if isinstance(threshold, str | Path) else threshold
-    if not isinstance(limit, Threshold):
-        raise UsageError(
-            f"threshold: {type(threshold).__name__} is none; give a number or a file of zsad calibrate"
-        )
-    predictor = Predictor(recalled(limit, Path(path), given), limit=limit.value)
-    check_fits(limit, predictor, Path(path))
+    limit, path = _read(threshold)
+    if Path(method).suffix.lower() == ".onnx":
+        predictor = load_file(Path(method), given)
+    else:
+        given["method"] = str(method)
+        predictor = Predictor(recalled(limit, path, given) if limit else Setup(**given))
+    if limit:
+        check_fits(limit, predictor, path)
+        predictor.limit = limit.value
+    elif threshold is not None:
+        check_alone(predictor)
+        predictor.limit = _finite(threshold)
     return predictor
+
+
+def load_file(path: Path, given: Mapping[str, Any]) -> Predictor:
+    """Return what predicts with a file of ``zsad export``; ``given`` are the fields that the user states.
+
+    Raises:
+        UsageError: for a field that is in the file already, and without onnxruntime.
+        WeightsError: for a file that cannot be run.
+    """
+    if own := sorted(given.keys() - OF_A_FILE):
+        raise UsageError(
+            f"{terminal(path)}: an exported file holds its method, words and settings and runs on the CPU; "
+            f"leave out: {', '.join(own)}"
+        )
+    return load_model(path, Setup("", **given))
+
+
+def _read(threshold: object) -> tuple[Threshold | None, Path]:
+    if isinstance(threshold, str | Path):
+        return read_threshold(Path(threshold)), Path(threshold)
+    return threshold if isinstance(threshold, Threshold) else None, Path("threshold")
+
+
+def _finite(threshold: object) -> float:
+    if not isinstance(threshold, Real) or isinstance(threshold, bool) or not math.isfinite(threshold):
+        raise UsageError(
+            f"threshold: {threshold!r} is none; give a finite number or a file of zsad calibrate"
+        )
+    return float(threshold)

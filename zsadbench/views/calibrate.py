@@ -188,9 +188,9 @@ def check_alone(predictor: Predictor) -> None:
     Raises:
         UsageError: naming it.
     """
-    if predictor.relates:
+    if predictor.engine.relates:
         raise UsageError(
-            f"'{predictor.id}' judges the images of a call by each other, so a threshold found "
+            f"'{predictor.engine.id}' judges the images of a call by each other, so a threshold found "
             "on some does not hold for others; choose another method"
         )
 

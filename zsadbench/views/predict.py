@@ -107,8 +107,8 @@ def predict(
     """
     if out:
         _make(out)
-    parts = [(f"{predictor.id}: scores", len(images))]
-    parts += [(f"{predictor.id}: overlays", len(images))] if out else []
+    parts = [(f"{predictor.engine.id}: scores", len(images))]
+    parts += [(f"{predictor.engine.id}: overlays", len(images))] if out else []
     found: list[Prediction] = []
     with tempfile.TemporaryDirectory(prefix="zsad-") as folder, Progress(parts, quiet=quiet) as progress:
         progress.start()

@@ -45,8 +45,8 @@ def write_predictions(
         "index",
         "predictions.html",
         {
-            "method": predictor.id,
-            "words": predictor.words,
+            "method": predictor.engine.id,
+            "words": predictor.engine.words,
             "facts": _facts(predictor, ordered, threshold),
             "exhibits": [_exhibit(site, one) for one in ordered],
             "verdicts": threshold is not None,
@@ -80,7 +80,7 @@ def _facts(
     facts = {
         "Images": images,
         "Backbone": f"{backbone}, weights {weights}",
-        "Words in prompts": predictor.words,
+        "Words in prompts": predictor.engine.words,
         "Score": f"{predictor.rule}; higher is more anomalous",
     }
     if threshold:

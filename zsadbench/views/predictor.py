@@ -69,8 +69,8 @@ class Scored:
 class Predictor:
     """What is ready to predict; call it with images, from several threads if you like.
 
-    ``engine`` judges, by default the setup's method on its CLIP, loaded once, with the first image.
-    ``limit`` is the score above which an image is NG.
+    ``engine`` judges, by default the setup's method on its CLIP, loaded once, with the first image; it knows
+    the method's ``id`` and the ``words`` for what is seen.  Above the score ``limit`` an image is NG.
 
     Raises:
         ZsadError: for a name, parameter or file that cannot be used.
@@ -82,24 +82,9 @@ class Predictor:
         self.engine = engine or _clip_engine(setup)
         if setup.tile and self.engine.relates:
             raise UsageError(
-                f"--tile {setup.tile}: '{self.id}' would compare the tiles of an image with each "
+                f"--tile {setup.tile}: '{self.engine.id}' would compare the tiles of an image with each "
                 "other; leave it out, or look at one region of every image with --roi"
             )
-
-    @property
-    def id(self) -> str:
-        """The method's id."""
-        return self.engine.id
-
-    @property
-    def words(self) -> str:
-        """The words for what is seen."""
-        return self.engine.words
-
-    @property
-    def relates(self) -> bool:
-        """Whether the images of a call are judged by each other."""
-        return self.engine.relates
 
     @overload
     def __call__(self, image: Picture, *, order: str = "rgb") -> Scored: ...
@@ -126,7 +111,7 @@ class Predictor:
     def _scored(self, images: Sequence[Any], order: str) -> list[Scored]:
         names = [_name(image, number) for number, image in enumerate(images, 1)]
         pictures = [_opened(image, name, order) for image, name in zip(images, names, strict=True)]
-        samples = [Sample(name, self.words, False, Path(), None) for name in names]
+        samples = [Sample(name, self.engine.words, False, Path(), None) for name in names]
         found = []
         for (prediction, evidence), picture in zip(
             self._predictions(samples, pictures), pictures, strict=True
@@ -156,7 +141,7 @@ class Predictor:
         Raises:
             MethodError: for fewer images than the method compares with each other.
         """
-        samples = [Sample(terminal(path.name), self.words, False, path, None) for path in paths]
+        samples = [Sample(terminal(path.name), self.engine.words, False, path, None) for path in paths]
         return self._predictions(samples, (), step)
 
     def _predictions(
@@ -167,7 +152,7 @@ class Predictor:
     ) -> Iterator[tuple[Prediction, Evidence]]:
         seen = self._in_parts if self.setup.tile or self.setup.roi else self._whole
         with self.engine.call(), closing(seen(samples, pictures)) as images:
-            related = self.engine.relate(images, len(samples), step) if self.relates else images
+            related = self.engine.relate(images, len(samples), step) if self.engine.relates else images
             for loaded, tiles, evidence in related:
                 yield self._predicted(loaded, tiles, evidence), evidence
 
@@ -254,7 +239,7 @@ class Predictor:
     def rule(self) -> str:
         """How an image comes by its score, in words."""
         what = "the region" if self.setup.roi else "the image"
-        if self.relates:
+        if self.engine.relates:
             return f"of {what} by comparison with all others of this call"
         if self.setup.tile:
             return f"inductive, each tile of {what} by itself; the maximum over tiles"
@@ -268,10 +253,6 @@ class Predictor:
             "overlap": setup.overlap if setup.tile else None,
             "roi": list(setup.roi) if setup.roi else None,
         }
-
-    def names(self) -> dict[str, str]:
-        """Return what :meth:`identity` holds by digests as names that lead to the files again."""
-        return self.engine.names()
 
     def about(self) -> dict[str, Any]:
         """Return the identity and the environment, for files that hold scores."""

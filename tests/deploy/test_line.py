@@ -1,0 +1,80 @@
+"""An exported file on the line: loaded by its name, without torch, on the frames of a camera."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from examples import blocks
+from numpy.typing import NDArray
+from PIL import Image
+
+import zsadbench
+from zsadbench.errors import UsageError, WeightsError
+from zsadbench.views import ClipEngine, Predictor, Setup, fit, write_threshold
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "export.md"
+
+
+def frame(shift: int) -> NDArray[np.uint8]:
+    x, y = np.meshgrid(np.linspace(0, 250, 64), np.linspace(0, 250, 48))
+    return np.roll(np.stack([x, y, x / 2], axis=2).astype(np.uint8), shift, axis=1)
+
+
+def test_a_file_is_loaded_by_its_name(
+    tmp_path: Path, setup: Setup, torch_side: ClipEngine, model: Path
+) -> None:
+    p, plain = zsadbench.load_predictor(model), Predictor(setup, torch_side)
+    expected = plain(frame(0))
+    assert p(frame(0)).score == pytest.approx(expected.score, abs=1e-5) and p.limit == 0.25
+    other = zsadbench.load_predictor(str(model), threshold=1, roi=[8, 4, 40, 30])
+    found = other(frame(0))
+    assert found.decision == "OK" and np.isfinite(found.map).sum() == 1200
+    assert np.isfinite(found.map[4:34, 8:48]).all()
+    about = plain.identity(), plain.engine.names()
+    write_threshold(tmp_path / "t.json", fit([0.1, 0.9], 0.5, *about), {})
+    assert zsadbench.load_predictor(model, threshold=tmp_path / "t.json").limit == 0.5
+    write_threshold(tmp_path / "t.json", fit([0.1, 0.9], 0.5, about[0] | {"words": "screw"}), {})
+    with pytest.raises(UsageError, match="found with words screw, now nut"):
+        zsadbench.load_predictor(model, threshold=tmp_path / "t.json")
+
+
+def test_what_a_file_holds_cannot_be_said_again(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"holds its method, words and settings .* leave out: device, words$"
+    ):
+        zsadbench.load_predictor(model, "nut", device="cuda")
+    with pytest.raises(WeightsError, match=r"gone.ONNX: no such file; write one with zsad export"):
+        zsadbench.load_predictor(tmp_path / "gone.ONNX")
+
+
+@pytest.mark.parametrize("limit", [float("nan"), True, b"0.5"])
+def test_a_threshold_that_is_none(model: Path, limit: Any) -> None:
+    with pytest.raises(UsageError, match="give a finite number or a file of zsad calibrate"):
+        zsadbench.load_predictor(model, threshold=limit)
+
+
+def test_the_camera_of_the_guide_judges_without_torch(tmp_path: Path, model: Path) -> None:
+    (lines,) = (block.lines for block in blocks(GUIDE.read_text()) if "import cv2" in block.lines)
+    assert sum(map(bool, lines)) <= 10
+    code = "\n".join(
+        [*lines, "import sys; print(sorted({'torch', 'open_clip', 'pandas'} & set(sys.modules)))"]
+    )
+    video = cv2.VideoWriter(str(tmp_path / "line.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
+    for shift in (0, 30, 20, 30, 0):
+        video.write(np.ascontiguousarray(frame(shift)[..., ::-1]))
+    video.release()
+    code = code.replace("metal-nut.onnx", str(model)).replace("VideoCapture(0)", "VideoCapture('line.avi')")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    camera, judge = cv2.VideoCapture(str(tmp_path / "line.avi")), zsadbench.load_predictor(model)
+    seen = [judge(np.asarray(camera.read()[1]), order="bgr") for _ in range(5)]
+    assert [one.decision for one in seen] == ["OK", "NG", "OK", "NG", "OK"]
+    assert len(list(tmp_path.glob("*.png"))) == 2
+    for name, one in (("ng-1.png", seen[1]), ("ng-2.png", seen[3])):
+        np.testing.assert_array_equal(Image.open(tmp_path / name), one.overlay())
