@@ -1,13 +1,17 @@
-"""What a record says of the machine and the code it was made with.
+"""What machine this is: its devices, and what a record says of it and of the code it was made with.
 
 The package imports this first, so that only what every command needs is imported at the top.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from .errors import UsageError
 
 VERSION = "0.2.0"
 
@@ -74,6 +78,20 @@ def emulates(dtype: str) -> bool:
 
 
 @cache
+def code_digest() -> str:
+    """Return the SHA-256 over the source of the toolkit and its methods, the same on other machines."""
+    import hashlib
+    from importlib import import_module
+
+    methods = import_module(f"{__package__}.methods")
+    total = hashlib.sha256()
+    for folder in (Path(__file__).parent, Path(methods.__path__[0])):
+        for path in sorted(folder.rglob("*.py")):
+            total.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()
+
+
+@cache
 def checkout_state() -> tuple[str, bool]:
     """Return the commit of the checkout (empty in a wheel) and whether tracked files were changed."""
     import subprocess
@@ -95,3 +113,88 @@ def _git(root: Path, *words: str) -> str:
         ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20
     )
     return done.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a worker runs on: its device, threads, and what it takes of Ray's resources."""
+
+    device: str
+    threads: int = 1
+    cpus: int = 1
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What ``--devices`` says: GPUs by their numbers, or so many of a kind; ``auto`` is every device."""
+
+    kind: str = "auto"
+    count: int = 0
+    numbers: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, text: str) -> Devices:
+        """Read ``auto``, ``0,1``, ``cpu:2`` or ``gpu:8``.
+
+        Raises:
+            UsageError: for anything else.
+        """
+        kind, _, count = text.partition(":")
+        if text == "auto":
+            return cls()
+        if kind in ("cpu", "gpu") and whole_number(count or "1") and 0 < int(count or "1") <= 1024:
+            return cls(kind, int(count or "1"))
+        numbers = text.split(",")
+        if all(map(whole_number, numbers)) and len({*map(int, numbers)}) == len(numbers):
+            return cls("gpu", len(numbers), tuple(map(int, numbers)))
+        raise UsageError(
+            f"--devices {text}: give auto, numbers of GPUs as in 0,1, or cpu:2 for two CPU workers"
+        )
+
+
+def whole_number(text: str, digits: int = 4) -> bool:
+    """Tell whether a text is a whole number of so many digits at most."""
+    return text.isascii() and text.isdigit() and len(text) <= digits
+
+
+def seats_here(devices: Devices) -> tuple[list[Seat], tuple[int, ...]]:
+    """Return the seats on this machine, and the numbers of the GPUs among them.
+
+    Raises:
+        UsageError: for a GPU that is not here.
+    """
+    import os
+
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if devices.kind == "cpu" or (devices.kind == "auto" and not gpus):
+        count = devices.count or 1
+        return [Seat("cpu", max(1, torch.get_num_threads() // count))] * count, ()
+    numbers = devices.numbers or tuple(range(devices.count or gpus))
+    if missing := [number for number in numbers if number >= gpus]:
+        raise UsageError(
+            f"--devices: GPU {missing[0]} is not on this machine, which has {gpus}; give others, or cpu:2"
+        )
+    return [Seat("cuda", max(1, (os.cpu_count() or 1) // len(numbers)))] * len(numbers), numbers
+
+
+def seats_of(devices: Devices, nodes: Sequence[Mapping[str, float]]) -> list[Seat]:
+    """Return the seats on a cluster: a GPU each, or without any a machine each."""
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    gpus = [int(node.get("GPU", 0)) for node in nodes]
+    if devices.numbers:
+        raise UsageError(
+            "--devices: numbers are those of GPUs of one machine; on a cluster give auto or gpu:8"
+        )
+    if devices.kind == "cpu" and devices.count > sum(cpus):
+        raise UsageError(f"--devices cpu:{devices.count}: the cluster has {sum(cpus)} CPUs; give fewer")
+    if devices.kind == "gpu" and devices.count > sum(gpus):
+        raise UsageError(f"--devices gpu:{devices.count}: the cluster has {sum(gpus)} GPUs; give fewer")
+    if devices.kind == "cpu":
+        threads = max(1, min(max(cpus), sum(cpus) // devices.count))
+        return [Seat("cpu", threads, threads)] * devices.count
+    if sum(gpus):
+        threads = max(1, min(c // g for c, g in zip(cpus, gpus, strict=True) if g))
+        return [Seat("cuda", threads)] * (devices.count or sum(gpus))
+    return [Seat("cpu", count, count) for count in cpus if count]

@@ -19,9 +19,9 @@ from PIL import Image
 import zsadbench
 from tests.kit.factory import make_folder
 from zsadbench.errors import DatasetError, RecordError, UsageError
+from zsadbench.images.mapfiles import _transposed, read_map, shape_of
 from zsadbench.metrics import evaluate
 from zsadbench.run.foreign import score_maps_record
-from zsadbench.run.mapfiles import _transposed, read_map, shape_of
 
 
 @pytest.fixture

@@ -308,6 +308,30 @@ class Machine:
     workers: Workers = None
 
 
+@dataclass(frozen=True)
+class Spreading:
+    """On how many devices and machines the work is done."""
+
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--devices",
+            metavar="WHICH",
+            help="Workers on this machine: auto (every GPU), 0,1 (these GPUs) or cpu:2.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="ADDRESS",
+            help="Workers on a Ray cluster: HOST:PORT, auto (the one running here) or local.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None
+
+
 def method_ids(incomplete: str) -> list[str]:
     """Return the ids of methods, and of the variants of one, for the shell to complete."""
     from ..method import method_cards

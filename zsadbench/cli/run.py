@@ -29,6 +29,7 @@ from .options import (
     Parameters,
     Settings,
     SkipBad,
+    Spreading,
     Telling,
     Towers,
     Workers,
@@ -124,6 +125,7 @@ def run(
     ] = None,
     evaluation: Evaluation,
     machine: Machine,
+    spreading: Spreading,
     skip_bad: SkipBad = False,
     verify: Annotated[
         bool,
@@ -175,6 +177,7 @@ def run(
         progress=telling.progress,
         **vars(towers),
         **vars(machine),
+        **vars(spreading),
     )
     told: list[str] = []
 

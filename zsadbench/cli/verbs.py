@@ -1,4 +1,4 @@
-"""What holds for the words of every verb: none is empty, and numbers lie within what is possible."""
+"""What holds for every verb: no word is empty, numbers lie within bounds, options come in groups."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .batches import to_batch_images
     from .decoding import MAX_PIXELS, decode, default_workers, looks_like_image, picture_of, probe, read
     from .loader import Loaded, preprocess, stream, to_rgb
+    from .mapfiles import check_maps, find_maps, read_map, read_scores
     from .masks import MaskRule, defects_at, mask_at, mask_files, read_mask, vanished
     from .saturation import read_saturations
     from .scan import scan
@@ -27,9 +28,11 @@ __all__ = [
     "Loaded",
     "MaskRule",
     "ahead",
+    "check_maps",
     "decode",
     "default_workers",
     "defects_at",
+    "find_maps",
     "half_tiff",
     "lanes",
     "looks_like_image",
@@ -41,8 +44,10 @@ __all__ = [
     "proof",
     "prove",
     "read",
+    "read_map",
     "read_mask",
     "read_saturations",
+    "read_scores",
     "scan",
     "stream",
     "to_batch_images",

@@ -154,11 +154,10 @@ def _file_module(path: Path) -> ModuleType:
 def _imported(path: Path, stamp: int) -> ModuleType:
     # A package of its own, so that files of one name, a file named like a library, or two states of one
     # file do not collide.
-    package = ModuleType(f"{_PACKAGES}{stamp:08x}")
+    package = ModuleType(f"{PACKAGES}{stamp:08x}")
     package.__path__ = [str(path.resolve().parent)]
     sys.modules[package.__name__] = package
-    if _SHIPPED not in sys.meta_path:
-        sys.meta_path.append(_SHIPPED)
+    let_shipped_in()
     name = f"{package.__name__}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -169,7 +168,7 @@ def _imported(path: Path, stamp: int) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise MethodError(f"{_where(error, path)}: cannot be imported ({_said(error)})") from error
+        raise MethodError(f"{_where(error, path)}: cannot be imported ({said_of(error)})") from error
     return module
 
 
@@ -200,7 +199,7 @@ def blamed(owner: object, name: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if type(owner).__module__.startswith(f"{__package__.partition('.')[0]}.") or is_out_of_memory(error):
             raise
-        said = str(error) if isinstance(error, ZsadError) else f"{name}() failed ({_said(error)})"
+        said = str(error) if isinstance(error, ZsadError) else f"{name}() failed ({said_of(error)})"
         raise MethodError(f"{said} ({raised_at(error, owner, name)})") from error
 
 
@@ -236,7 +235,8 @@ def _relative_imports(path: Path) -> list[str]:
     ]
 
 
-_PACKAGES = "zsad_user_"
+PACKAGES = "zsad_user_"
+"""How the packages begin that users' files are imported into."""
 
 
 class _Shipped(MetaPathFinder, Loader):
@@ -249,7 +249,7 @@ class _Shipped(MetaPathFinder, Loader):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
-        if not package.startswith(_PACKAGES) or not name:
+        if not package.startswith(PACKAGES) or not name:
             return None
         shipped = importlib.util.find_spec(f"zsadbench.methods.{name}")
         return ModuleSpec(fullname, self) if shipped else None
@@ -261,6 +261,12 @@ class _Shipped(MetaPathFinder, Loader):
 
 
 _SHIPPED = _Shipped()
+
+
+def let_shipped_in() -> None:
+    """Let users' files import the toolkit's modules of methods as if they lay beside them."""
+    if _SHIPPED not in sys.meta_path:
+        sys.meta_path.append(_SHIPPED)
 
 
 def _where(error: BaseException, path: Path) -> str:
@@ -276,7 +282,8 @@ def _line(error: BaseException, path: Path) -> int | None:
     return next((frame.lineno for frame in reversed(frames) if Path(frame.filename) == path), None)
 
 
-def _said(error: BaseException) -> str:
+def said_of(error: BaseException) -> str:
+    """Return the type and the text of an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
@@ -288,4 +295,4 @@ def _package_module(name: str) -> ModuleType:
             f"{name}: cannot be imported ({error}); is it installed in this environment?"
         ) from error
     except (Exception, SystemExit) as error:
-        raise MethodError(f"{name}: cannot be imported ({_said(error)})") from error
+        raise MethodError(f"{name}: cannot be imported ({said_of(error)})") from error

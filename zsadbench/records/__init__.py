@@ -12,7 +12,7 @@ from ..surface import room
 
 if TYPE_CHECKING:
     from .contents import Contents
-    from .evidence import EvidenceStore, Slice, by_category, plan, select_rows, shapes_of, undefined
+    from .evidence import EvidenceStore, Slice, by_category, encoded, plan, select_rows, shapes_of, undefined
     from .files import (
         EDITED,
         RESCORE,
@@ -61,6 +61,7 @@ __all__ = [
     "Slice",
     "by_category",
     "check_run",
+    "encoded",
     "find_records",
     "group_columns",
     "is_metric",

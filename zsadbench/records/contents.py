@@ -12,7 +12,7 @@ import csv
 import hashlib
 import io
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -82,6 +82,10 @@ class Contents:
         self._all([name for names in self._masks.values() for name in names])
         found = {key: self._all(names) for key, names in self._masks.items()}
         return {key: each[0] if len(each) == 1 else digest_of(each) for key, each in found.items()}
+
+    def sizes(self) -> Iterator[tuple[Path, int]]:
+        """Yield every image and mask with its size in bytes."""
+        yield from ((self._paths[name], state.size) for name, state in self._states.items() if state)
 
     def learn(self, images: Mapping[str, str]) -> None:
         """Take over the SHA-256 of images that were read after this was made."""

@@ -72,13 +72,15 @@ class EvidenceStore:
         Raises:
             RecordError: if the folder cannot be written or the disk is full.
         """
-        # One entry, because safetensors writes several in no fixed order and files must be reproducible.
-        about = {"digest": _BLANK, "keys": part.keys, "sha256": part.hashes, "failed": part.failed}
-        header = {"samples": json.dumps(about, ensure_ascii=False)}
-        tensors = {name: tensor.contiguous() for name, tensor in part.evidence.items()}
-        content = save(tensors, metadata=header)
-        before, after = _around_digest(content)
-        write_atomic(self.path(number), before + _digest(before, after).encode() + after)
+        self.put(number, encoded(part))
+
+    def put(self, number: int, content: bytes) -> None:
+        """Write what ``encoded`` made of a slice, whole or not at all.
+
+        Raises:
+            RecordError: if the folder cannot be written or the disk is full.
+        """
+        write_atomic(self.path(number), content)
 
     def read(self, number: int, *, tensors: bool = True) -> Slice:
         """Read a slice, the whole of it or with ``tensors=False`` all but the evidence itself.
@@ -148,6 +150,17 @@ class EvidenceStore:
             [digest for part in parts for digest in part.hashes],
             {key: reason for part in parts for key, reason in part.failed.items()},
         )
+
+
+def encoded(part: Slice) -> bytes:
+    """Return the content of a slice's file."""
+    # One entry, because safetensors writes several in no fixed order and files must be reproducible.
+    about = {"digest": _BLANK, "keys": part.keys, "sha256": part.hashes, "failed": part.failed}
+    header = {"samples": json.dumps(about, ensure_ascii=False)}
+    tensors = {name: tensor.contiguous() for name, tensor in part.evidence.items()}
+    content = save(tensors, metadata=header)
+    before, after = _around_digest(content)
+    return before + _digest(before, after).encode() + after
 
 
 def _decoded(content: bytes, tensors: bool) -> Slice:

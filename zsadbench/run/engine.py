@@ -70,11 +70,17 @@ class Task:
 
 @dataclass
 class Pass:
-    """What a pass cost: seconds per phase, images encoded, and the batch size it ended with."""
+    """What a pass cost: seconds per phase (of several workers their sum), images encoded, and the rest.
+
+    ``batch_size`` is the one it ended with, ``memory_mb`` the peak of a device; where there were workers,
+    ``devices`` says of each what it is and what it did.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     images: int = 0
     batch_size: int = 0
+    memory_mb: float = 0.0
+    devices: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, phase: str, seconds: float) -> None:
         """Count ``seconds`` towards ``phase``."""
@@ -98,6 +104,11 @@ def pick_device(name: str = "auto") -> torch.device:
             f"device '{name}' cannot be used ({reason[:100]}); use --device auto or cpu"
         ) from None
     return device
+
+
+def images_at_once(device: torch.device) -> int:
+    """Return how many images are encoded together where nothing is said."""
+    return 32 if device.type == "cuda" else 8
 
 
 def pick_dtype(name: str) -> torch.dtype:
@@ -129,7 +140,7 @@ class Encoder:
     ) -> None:
         self.tasks, self.device, self.dtype = tasks, device, dtype
         self.lanes = lanes(device, overlap)
-        self.batch_size = batch_size or (32 if device.type == "cuda" else 8)
+        self.batch_size = batch_size or images_at_once(device)
         self.clips = {} if clips is None else clips
         self.report = Pass()
 

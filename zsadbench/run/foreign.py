@@ -18,6 +18,7 @@ from torch import Tensor
 from ..environment import environment
 from ..errors import UsageError
 from ..files import contents_digest, digest_of
+from ..images import check_maps, find_maps, read_map, read_scores
 from ..records import Record, write_observation
 from ..samples import Dataset, Sample
 from ..scoring import (
@@ -32,7 +33,6 @@ from ..scoring import (
 )
 from ..scoring import protocol as make_protocol
 from .jobs import Request, describe_dataset, find_samples
-from .mapfiles import check_maps, find_maps, read_map, read_scores
 
 if TYPE_CHECKING:
     import pandas as pd

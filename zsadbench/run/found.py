@@ -19,7 +19,10 @@ from ..scoring import VALIDATION
 from .engine import Task
 from .jobs import Job
 
-_KNOWN = ("environment", "created", "seconds", "images_per_second", "batch_size", "peak_memory_mb")
+_KNOWN = (
+    *("environment", "created", "seconds", "images_per_second", "batch_size", "peak_memory_mb"),
+    "devices",
+)
 
 
 def find(job: Job, data: Dataset, contents: Contents) -> list[str]:

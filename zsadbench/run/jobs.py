@@ -46,6 +46,8 @@ class Request:
     exact_maps: bool = False
     metrics: tuple[str, ...] = ()
     device: str = "auto"
+    devices: str | None = None
+    cluster: str | None = None
     dtype: str = "fp32"
     batch_size: int | None = None
     workers: int | None = None

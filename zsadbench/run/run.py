@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..clip import Clip
-from ..environment import emulates, environment
+from ..environment import device_name, emulates, environment
 from ..errors import RecordError, UsageError, suggest
 from ..files import contents_digest
 from ..inputs import Backbone
 from ..progress import Progress
-from ..records import Record, find_records, write_observation
+from ..records import Contents, Record, find_records, write_observation
+from ..samples import Dataset
 from ..scoring import (
     VALIDATION,
     EvaluationProtocol,
@@ -26,7 +30,17 @@ from ..scoring import (
     rules_for,
     score_observation,
 )
-from .engine import Encoder, observe, peak_memory_mb, pick_device, pick_dtype
+from .cluster import Spread, Team, team, where
+from .engine import (
+    Encoder,
+    Pass,
+    Task,
+    images_at_once,
+    observe,
+    peak_memory_mb,
+    pick_device,
+    pick_dtype,
+)
 from .found import observed
 from .jobs import Job, Request
 from .plan import Plan, plan_run
@@ -79,13 +93,17 @@ def execute(
         ZsadError: before anything is computed, wherever that is possible.
         KeyboardInterrupt: after ``stop`` was set and the slices in work are stored.
     """
-    device, dtype = pick_device(request.device), pick_dtype(request.dtype)
+    place = where(request.device, request.devices, request.cluster)
+    pick_dtype(request.dtype)
+    if isinstance(place, str):
+        pick_device(place)
+    stop = stop or threading.Event()
     plans = plan_run(methods, datasets, request)
     for job in (job for plan in plans for job in plan.jobs):
         # A wrong protocol or size says so before the first image.
         rules_for(job.resolved, request.protocol, _asked(job, request))
     outcome = Outcome([], {}, {}, [note for plan in plans for note in plan.notes])
-    if device.type == "cpu" and emulates(request.dtype):
+    if isinstance(place, str) and pick_device(place).type == "cpu" and emulates(request.dtype):
         outcome.notes.append(
             f"this processor has no instructions for {request.dtype}: it is several times slower than fp32; "
             "leave --dtype out"
@@ -93,22 +111,17 @@ def execute(
     if say:
         for note in outcome.notes:
             say(note)
-    clips: dict[Backbone, Clip] = {}
     parts = [part for plan in plans for part in plan.parts]
-    with Progress(parts, quiet=request.quiet, form=request.progress) as progress:
+    with (
+        Progress(parts, quiet=request.quiet, form=request.progress) as progress,
+        _crew(place, plans, request, stop, progress) as crew,
+    ):
         for plan in plans:
             outcome.skipped |= plan.skipped
-            encoder = Encoder(
-                [job.task for job in plan.jobs if job.task.missing],
-                device=device,
-                dtype=dtype,
-                batch_size=request.batch_size,
-                clips=clips,
-            )
-            _observe(plan, request, encoder, progress, stop)
-            _observe_validation(plan, request, encoder, progress, stop)
+            _observe(plan, crew, request, progress)
+            _observe_validation(plan, crew, progress)
             for job in plan.jobs:
-                if stop and stop.is_set():
+                if stop.is_set():
                     raise KeyboardInterrupt
                 progress.say(f"{plan.data.id}: scoring {job.task.name}")
                 outcome.records.append(_score(job, plan, request))
@@ -117,39 +130,84 @@ def execute(
     return outcome
 
 
-def _observe(
-    plan: Plan, request: Request, encoder: Encoder, progress: Progress, stop: threading.Event | None
-) -> None:
-    data, about = plan.data, environment(encoder.device, request.dtype)
+class Here:
+    """Observes in this process, on one device.  ``stop`` is set when the user interrupts."""
+
+    def __init__(self, device: torch.device, request: Request, stop: threading.Event) -> None:
+        self.device, self.dtype, self.request, self.stop = device, pick_dtype(request.dtype), request, stop
+        self.batch_size = request.batch_size or images_at_once(device)
+        self.about = device_name(device)
+        self.clips: dict[Backbone, Clip] = {}
+
+    def begin(self, tasks: Sequence[Task], data: Dataset, contents: Contents, progress: Progress) -> None:
+        """Load towers and encode prompts."""
+        self.data, self.progress = data, progress
+        self.encoder = Encoder(
+            tasks, device=self.device, dtype=self.dtype, batch_size=self.batch_size, clips=self.clips
+        )
+        for task in tasks:
+            self.encoder.prepare(task, data.categories[0])
+
+    def observe(self) -> Pass:
+        """Observe every missing slice."""
+        report = observe(
+            self.encoder.tasks,
+            self.data.samples,
+            self.encoder,
+            self.progress,
+            workers=self.request.workers,
+            orient=self.data.masks == "none",
+            stop=self.stop,
+        )
+        self.batch_size = report.batch_size or self.batch_size
+        report.memory_mb = peak_memory_mb(self.device)
+        return report
+
+
+@contextmanager
+def _crew(
+    place: str | Spread, plans: Sequence[Plan], request: Request, stop: threading.Event, progress: Progress
+) -> Iterator[Here | Team]:
+    """Yield what observes: this process, or workers where some were asked for and there is work for them."""
+    if isinstance(place, str):
+        yield Here(pick_device(place), request, stop)
+    elif not any(images for plan in plans for _, images in plan.parts):
+        yield Here(torch.device("cpu"), request, stop)
+    else:
+        with team(place, request.dtype, request.batch_size, request.workers, stop, progress.say) as crew:
+            yield crew
+
+
+def _observe(plan: Plan, crew: Here | Team, request: Request, progress: Progress) -> None:
+    about = {**environment("cpu", request.dtype), "device": crew.about}
     todo = [job for job in plan.jobs if not job.finished]
     encoded = [job for job in todo if job.task.missing]
     for job in encoded:
-        job.observation |= {"environment": about, "created": _now(), "batch_size": encoder.batch_size}
+        job.observation |= {"environment": about, "created": _now(), "batch_size": crew.batch_size}
     for job in todo:
         job.observation = {"environment": about, "created": _now(), **job.observation, "complete": False}
         write_observation(job.run_dir, job.observation)
         for number, donor in job.copies.items():
             job.task.store.copy(number, donor)
-    for job in encoded:
-        encoder.prepare(job.task, data.categories[0])  # what cannot run says so before the first image
+    report = None
+    if encoded:  # what cannot run says so before the first image
+        crew.begin([job.task for job in encoded], plan.data, plan.contents, progress)
     start = time.perf_counter()
-    orient = data.masks == "none"
     try:
-        observe(
-            encoder.tasks, data.samples, encoder, progress, workers=request.workers, orient=orient, stop=stop
-        )
+        if encoded:
+            report = crew.observe()
+            report.seconds["total"] = time.perf_counter() - start
+        else:
+            progress.start()
     finally:
-        encoder.report.seconds["total"] = time.perf_counter() - start
         for job in todo:
             _remember(job, plan)
     for job in todo:
-        _finish(job, encoder if job in encoded else None)
+        _finish(job, report if job in encoded else None)
 
 
-def _observe_validation(
-    plan: Plan, request: Request, after: Encoder, progress: Progress, stop: threading.Event | None
-) -> None:
-    """Observe what is missing of the normal validation images, ``after`` the test images were."""
+def _observe_validation(plan: Plan, crew: Here | Team, progress: Progress) -> None:
+    """Observe what is missing of the normal validation images, after the test images were."""
     data, contents = plan.validation, plan.validation_contents
     if data is None or contents is None:
         return
@@ -157,25 +215,13 @@ def _observe_validation(
     for job, task in pairs:
         if not task.order_dependent:
             task.observer, task.prepared = job.task.observer, job.task.prepared
-    encoder = Encoder(
-        [task for _, task in pairs if task.missing],
-        device=after.device,
-        dtype=after.dtype,
-        batch_size=after.batch_size,
-        clips=after.clips,
-    )
-    orient = data.masks == "none"
+    missing = [task for _, task in pairs if task.missing]
+    if not missing:
+        progress.start()
+        return
     try:
-        if data.samples:
-            observe(
-                encoder.tasks,
-                data.samples,
-                encoder,
-                progress,
-                workers=request.workers,
-                orient=orient,
-                stop=stop,
-            )
+        crew.begin(missing, data, contents, progress)
+        crew.observe()
     finally:
         for _, task in pairs:
             task.plan(data.samples)
@@ -194,7 +240,7 @@ def _remember(job: Job, plan: Plan) -> None:
     plan.contents.keep(job.run_dir)
 
 
-def _finish(job: Job, encoder: Encoder | None) -> None:
+def _finish(job: Job, report: Pass | None) -> None:
     """Complete the observation with what its evidence and the pass say, and write it."""
     if len(job.task.stored) < len(job.task.slices):
         raise RecordError(
@@ -207,13 +253,13 @@ def _finish(job: Job, encoder: Encoder | None) -> None:
         "failed": [{"key": key, "reason": reason} for key, reason in failed.items()],
         "complete": True,
     }
-    if encoder:
-        report = encoder.report
+    if report:
         job.observation |= {
             "seconds": {name: round(seconds, 4) for name, seconds in report.seconds.items()},
             "images_per_second": round(report.images / max(report.seconds["total"], 1e-9), 3),
             "batch_size": report.batch_size,
-            "peak_memory_mb": round(peak_memory_mb(encoder.device), 1),
+            "peak_memory_mb": round(report.memory_mb, 1),
+            "devices": report.devices or [{"device": job.observation["environment"]["device"]}],
         }
     job.observation = write_observation(job.run_dir, job.observation)
 

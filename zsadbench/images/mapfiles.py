@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from ..errors import RecordError
 from ..files import stand_in
-from ..images import MAX_PIXELS, probe
 from ..metrics import as_real
 from ..samples import Sample, nfc
+from .decoding import MAX_PIXELS, probe
 
 SUFFIXES = (".npy", ".npz", ".tiff", ".tif", ".png")
 
