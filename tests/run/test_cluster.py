@@ -146,7 +146,7 @@ def test_images_may_lie_elsewhere_on_a_worker_but_must_be_the_same(
 
 def test_a_worker_refuses_other_code_and_other_weights(data: Path, tmp_path: Path) -> None:
     told = Told(data, tmp_path)
-    error = told.take(versions=told.brief.versions | {"torch": "1.0"})
+    error = told.take(versions={**told.brief.versions, "torch": "1.0"})
     assert isinstance(error, UsageError) and "and 1.0 is asked for" in str(error)
     error = told.take(digests=({"weights": "random/tiny-l14/1"},))
     assert isinstance(error, WeightsError)
@@ -162,8 +162,8 @@ def test_a_users_file_travels_by_content_and_images_that_fail_are_recorded(
     one = run(tmp_path / "one", None, (spec,), str(data), settings={"gain": "0.5"})
     mine, away = tmp_path / "mine.py", tmp_path / "away.py"
     after(monkeypatch, 1, lambda: (away.rename(mine), None)[1])
-    of = cluster.Brief.of
-    monkeypatch.setattr(cluster.Brief, "of", lambda *given: (of(*given), mine.rename(away))[0])
+    of = worker.Brief.of
+    monkeypatch.setattr(worker.Brief, "of", lambda *given: (of(*given), mine.rename(away))[0])
     options = {"settings": {"gain": "0.5"}, "devices": "cpu:1"}
     two = run(tmp_path / "two", nodes.address, (spec,), str(data), **options)
     assert one.failed == two.failed and set(two.failed) == {"bolt/test/hole/1.png"}

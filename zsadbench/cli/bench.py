@@ -12,8 +12,8 @@ import typer
 
 from ..errors import UsageError
 from ..text import console, say
-from .options import Parameters, examples, grouped, method_ids
-from .verbs import within
+from .options import Parameters, examples, method_ids
+from .verbs import grouped, within
 
 if TYPE_CHECKING:
     from ..bench import MethodBench

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..text import put, say
-from .options import Code, InductiveOnly, examples, grouped
-from .verbs import within
+from .options import Code, InductiveOnly, examples
+from .verbs import grouped, within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,9 +10,9 @@ import typer
 
 from ..errors import UsageError
 from ..text import say
-from .options import PROMPTS, Checkpoint, Parameters, Towers, examples, grouped, method_ids
+from .options import PROMPTS, Checkpoint, Parameters, Towers, examples, method_ids
 from .report import write_json
-from .verbs import Verbs
+from .verbs import Verbs, grouped
 
 EXPORTS = ('zsad export anoclip --words "metal nut" --out metal-nut.onnx',)
 

@@ -14,8 +14,8 @@ from rich.table import Table
 from ..method import REFERENCE, WORDLESS, Layer, MethodCard, flattened, method_cards
 from ..text import console as screen
 from ..text import say
-from .options import Checkpoint, Parameters, examples, grouped, method_ids
-from .verbs import Verbs
+from .options import Checkpoint, Parameters, examples, method_ids
+from .verbs import Verbs, grouped
 
 if TYPE_CHECKING:
     from ..method import Check, Resolved

@@ -1,13 +1,10 @@
-"""Options that several verbs take, each said once, alone or in groups; and how a verb takes a group."""
+"""Options that several verbs take, each said once, alone or in groups."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -352,48 +349,6 @@ def dataset_ids(incomplete: str) -> list[str]:
 def examples(*commands: str) -> str:
     """Return the end of a help text: what one may type."""
     return "\n\n".join(("Examples:" if len(commands) > 1 else "Example:", *commands))
-
-
-def grouped(verb: Callable[..., None]) -> Callable[..., None]:
-    """Let ``verb`` take groups of options: dataclasses, which Typer does not know as parameters.
-
-    Typer sees the fields of a group in the group's place; the verb receives the group, filled.  A group may
-    hold groups.
-    """
-
-    @wraps(verb)
-    def command(**given: Any) -> None:
-        from ..progress import reported
-
-        with reported(given.get("progress", "auto"), given.get("log_file")):
-            _call(verb, given)
-
-    shown = list(_flat(verb))
-    command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
-    return command
-
-
-def _parameters(taker: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(taker, eval_str=True).parameters
-
-
-def _flat(taker: Callable[..., Any]) -> Iterator[inspect.Parameter]:
-    """Yield the parameters of a verb or a group, with a group's own in its place."""
-    for parameter in _parameters(taker).values():
-        if is_dataclass(parameter.annotation):
-            yield from _flat(parameter.annotation)  # type: ignore[arg-type]
-        else:
-            yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-
-
-def _call(taker: Callable[..., Any], given: Mapping[str, Any]) -> Any:
-    """Call a verb, or make a group, with its part of ``given``."""
-    own = {}
-    for name, parameter in _parameters(taker).items():
-        kind = parameter.annotation
-        own[name] = _call(kind, given) if is_dataclass(kind) else given[name]  # type: ignore[arg-type]
-    return taker(**own)
 
 
 def pairs(texts: list[str] | None, form: str = "--set NAME=VALUE") -> dict[str, str]:

@@ -20,12 +20,11 @@ from .options import (
     Quiet,
     Towers,
     examples,
-    grouped,
     method_ids,
 )
 from .report import require, write_json
 from .run import interruptible
-from .verbs import within
+from .verbs import grouped, within
 
 if TYPE_CHECKING:
     from ..views import Prediction, Predictor, Setup, Threshold

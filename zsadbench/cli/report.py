@@ -12,8 +12,8 @@ import typer
 
 from ..errors import RecordError, UsageError
 from ..text import put, say
-from .options import AllowChanged, Code, InductiveOnly, Quiet, dataset_ids, examples, grouped, method_ids
-from .verbs import Verbs, within
+from .options import AllowChanged, Code, InductiveOnly, Quiet, dataset_ids, examples, method_ids
+from .verbs import Verbs, grouped, within
 
 if TYPE_CHECKING:
     from ..boards import Board

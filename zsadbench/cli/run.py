@@ -35,12 +35,11 @@ from .options import (
     Workers,
     dataset_ids,
     examples,
-    grouped,
     method_ids,
     pairs,
 )
 from .repeat import Config, Like, require_backbone
-from .verbs import within
+from .verbs import grouped, within
 
 if TYPE_CHECKING:
     from ..records import Record

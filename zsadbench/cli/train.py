@@ -26,11 +26,10 @@ from .options import (
     Workers,
     dataset_ids,
     examples,
-    grouped,
     method_ids,
 )
 from .run import interruptible
-from .verbs import Verbs, within
+from .verbs import Verbs, grouped, within
 
 if TYPE_CHECKING:
     from ..clip import Provenance

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from functools import wraps
 from math import inf
 from typing import Any
 
@@ -47,6 +50,48 @@ def within(low: float, high: float = inf, *, above: bool = False) -> Callable[..
         return value
 
     return check
+
+
+def grouped(verb: Callable[..., None]) -> Callable[..., None]:
+    """Let ``verb`` take groups of options: dataclasses, which Typer does not know as parameters.
+
+    Typer sees the fields of a group in the group's place; the verb receives the group, filled.  A group may
+    hold groups.
+    """
+
+    @wraps(verb)
+    def command(**given: Any) -> None:
+        from ..progress import reported
+
+        with reported(given.get("progress", "auto"), given.get("log_file")):
+            _call(verb, given)
+
+    shown = list(_flat(verb))
+    command.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return command
+
+
+def _parameters(taker: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(taker, eval_str=True).parameters
+
+
+def _flat(taker: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+    """Yield the parameters of a verb or a group, with a group's own in its place."""
+    for parameter in _parameters(taker).values():
+        if is_dataclass(parameter.annotation):
+            yield from _flat(parameter.annotation)  # type: ignore[arg-type]
+        else:
+            yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+
+
+def _call(taker: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """Call a verb, or make a group, with its part of ``given``."""
+    own = {}
+    for name, parameter in _parameters(taker).items():
+        kind = parameter.annotation
+        own[name] = _call(kind, given) if is_dataclass(kind) else given[name]  # type: ignore[arg-type]
+    return taker(**own)
 
 
 def _empty(words: Sequence[str]) -> Iterator[str]:

@@ -216,12 +216,12 @@ def _observe_validation(plan: Plan, crew: Here | Team, progress: Progress) -> No
         if not task.order_dependent:
             task.observer, task.prepared = job.task.observer, job.task.prepared
     missing = [task for _, task in pairs if task.missing]
-    if not missing:
-        progress.start()
-        return
     try:
-        crew.begin(missing, data, contents, progress)
-        crew.observe()
+        if missing:
+            crew.begin(missing, data, contents, progress)
+            crew.observe()
+        elif data.samples:
+            progress.start()
     finally:
         for _, task in pairs:
             task.plan(data.samples)
