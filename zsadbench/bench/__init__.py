@@ -11,6 +11,7 @@ from ..surface import room
 
 if TYPE_CHECKING:
     from .device import DeviceBench, bench_device
+    from .latency import LatencyBench, bench_latency
     from .loader import bench_loader, bench_memory
     from .methods import MethodBench, bench_methods
     from .metrics import bench_metrics
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DeviceBench",
+    "LatencyBench",
     "MethodBench",
     "bench_device",
+    "bench_latency",
     "bench_loader",
     "bench_memory",
     "bench_methods",

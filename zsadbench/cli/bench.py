@@ -13,6 +13,7 @@ import typer
 from ..errors import UsageError
 from ..text import console, say
 from .options import Parameters, examples, method_ids
+from .report import write_json
 from .verbs import grouped, within
 
 if TYPE_CHECKING:
@@ -21,14 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trial:
-    """Options of ``zsad bench device``."""
+    """Options of ``zsad bench device`` and ``latency``."""
 
     goldens: Annotated[
         Path | None,
         typer.Option("--goldens", metavar="DIR", help="device: golden arrays (else those of the checkout)."),
     ] = None
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="device: write the rows as JSON too.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="device, latency: write the rows as JSON too."),
     ] = None
     minutes: Annotated[
         float,
@@ -49,7 +51,10 @@ def register(app: typer.Typer) -> None:
     app.command(
         "bench",
         epilog=examples(
-            "zsad bench clip anoclip --input-size 336", "zsad bench metrics", "zsad bench device"
+            "zsad bench clip anoclip --input-size 336",
+            "zsad bench metrics",
+            "zsad bench latency anoclip metal-nut.onnx",
+            "zsad bench device",
         ),
     )(bench)
 
@@ -60,7 +65,7 @@ def bench(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="METHOD...|metrics|loader|train METHOD|device",
+            metavar="METHOD...|metrics|loader|train METHOD|latency METHOD|FILE.onnx...|device",
             help="What to measure.",
             autocompletion=method_ids,
         ),
@@ -69,8 +74,9 @@ def bench(
         str | None, typer.Option("--backbone", metavar="NAME", help="Another CLIP than the method's.")
     ] = None,
     weights: Annotated[
-        str, typer.Option("--weights", metavar="TAG|FILE", help="A tag, a file or random.")
-    ] = "random",
+        str | None,
+        typer.Option("--weights", metavar="TAG|FILE", help="A tag, a file or random (the default)."),
+    ] = None,
     parameters: Parameters,
     images: Annotated[
         int | None,
@@ -85,47 +91,94 @@ def bench(
         ),
     ] = None,
     repeats: Annotated[
-        int, typer.Option("--repeats", metavar="N", help="Interleaved repetitions.", callback=within(1, 1000))
-    ] = 3,
+        int | None,
+        typer.Option(
+            "--repeats",
+            metavar="N",
+            help="Interleaved repetitions: 3 unless given; of latency, calls: 100.",
+            callback=within(1, 100_000),
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", metavar="N", help="Images per batch.", callback=within(1, 65536)),
     ] = None,
-    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda ...")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="fp32, bf16 or fp16.")] = "fp32",
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="auto (the default), cpu, cuda ...")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="DTYPE", help="fp32 (the default), bf16 or fp16.")
+    ] = None,
+    words: Annotated[
+        str | None, typer.Option("--words", metavar="WORDS", help="latency: what is seen, for the prompts.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint", metavar="FILE|hf://...", help="latency: of a trained method; else noise."
+        ),
+    ] = None,
     trial: Trial,
 ) -> None:
-    """Measure methods, the metrics engine, the image loader or a whole device on generated data."""
-    chosen = what or []
-    if chosen[:1] == ["device"]:
-        _bench_device(chosen[1:], device, trial)
-        return
-    training = chosen[:1] == ["train"] and len(chosen) == 2
-    if chosen in (["metrics"], ["loader"]):
-        _bench_part(chosen[0], _given(images=images, size=pixels, repeats=repeats))
-        return
-    if not training and (not chosen or {"metrics", "loader", "train", "device"} & set(chosen)):
-        raise UsageError(
-            "name one or several methods, or 'metrics', 'loader' or 'device' alone, or 'train' and a method"
+    """Measure methods, single calls, the metrics engine, the loader or a whole device on generated data."""
+    kind, subjects = _kind(what or [])
+    size = _given(images=images, pixels=pixels, repeats=repeats)
+    towers = _given(backbone=backbone, weights=weights, settings=parameters.table() or None, device=device)
+    batch = _given(batch_size=batch_size)
+    if kind == "device":
+        _bench_device(subjects, device or "auto", trial)
+    elif kind in ("metrics", "loader"):
+        _bench_part(kind, _given(images=images, size=pixels, repeats=repeats))
+    elif kind == "latency":
+        if batch:
+            raise UsageError("latency is that of one image at a time; leave --batch-size out")
+        _bench_latency(
+            subjects, trial.out, size | towers | _given(dtype=dtype, words=words, checkpoint=checkpoint)
         )
-    options = {
-        "backbone": backbone,
-        "weights": weights,
-        "settings": parameters.table(),
-        "repeats": repeats,
-        "batch_size": batch_size,
-        "device": device,
-        **_given(images=images, pixels=pixels),
-    }
-    if training:
+    elif kind == "train":
         from ..bench import bench_train
 
-        rows = bench_train(chosen[1], **options)
-        _table(f"Training of {chosen[1]} against bare forward and backward passes", rows)
+        rows = bench_train(subjects[0], **size, **towers, **batch)
+        _table(f"Training of {subjects[0]} against bare forward and backward passes", rows)
     else:
         from ..bench import bench_methods
 
-        _show_methods(bench_methods(chosen, dtype=dtype, say=_progress, **options))
+        _show_methods(
+            bench_methods(subjects, say=_progress, **size, **towers, **batch, **_given(dtype=dtype))
+        )
+
+
+def _kind(chosen: list[str]) -> tuple[str, list[str]]:
+    """Return what to measure, and of which methods.
+
+    Raises:
+        UsageError: for words that do not go together.
+    """
+    first, rest = "".join(chosen[:1]), chosen[1:]
+    fitting = {
+        "device": True,
+        "latency": bool(rest),
+        "train": len(rest) == 1,
+        "metrics": not rest,
+        "loader": not rest,
+    }
+    if not chosen or not fitting.get(first, True) or fitting.keys() & set(rest):
+        raise UsageError(
+            "name one or several methods; or 'latency' and methods or exported files; or 'train' and a "
+            "method; or 'metrics', 'loader' or 'device'"
+        )
+    return (first, rest) if first in fitting else ("methods", chosen)
+
+
+def _bench_latency(subjects: Sequence[str], out: Path | None, options: Mapping[str, Any]) -> None:
+    from ..bench import bench_latency
+
+    found = bench_latency(subjects, **options)
+    _table(", ".join(f"{name} {value}" for name, value in found.about.items() if value != ""), found.rows)
+    say("Milliseconds of single calls, after the first ones; from a file they include reading and decoding.")
+    if out:
+        write_json(str(out), vars(found))
+        say(f"written to {out}")
 
 
 def _bench_device(specs: Sequence[str], device: str, trial: Trial) -> None:
@@ -165,7 +218,7 @@ def _bench_part(name: str, options: Mapping[str, Any]) -> None:
         _table("Memory over a long list", [bench_memory()])
 
 
-def _given(**options: int | None) -> dict[str, Any]:
+def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
-    from .loading import load_file, load_predictor
-    from .model import load_model
+    from .loading import is_model, load_file, load_predictor
+    from .model import ModelEngine, load_model
     from .proof import Proof, export, prove
 
 __all__ = [
+    "ModelEngine",
     "Proof",
     "export",
+    "is_model",
     "load_file",
     "load_model",
     "load_predictor",

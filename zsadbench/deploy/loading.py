@@ -68,7 +68,7 @@ def load_predictor(
     }
     given = {name: value for name, value in stated.items() if value is not None}
     limit, path = _read(threshold)
-    if Path(method).suffix.lower() == ".onnx":
+    if is_model(method):
         predictor = load_file(Path(method), given)
     else:
         given["method"] = str(method)
@@ -80,6 +80,11 @@ def load_predictor(
         check_alone(predictor)
         predictor.limit = _finite(threshold)
     return predictor
+
+
+def is_model(name: str | Path) -> bool:
+    """Whether a name is that of an exported file, not of a method."""
+    return Path(name).suffix.lower() == ".onnx"
 
 
 def load_file(path: Path, given: Mapping[str, Any]) -> Predictor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -47,6 +48,11 @@ class ModelEngine:
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(path, repr(error)) from None
 
+    @property
+    def threads(self) -> int | None:
+        """How many threads one call uses, as ``OMP_NUM_THREADS`` says; None for onnxruntime's own choice."""
+        return self.session.get_session_options().intra_op_num_threads or None
+
     def call(self) -> AbstractContextManager[None]:
         """Surround a call: images are judged each for itself, so there is nothing to do."""
         return nullcontext()
@@ -63,11 +69,11 @@ class ModelEngine:
         return seen
 
     def maps(self, evidence: Evidence) -> Iterator[NDArray[np.float32]]:
-        """Yield the map of every row, as the file gives it."""
+        """Yield the map (h, w) of every row, as the file gives it."""
         yield from evidence["map"]
 
     def scores(self, evidence: Evidence, extremes: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
-        """Return the score of every row, as the file gives it."""
+        """Return the scores (N,) of the rows, as the file gives them."""
         return np.asarray(evidence["score"], np.float64)
 
     def identity(self) -> dict[str, Any]:
@@ -119,6 +125,7 @@ def _opened(path: Path) -> tuple[Any, dict[str, Any]]:
         raise WeightsError(f"{terminal(path)}: no such file; write one with zsad export")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = _threads()
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         said = session.get_modelmeta().custom_metadata_map.get(KEY)
@@ -128,6 +135,12 @@ def _opened(path: Path) -> tuple[Any, dict[str, Any]]:
     if not isinstance(about, dict) or about.get("schema") != SCHEMA:
         raise WeightsError(f"{terminal(path)}: was not written by zsad export of this version; export again")
     return session, about
+
+
+def _threads() -> int:
+    """Return the threads of one call, as torch takes them from the environment; 0 for every core."""
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(said) if said.isdecimal() else 0
 
 
 def _preprocess(said: Mapping[str, Any]) -> Preprocess:

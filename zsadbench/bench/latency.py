@@ -1,0 +1,133 @@
+"""Latency of one image at a time, as a predictor is called on a line: methods and exported files, warm."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..clip import load_clip
+from ..deploy import ModelEngine, is_model, load_predictor
+from ..environment import environment, installed
+from ..errors import MethodError, UsageError
+from ..method import resolve, with_checkpoint
+from ..progress import Progress
+from ..run import pick_device
+from ..views import ClipEngine, Predictor
+from .flops import synchronise
+from .methods import generated_dataset
+
+WARM = 3
+"""Calls of each image source that come first and are not counted: the first one loads the CLIP."""
+
+
+@dataclass(frozen=True)
+class LatencyBench:
+    """What :func:`bench_latency` measured: the machine and a row for each subject and source of images."""
+
+    about: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+def bench_latency(
+    subjects: Sequence[str],
+    *,
+    images: int = 8,
+    pixels: int = 512,
+    repeats: int = 100,
+    quiet: bool = False,
+    **options: Any,
+) -> LatencyBench:
+    """Call predictors with one image at a time, in turn, ``repeats`` times from a file and from an array.
+
+    ``subjects`` are methods or files of ``zsad export``; ``options`` are those of
+    :func:`zsadbench.load_predictor` for the methods among them, weights random where none are named.
+    ``images`` JPEG pictures of ``pixels`` x ``pixels`` are generated.  From a file a call reads and decodes;
+    from an array (H, W, 3) uint8 it does not; both end with score and map of the picture's size in memory.
+    Rows have milliseconds: median, 95th and 99th percentile; ``threads`` is None where onnxruntime chooses.
+
+    Raises:
+        UsageError: without a subject, or for an option that an exported file holds.
+        MethodError: for a method that judges images by each other.
+    """
+    if not subjects:
+        raise UsageError("name a method or an exported file: zsad bench latency METHOD|FILE.onnx")
+    with tempfile.TemporaryDirectory(prefix="zsad-bench-") as folder, ExitStack() as stack:
+        predictors = [stack.enter_context(_ready(name, subjects, options)) for name in subjects]
+        paths = [sample.image for sample in generated_dataset(Path(folder), images, pixels).samples]
+        arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+        with Progress([("latency", 2 * (WARM + repeats) * len(predictors))], quiet=quiet) as progress:
+            found = _measured(predictors, {"file": paths, "array": arrays}, repeats, progress)
+    device = "cpu" if all(map(is_model, subjects)) else options.get("device") or "auto"
+    about = environment(pick_device(device), options.get("dtype") or "fp32")
+    about |= {"onnxruntime": installed("onnxruntime"), "images": images, "pixels": pixels, "repeats": repeats}
+    return LatencyBench(about, found)
+
+
+@contextmanager
+def _ready(name: str, subjects: Sequence[str], options: Mapping[str, Any]) -> Iterator[Predictor]:
+    """Make a predictor; a trained method without a checkpoint gets noise: speed does not depend on values."""
+    if is_model(name):
+        yield load_predictor(name, **(options if all(map(is_model, subjects)) else {}))
+        return
+    given = {"weights": "random", **options}
+    towers: dict[str, Any] = {key: given.get(key) for key in ("backbone", "weights", "activation")}
+    resolved = resolve(name, settings=given.get("settings") or {}, **towers)
+    if resolved.relates:
+        raise MethodError(
+            f"{resolved.id} judges images by each other, so one image alone has no latency; zsad bench "
+            f"{resolved.id} measures whole passes"
+        )
+    with ExitStack() as stack:
+        if resolved.needs_checkpoint and not given.get("checkpoint"):
+            resolved = stack.enter_context(with_checkpoint(resolved, load_clip(resolved.method.backbone)))
+            given["checkpoint"] = getattr(resolved.method, "checkpoint", None)
+        yield load_predictor(name, **given)
+
+
+def _measured(
+    predictors: Sequence[Predictor], sources: Mapping[str, Sequence[Any]], repeats: int, progress: Progress
+) -> list[dict[str, Any]]:
+    """Return the rows; whatever disturbs the machine for a while disturbs all of them alike."""
+    times: dict[tuple[int, str], list[float]] = {}
+    progress.start()
+    for call in range(WARM + repeats):
+        for number, predictor in enumerate(predictors):
+            for source, images in sources.items():
+                seconds = _timed(predictor, images[call % len(images)])
+                times.setdefault((number, source), []).append(1000 * seconds)
+            progress.advance(len(sources))
+    return [_row(predictors[number], source, found[WARM:]) for (number, source), found in times.items()]
+
+
+def _timed(predictor: Predictor, image: Any) -> float:
+    start = time.perf_counter()
+    predictor(image)
+    if isinstance(predictor.engine, ClipEngine):
+        synchronise(predictor.engine.encoder.device)
+    return time.perf_counter() - start
+
+
+def _row(predictor: Predictor, source: str, times: Sequence[float]) -> dict[str, Any]:
+    engine = predictor.engine
+    if isinstance(engine, ClipEngine):
+        place = {"runs_in": "torch", "device": str(engine.encoder.device), "threads": torch.get_num_threads()}
+    else:
+        assert isinstance(engine, ModelEngine)
+        place = {"runs_in": "onnxruntime", "device": "cpu", "threads": engine.threads}
+    percentiles = np.percentile(times, (50, 95, 99))
+    names = ("median_ms", "p95_ms", "p99_ms")
+    return {
+        "method": engine.id,
+        **place,
+        "image_from": source,
+        **dict(zip(names, map(float, percentiles), strict=True)),
+    }
