@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 from torch import Tensor
 
 import zsadbench
@@ -57,12 +57,16 @@ def read(student: Student, texts: list[str]) -> Tensor:
 def image_aurocs(student: Student, seen: Seen, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     """Return the image AUROC (categories, pairs) of texts with ``{}`` for the words of a category."""
     rows = []
+    forms = sorted({text for pair in pairs for text in pair})  # each is read once, in however many pairs
+    normal, anomalous = np.array([[forms.index(text) for text in pair] for pair in pairs]).T
     for category, (features, labels) in seen.items():
         words = category.replace("_", " ")
         with torch.inference_mode():
-            texts = read(student, [text.format(words) for pair in pairs for text in pair])
-        scores = (features @ (texts[1::2] - texts[0::2]).T).numpy()
-        rows.append([roc_auc_score(labels, column) for column in scores.T])
+            texts = read(student, [form.format(words) for form in forms])
+        ranks = rankdata((features @ (texts[anomalous] - texts[normal]).T).numpy(), axis=0)
+        faults = sum(labels)
+        above = ranks[labels].sum(axis=0) - faults * (faults + 1) / 2
+        rows.append(above / (faults * (len(labels) - faults)))
     return np.array(rows)
 
 
