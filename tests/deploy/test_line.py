@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -53,10 +53,13 @@ def test_what_a_file_holds_cannot_be_said_again(tmp_path: Path, model: Path) -> 
         zsadbench.load_predictor(tmp_path / "gone.ONNX")
 
 
-@pytest.mark.parametrize("limit", [float("nan"), True, b"0.5"])
-def test_a_threshold_that_is_none(model: Path, limit: Any) -> None:
-    with pytest.raises(UsageError, match="give a finite number or a file of zsad calibrate"):
-        zsadbench.load_predictor(model, threshold=limit)
+def test_threads_share_a_file(model: Path) -> None:
+    p, frames = zsadbench.load_predictor(model), [frame(3 * number) for number in range(8)]
+    expected = [p(one) for one in frames]
+    with ThreadPoolExecutor(4) as pool:
+        for found, one in zip(pool.map(p, frames), expected, strict=True):
+            assert found.score == one.score
+            np.testing.assert_array_equal(found.map, one.map)
 
 
 def test_the_camera_of_the_guide_judges_without_torch(tmp_path: Path, model: Path) -> None:

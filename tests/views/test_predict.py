@@ -536,7 +536,7 @@ def test_an_image_named_twice_is_scored_once(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"tile": 0}, "--tile 0"),
-        ({"overlap": 1.0}, "--overlap 1: give the part of a tile"),
+        ({"overlap": 1.0}, "--overlap 1.0: give the part of a tile"),
         ({"dtype": "fp8"}, "unknown dtype 'fp8'"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"method": "anocilp"}, "Did you mean 'anoclip'"),

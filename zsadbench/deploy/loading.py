@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import UsageError
 from ..text import terminal
@@ -57,16 +57,24 @@ def load_predictor(
     Raises:
         ZsadError: for a name, parameter or file that cannot be used.
     """
+    texts = {
+        "backbone": backbone,
+        "weights": weights,
+        "activation": activation,
+        "device": device,
+        "dtype": dtype,
+    }
     stated: dict[str, Any] = {
-        **{"words": words, "backbone": backbone, "weights": weights, "activation": activation},
+        "words": words,
+        **{name: None if value is None else str(value) for name, value in texts.items()},
         "checkpoint": checkpoint,
-        "prompts": Path(prompts) if prompts else None,
+        "prompts": None if prompts is None else Path(prompts),
         "settings": settings,
-        **{"tile": tile, "overlap": overlap},
-        "roi": None if roi is None else parse_roi(",".join(map(str, roi))),
-        **{"device": device, "dtype": dtype, "batch_size": batch_size, "workers": workers},
+        **{"tile": tile, "overlap": overlap, "batch_size": batch_size, "workers": workers},
+        "roi": None if roi is None else parse_roi(",".join(map(str, np.ravel(roi)))),
     }
     given = {name: value for name, value in stated.items() if value is not None}
+    _check(given)
     limit, path = _read(threshold)
     if is_model(method):
         predictor = load_file(Path(method), given)
@@ -78,13 +86,13 @@ def load_predictor(
         predictor.limit = limit.value
     elif threshold is not None:
         check_alone(predictor)
-        predictor.limit = _finite(threshold)
+        predictor.limit = threshold  # type: ignore[assignment]  # it refuses what is no number
     return predictor
 
 
 def is_model(name: str | Path) -> bool:
     """Whether a name is that of an exported file, not of a method."""
-    return Path(name).suffix.lower() == ".onnx"
+    return str(name).lower().endswith(".onnx")
 
 
 def load_file(path: Path, given: Mapping[str, Any]) -> Predictor:
@@ -108,9 +116,11 @@ def _read(threshold: object) -> tuple[Threshold | None, Path]:
     return threshold if isinstance(threshold, Threshold) else None, Path("threshold")
 
 
-def _finite(threshold: object) -> float:
-    if not isinstance(threshold, Real) or isinstance(threshold, bool) or not math.isfinite(threshold):
-        raise UsageError(
-            f"threshold: {threshold!r} is none; give a finite number or a file of zsad calibrate"
-        )
-    return float(threshold)
+def _check(given: Mapping[str, Any]) -> None:
+    """Refuse what would be taken for something else, or fail far from here."""
+    if not isinstance(given.get("words", ""), str):
+        raise UsageError(f"words {given['words']!r}: give one text, as in 'metal nut'")
+    if not isinstance(given.get("settings", {}), Mapping):
+        raise UsageError(f"settings {given['settings']!r}: give names and values, as in {{'size': 336}}")
+    for name in (name for name, value in given.items() if value == "" and name != "words"):
+        raise UsageError(f"{name} is empty: give it a value, or leave it out")

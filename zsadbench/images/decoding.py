@@ -134,7 +134,7 @@ def picture_of(source: Image.Image | NDArray[np.uint8], order: str = "rgb", *, n
     if source.ndim not in (2, 3) or source.shape[2:] not in ((), (3,)) or not source.size:
         raise DatasetError(
             f"{name}: an array of shape {source.shape} is no image; give (H, W, 3), or (H, W) for grey, of "
-            "one pixel or more"
+            "one pixel or more, and several as a list"
         )
     height, width = source.shape[:2]
     _check_pixels(width, height, name, MAX_PIXELS)

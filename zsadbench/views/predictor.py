@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -56,7 +57,12 @@ class Scored:
         """Return the picture under the colours of its map, with a scale bar where there is room.
 
         ``scale`` gives the map values of the first and the last colour; without it the map's own extremes.
+
+        Raises:
+            UsageError: for a scale that does not rise.
         """
+        if scale and not -math.inf < scale[0] < scale[1] < math.inf:
+            raise UsageError(f"scale {scale}: give the lowest and the highest map value, as in (0.2, 0.8)")
         left, top, right, bottom = self.region
         values = self.map[top:bottom, left:right]
         scale = scale or (float(values.min()), float(values.max()))
@@ -70,7 +76,7 @@ class Predictor:
     """What is ready to predict; call it with images, from several threads if you like.
 
     ``engine`` judges, by default the setup's method on its CLIP, loaded once, with the first image; it knows
-    the method's ``id`` and the ``words`` for what is seen.  Above the score ``limit`` an image is NG.
+    the method's ``id`` and the ``words`` for what is seen.
 
     Raises:
         ZsadError: for a name, parameter or file that cannot be used.
@@ -85,6 +91,17 @@ class Predictor:
                 f"--tile {setup.tile}: '{self.engine.id}' would compare the tiles of an image with each "
                 "other; leave it out, or look at one region of every image with --roi"
             )
+
+    @property
+    def limit(self) -> float | None:
+        """The score above which an image is NG; None where nothing is decided."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: float | None) -> None:
+        if not (limit is None or (_is_number(limit) and math.isfinite(limit))):
+            raise UsageError(f"threshold {limit!r}: give a finite number, or a file of zsad calibrate")
+        self._limit = None if limit is None else float(limit)
 
     @overload
     def __call__(self, image: Picture, *, order: str = "rgb") -> Scored: ...
@@ -103,7 +120,7 @@ class Predictor:
             UsageError: for another order of colours.
         """
         if order not in ("rgb", "bgr"):
-            raise UsageError(f"order '{order}' of colours is not known.{suggest(order, ('rgb', 'bgr'))}")
+            raise UsageError(f"order '{order}' of colours is not known.{suggest(str(order), ('rgb', 'bgr'))}")
         if not isinstance(image, list | tuple):
             return self._scored([image], order)[0]
         return self._scored(image, order) if image else []
@@ -283,12 +300,15 @@ def _joined(parts: Iterable[Evidence]) -> Evidence:
 
 
 def _check(setup: Setup) -> None:
-    if setup.tile is not None and setup.tile < 1:
-        raise UsageError(f"--tile {setup.tile}: a tile has a side of 1 pixel or more")
-    if not 0 <= setup.overlap <= MAX_OVERLAP:
+    counts = {"--tile": setup.tile, "--batch-size": setup.batch_size, "--workers": setup.workers}
+    for name, count in counts.items():
+        if count is not None and not (isinstance(count, Integral) and count >= 1):
+            raise UsageError(f"{name} {count!r}: give a whole number of 1 or more")
+    if not (_is_number(setup.overlap) and 0 <= setup.overlap <= MAX_OVERLAP):
         raise UsageError(
-            f"--overlap {setup.overlap:g}: give the part of a tile that neighbours share, 0 to {MAX_OVERLAP}"
+            f"--overlap {setup.overlap!r}: give the part of a tile that neighbours share, 0 to {MAX_OVERLAP}"
         )
-    for name, number in (("--batch-size", setup.batch_size), ("--workers", setup.workers)):
-        if number is not None and number < 1:
-            raise UsageError(f"{name} {number}: give 1 or more")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
