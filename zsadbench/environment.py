@@ -34,6 +34,7 @@ def environment(device: Any, dtype: str) -> dict[str, Any]:
     }
 
 
+@cache
 def installed(package: str) -> str:
     """Return the installed version of ``package``, empty if there is none."""
     from importlib.metadata import PackageNotFoundError, version
@@ -79,15 +80,17 @@ def emulates(dtype: str) -> bool:
 
 @cache
 def code_digest() -> str:
-    """Return the SHA-256 over the source of the toolkit and its methods, the same on other machines."""
+    """Return the SHA-256 over the source of the toolkit, its methods and their cards, the same everywhere."""
     import hashlib
     from importlib import import_module
 
-    methods = import_module(f"{__package__}.methods")
+    methods = Path(import_module(f"{__package__}.methods").__path__[0])
     total = hashlib.sha256()
-    for folder in (Path(__file__).parent, Path(methods.__path__[0])):
-        for path in sorted(folder.rglob("*.py")):
-            total.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    for folder in (Path(__file__).parent, methods):
+        for path in sorted(folder.rglob("*")):
+            inside = folder != methods and path.is_relative_to(methods)  # in a wheel
+            if path.suffix in (".py", ".toml") and not inside:
+                total.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return total.hexdigest()
 
 

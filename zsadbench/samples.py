@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from .files import sha256_of
+
 Masks = Literal["required", "optional", "none"]
 Severity = Literal["error", "warning", "note"]
 
@@ -99,6 +101,11 @@ class Dataset:
             line = "\t".join((s.key, s.category, str(int(s.anomalous)), nfc(mask)))
             total.update(line.encode(errors="surrogatepass") + b"\n")
         return total.hexdigest()
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the file of every image by its key, as it was when this was first asked for."""
+        return {s.key: sha256_of(s.image) for s in self.samples if s.image.is_file()}
 
     def backbone_or(self, asked: str | None) -> str | None:
         """Return the CLIP that was ``asked`` for, else the dataset's, else None: the method's own."""

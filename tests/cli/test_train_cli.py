@@ -21,7 +21,7 @@ from zsadbench.clip.checkpoints import Provenance, read_provenance, save_checkpo
 from zsadbench.data.load import load_dataset
 from zsadbench.errors import WeightsError
 from zsadbench.inputs import Backbone
-from zsadbench.run.zeroshot import content_hashes, marks_of, seen_images
+from zsadbench.run.zeroshot import marks_of, seen_images
 from zsadbench.training.authors import outline, read_tables
 
 CLIP = ["--backbone", "tiny-l14", "--weights", "random", "--set", "size=42", "--workers", "1"]
@@ -110,7 +110,7 @@ def test_seen_images_are_refused_unless_allowed(
 
 def test_one_seen_image_is_enough(data: Path, tmp_path: Path) -> None:
     parts = load_dataset(str(data / "parts"))
-    hashes = content_hashes(parts)
+    hashes = parts.hashes
     key = parts.samples[2].key
     one = Provenance("anomalyclip", images=("no image", hashes[key]))
     assert seen_images(one, hashes) == {key}
@@ -135,7 +135,7 @@ def test_the_newest_fitting_checkpoint_is_taken_and_named(
     folder = tmp_path / "folder"
     folder.mkdir()
     tensors, about = load_file(checkpoint), read_provenance(checkpoint)
-    goods = content_hashes(load_dataset(str(data / "goods")))
+    goods = load_dataset(str(data / "goods")).hashes
     others = {
         "old": about,
         "fits": about,
@@ -284,7 +284,7 @@ def test_import_with_the_images_at_hand(
     assert code == 0, err
     about = read_provenance(out)
     assert about.epoch == 3
-    assert set(about.images) == set(content_hashes(load_dataset(str(data / "parts"))).values())
+    assert set(about.images) == set(load_dataset(str(data / "parts")).hashes.values())
     assert (about.dataset, about.unhashed) == ("parts", 0)
     assert "all 6 images of 'parts' are known by their hashes" in err
     code, _, err = imported(capfd, "clip-ad+", file, "-o", out)

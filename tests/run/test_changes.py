@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,19 +16,23 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.kit import tiny
+from tests.kit import tiny, toy
 from tests.kit.factory import make_folder, save
 from zsadbench import files
 from zsadbench.boards.compare import boards
 from zsadbench.boards.gate import gate
 from zsadbench.boards.text import to_csv
+from zsadbench.data import load_dataset
 from zsadbench.errors import RecordError
+from zsadbench.method import override, resolve
 from zsadbench.records import contents, evidence
-from zsadbench.records.records import Record, find_records, read_record
+from zsadbench.records.files import sealed
+from zsadbench.records.records import Record, find_records, read_record, record_digest
 from zsadbench.run import engine
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import Outcome, execute
 from zsadbench.samples import Dataset, Sample
+from zsadbench.scoring import StoredMaps, basis, observation
 from zsadbench.scoring.observation import score_run
 
 Go = Callable[..., Outcome]
@@ -88,6 +93,20 @@ def invert(path: Path) -> None:
     if size < before.st_size:
         path.write_bytes(path.read_bytes() + bytes(before.st_size - size))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The categories whose maps are rendered for numbers, as they come."""
+    names: list[str] = []
+    real = StoredMaps.scored
+
+    def watch(self: StoredMaps, category: str, *given: Any) -> Any:
+        names.append(category)
+        return real(self, category, *given)
+
+    monkeypatch.setattr(StoredMaps, "scored", watch)
+    return names
 
 
 def run_dir(record: Record) -> Path:
@@ -268,6 +287,148 @@ def test_a_changed_mask_is_scored_again_and_stands_in_another_column(
     again = score_run(run_dir(old[0]), "reference", settings={})
     assert again.notes[0].endswith("scored again") and len(boards([second, again])) == 1
     assert not go().records[0].notes
+
+
+def test_a_record_under_which_nothing_changed_is_kept(go: Go, parts: Path, scored: list[str]) -> None:
+    first = go("clip", "winclip").records
+    results = parts.parent / "results"
+    written = {file: (file.read_bytes(), file.stat().st_ino) for file in results.rglob("*.*")}
+    scored.clear()
+    for options in ({}, {"verify": True}, {"workers": 2}, {"batch_size": 3}):
+        outcome = go("clip", "winclip", **options)
+        assert outcome.records == first and scored == []
+        assert outcome.notes == ["2 of 2 records are kept: what they were scored from is the same"]
+    assert {file: (file.read_bytes(), file.stat().st_ino) for file in results.rglob("*.*")} == written
+    (common,) = go(protocol="common-1").records
+    assert scored == ["bolt", "cloth"] and not common.kept and read_record(first[0].path) == first[0]
+    assert go(protocol="common-1").records[0].kept
+    again = score_run(run_dir(first[0]), "reference", settings={})  # which was asked for
+    assert len(scored) == 4 and (again.digest, again.kept) == (first[0].digest, False)
+
+
+def other_evidence(record: Record, parts: Path, patch: pytest.MonkeyPatch) -> None:
+    """Put other evidence of the same images in place, sound in itself."""
+    store = evidence.EvidenceStore(run_dir(record))
+    part = store.read(1)
+    store.write(1, dataclasses.replace(part, evidence={k: v.flip(0) for k, v in part.evidence.items()}))
+
+
+def other_numbers(record: Record, parts: Path, patch: pytest.MonkeyPatch) -> None:
+    """Change a number of a record by hand."""
+    content = json.loads(record.path.read_text())
+    content["categories"][0]["image_auroc"] = 0.99
+    record.path.write_text(json.dumps(content))
+
+
+def other_claims(record: Record, parts: Path, patch: pytest.MonkeyPatch) -> None:
+    """Make another record of it, sealed."""
+    content = json.loads(record.path.read_text())
+    content["categories"][0]["image_auroc"] = 0.99
+    content["metric_version"] = 0
+    record.path.write_text(json.dumps(sealed(content | {"record": record_digest(content)})))
+
+
+def other_rows(record: Record, parts: Path, patch: pytest.MonkeyPatch) -> None:
+    path = record.path.parent / "images.csv"
+    path.write_text(path.read_text().replace("bolt", "nut", 1))
+
+
+def no_tables(record: Record, parts: Path, patch: pytest.MonkeyPatch) -> None:
+    (record.path.parent / "categories.csv").unlink()
+
+
+def no_basis(record: Record, parts: Path, patch: pytest.MonkeyPatch) -> None:
+    """Make a record as it was before records said what they stand on."""
+    content = json.loads(record.path.read_text())
+    bare = {key: value for key, value in content.items() if key not in ("basis", "evidence")}
+    record.path.write_text(json.dumps(sealed(bare | {"record": record_digest(bare)})))
+
+
+def other_observation(record: Record, parts: Path, patch: pytest.MonkeyPatch) -> None:
+    path = run_dir(record) / "observation.json"
+    path.write_text(path.read_text().replace('"title": "CLIP', '"title": "LIP'))
+
+
+OTHER: dict[str, Callable[[Record, Path, pytest.MonkeyPatch], Any]] = {
+    "a mask, size and times kept": lambda record, parts, patch: invert(parts / MASK),
+    "a mask taken away": lambda record, parts, patch: (parts / MASK).write_bytes(
+        (parts / MASK.replace("0_mask", "1_mask")).read_bytes()
+    ),
+    "evidence": other_evidence,
+    "a number": other_numbers,
+    "a number, sealed again": other_claims,
+    "a row of images.csv": other_rows,
+    "no categories.csv": no_tables,
+    "a record without a basis": no_basis,
+    "the observation": other_observation,
+    "the version of the metrics": lambda record, parts, patch: patch.setattr(
+        observation, "METRIC_VERSION", 9
+    ),
+    "the code": lambda record, parts, patch: patch.setattr(basis, "code_digest", lambda: "other"),
+    "torch": lambda record, parts, patch: patch.setattr(basis, "installed", lambda package: f"{package} 9"),
+    "the record": lambda record, parts, patch: record.path.unlink(),
+}
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_what_changed_is_scored_again(
+    go: Go, parts: Path, scored: list[str], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    (first,) = go().records
+    OTHER[what](first, parts, monkeypatch)
+    scored.clear()
+    (second,) = go().records
+    assert not second.kept and scored == ["bolt", "cloth"] and read_record(second.path) == second
+    there = run_dir(second) / "evidence"
+    (fresh,) = go(out="fresh").records
+    if what == "evidence":
+        assert second.content["categories"] != first.content["categories"]
+        shutil.copytree(there, run_dir(fresh) / "evidence", dirs_exist_ok=True)
+        (fresh,) = go(out="fresh").records
+    assert second.content["categories"] == fresh.content["categories"]
+    assert second.images() == fresh.images()
+    assert go().records[0].kept
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": 30},
+        {"mask_resize": "nearest"},
+        {"aupro_limits": (0.1,)},
+        {"exact_maps": True},
+        {"metrics": ("image_ece",)},
+        {"protocol": "legacy200"},
+    ],
+)
+def test_other_rules_are_scored(go: Go, scored: list[str], options: dict[str, Any]) -> None:
+    go()
+    scored.clear()
+    assert not go(**options).records[0].kept and scored == ["bolt", "cloth"]
+    assert go(**options).records[0].kept
+    assert go().records[0].kept is ("metrics" not in options)  # these stand in the same folder
+
+
+def test_groups_of_images_and_code_of_a_method_belong_to_what_a_record_stands_on(parts: Path) -> None:
+    data, resolved = load_dataset(str(parts)), resolve("anomalyclip")
+    sample = dataclasses.replace(data.samples[0], groups={"view": "1"})
+    changed = dataclasses.replace(data, samples=(sample, *data.samples[1:]))
+    assert changed.digest == data.digest
+    smoother = override(resolved.method, {"sigma": "9"})
+    found = [
+        basis.basis_of(resolved, resolved.method, data),
+        basis.basis_of(resolved, resolved.method, changed),
+        basis.basis_of(resolved, smoother, data),
+    ]
+    assert len({*found}) == 3 and all(found)
+
+
+def test_a_method_of_a_users_file_is_always_scored(go: Go, tmp_path: Path, scored: list[str]) -> None:
+    """Which other code it calls is not known."""
+    spec = toy.write(tmp_path)
+    (first,) = go(spec, settings={}).records
+    (second,) = go(spec, settings={}).records
+    assert scored == ["bolt", "cloth"] * 2 and not second.kept and second.digest == first.digest
 
 
 def test_the_digest_of_masks_covers_how_they_are_read(go: Go, parts: Path, tmp_path: Path) -> None:

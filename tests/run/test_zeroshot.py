@@ -12,7 +12,7 @@ from tests.kit.factory import make_folder
 from zsadbench.clip.checkpoints import Provenance, describe, read_provenance, save_checkpoint
 from zsadbench.data.load import load_dataset
 from zsadbench.errors import UsageError
-from zsadbench.run.zeroshot import SEEN, UNKNOWN, checkpoints_for, content_hashes, marks_of, refuse_seen
+from zsadbench.run.zeroshot import SEEN, UNKNOWN, checkpoints_for, marks_of, refuse_seen
 from zsadbench.samples import Dataset
 
 
@@ -54,7 +54,7 @@ def test_hashes_alone_decide_where_all_are_known(parts: Dataset, tmp_path: Path)
     path = saved(tmp_path, Provenance("anomalyclip", dataset="parts", images=("another",)))
     refuse_seen(path, parts)
     assert marks_of(path, parts) == []
-    seen = tuple(content_hashes(parts).values())[:1]
+    seen = tuple(parts.hashes.values())[:1]
     path = saved(tmp_path, Provenance("anomalyclip", dataset="elsewhere", images=seen, unhashed=5))
     with pytest.raises(UsageError, match="trained on 1 of the 4 images of 'parts'"):
         refuse_seen(path, parts)

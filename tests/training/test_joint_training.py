@@ -17,7 +17,7 @@ from zsadbench.data.load import load_dataset
 from zsadbench.errors import UsageError
 from zsadbench.files import sha256_of
 from zsadbench.inputs import Preprocess
-from zsadbench.run.zeroshot import checkpoints_for, content_hashes, marks_of
+from zsadbench.run.zeroshot import checkpoints_for, marks_of
 from zsadbench.training.data import TrainingSet
 from zsadbench.training.run import (
     Trained,
@@ -86,7 +86,7 @@ def test_half_known_images_leave_no_dataset_unmarked(folders: list[Path], tmp_pa
     """Of an imported checkpoint the images of one set may be known, those of the other not."""
     parts, goods = (load_dataset(str(one)) for one in folders)
     path = tmp_path / "half.safetensors"
-    hashes = tuple(content_hashes(parts).values())
+    hashes = tuple(parts.hashes.values())
     about = Provenance("adaclip", dataset=joined(["parts", "goods"]), images=hashes, unhashed=8)
     save_checkpoint(path, {}, about)
     assert marks_of(path, parts) == marks_of(path, goods) == ["seen data"]

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from ..metrics import AVERAGE_RANK, SEVEN, worth
 from ..records import Group, Record
 from .beside import MEAN
 from .pairs import Comparison
 from .rows import By, Row, as_printed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEFAULT_METRICS = SEVEN
 FEWEST_REPLICATES = 100
@@ -160,6 +161,8 @@ class Board:
 
 def frame_of(tables: Sequence[Board]) -> pd.DataFrame:
     """Return several boards as one frame, one below the other."""
+    import pandas as pd
+
     lines = [line for board in tables for line in board.lines()]
     metrics = list(dict.fromkeys(metric for board in tables for metric in board.metrics))
     frame = pd.DataFrame(lines, columns=_columns(lines, metrics))
@@ -183,6 +186,8 @@ def paired_frame(tables: Sequence[Board]) -> pd.DataFrame:
 
     Rates are in [0, 1], the difference is first - second; undefined is empty.
     """
+    import pandas as pd
+
     frame = pd.DataFrame([line for board in tables for line in pair_lines(board)])
     numbers = [name for name in ("low", "high", "p", "p_holm", "p_delong", "p_wilcoxon") if name in frame]
     return frame.astype(dict.fromkeys(numbers, float))

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict, Unpack, cast, get_args
-
-import pandas as pd
+from typing import TYPE_CHECKING, TypedDict, Unpack, cast, get_args
 
 from ..errors import RecordError, UsageError, suggest
 from ..metrics import AVERAGE_RANK, DERIVED, MAD, METRICS, NEEDS_NORMALS, SEVEN, spro_limit, takes_percent
@@ -18,6 +16,9 @@ from .board import DEFAULT_METRICS, FEWEST_REPLICATES, Board, frame_of, paired_f
 from .pairs import in_order
 from .rows import By, Row, contests, rows_of, with_average_ranks
 from .statistics import with_statistics
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SHORT = {"rank": AVERAGE_RANK}
 """What a metric may be called too."""

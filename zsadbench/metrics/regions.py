@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from ..errors import MetricError
 from .inputs import as_mask
 from .keys import Keys
 
-_STRUCTURE = {4: ndimage.generate_binary_structure(2, 1), 8: ndimage.generate_binary_structure(2, 2)}
+_STRUCTURE = {4: np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]]), 8: np.ones((3, 3))}
 
 
 class Regions(NamedTuple):
@@ -39,6 +38,8 @@ class Defect(NamedTuple):
 
 def find_regions(mask: NDArray[np.bool_], connectivity: int = 8) -> Regions:
     """Label the connected components of a non-empty (H, W) ``mask``; holes stay holes."""
+    from scipy import ndimage  # half a second that a run without new numbers does not need
+
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
     inside = mask[box]

@@ -12,7 +12,17 @@ from ..surface import room
 
 if TYPE_CHECKING:
     from .contents import Contents
-    from .evidence import EvidenceStore, Slice, by_category, encoded, plan, select_rows, shapes_of, undefined
+    from .evidence import (
+        EvidenceStore,
+        Slice,
+        by_category,
+        encoded,
+        joined_digest,
+        plan,
+        select_rows,
+        shapes_of,
+        undefined,
+    )
     from .files import (
         EDITED,
         RESCORE,
@@ -65,6 +75,7 @@ __all__ = [
     "find_records",
     "group_columns",
     "is_metric",
+    "joined_digest",
     "load_records",
     "metric_order",
     "near_runs",

@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import RecordError
-from ..files import write_atomic
+from ..files import digest_of, write_atomic
 from ..samples import Sample
 
 SLICE = 64
@@ -36,7 +36,7 @@ class Slice:
 
     ``evidence`` tensors have one row per key of ``keys``; ``hashes`` are SHA-256 of the image files in
     the same order; ``failed`` maps the keys of unreadable images to the reason.  ``checked`` tells whether
-    its file had a digest (schema 1 had none).
+    its file had a digest (schema 1 had none), ``digest`` is that of the file, or over those of several.
     """
 
     evidence: dict[str, Tensor]
@@ -44,6 +44,7 @@ class Slice:
     hashes: list[str]
     failed: dict[str, str] = field(default_factory=dict)
     checked: bool = field(default=True, compare=False)
+    digest: str = field(default="", compare=False)
 
 
 def plan(samples: Sequence[Sample], *, whole_categories: bool = False) -> list[range]:
@@ -149,6 +150,7 @@ class EvidenceStore:
             [key for part in parts for key in part.keys],
             [digest for part in parts for digest in part.hashes],
             {key: reason for part in parts for key, reason in part.failed.items()},
+            digest=joined_digest(parts),
         )
 
 
@@ -161,6 +163,11 @@ def encoded(part: Slice) -> bytes:
     content = save(tensors, metadata=header)
     before, after = _around_digest(content)
     return before + _digest(before, after).encode() + after
+
+
+def joined_digest(parts: Sequence[Slice]) -> str:
+    """Return the digest over the files of some slices."""
+    return digest_of([part.digest for part in parts])
 
 
 def _decoded(content: bytes, tensors: bool) -> Slice:
@@ -176,7 +183,8 @@ def _decoded(content: bytes, tensors: bool) -> Slice:
     if len(about["sha256"]) != rows or any(shape[0] != rows for shape in shapes):
         raise ValueError("its rows do not match its keys")
     evidence = load(content) if tensors or not checked else {}  # which also finds a file that is cut short
-    return Slice(evidence, about["keys"], about["sha256"], dict(about["failed"]), checked)
+    digest = about["digest"] if checked else hashlib.sha256(content).hexdigest()
+    return Slice(evidence, about["keys"], about["sha256"], dict(about["failed"]), checked, digest)
 
 
 def _around_digest(content: bytes) -> tuple[bytes, bytes]:

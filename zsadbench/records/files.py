@@ -27,7 +27,7 @@ EDITED = "edited"
 RERUN = "repeat the `zsad run` command, it writes this file again from the evidence"
 RESCORE = "delete this file and run `zsad score` on the run folder again, it needs no CLIP"
 
-_TIMES = ("created", "seconds", "images_per_second", "peak_memory_mb", "devices", "command")
+_TIMES = ("created", "seconds", "images_per_second", "peak_memory_mb", "devices", "command", "basis")
 
 
 class NewerSchema(RecordError):
@@ -41,7 +41,7 @@ class RecordWarning(UserWarning):
 def timeless(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record or an observation without what differs from one time to the next, and without seals.
 
-    The command is among it: other words may ask for the same.
+    The command is among it, as other words may ask for the same, and the code that took the numbers.
     """
     return {key: value for key, value in content.items() if key not in _TIMES and key != "seal"}
 

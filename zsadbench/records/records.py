@@ -59,13 +59,15 @@ class Record:
     """One method's numbers for one dataset under one protocol, as ``record.json`` holds them.
 
     ``edited`` names the files that were changed after they were written: their seal is broken.  ``notes``
-    are what the user should be told of how this record came about.
+    are what the user should be told of how this record came about; ``kept`` is whether it stood there
+    before, and nothing that its numbers depend on has changed since.
     """
 
     path: Path
     content: Mapping[str, Any] = field(repr=False)
     edited: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
+    kept: bool = field(default=False, compare=False, kw_only=True)
 
     @property
     def digest(self) -> str:

@@ -127,6 +127,10 @@ def execute(
                 outcome.records.append(_score(job, plan, request))
                 outcome.notes += _score_others_again(job, plan, request)
                 outcome.failed |= {item["key"]: item["reason"] for item in job.observation["failed"]}
+    if kept := sum(record.kept for record in outcome.records):
+        outcome.notes.append(
+            f"{kept} of {len(outcome.records)} records are kept: what they were scored from is the same"
+        )
     return outcome
 
 
@@ -283,6 +287,7 @@ def _scored(
         workers=request.workers,
         contents=plan.contents,
         validation=plan.validation,
+        found=job.task.stored,
     )
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ..clip import Provenance, hub_address, load_checkpoint, read_provenance
 from ..errors import UsageError, WeightsError
-from ..files import sha256_of
 from ..samples import Dataset
 
 SEEN = "seen data"
@@ -24,11 +23,6 @@ def seen_images(provenance: Provenance, hashes: Mapping[str, str]) -> set[str]:
     """Return the keys of ``hashes`` (key -> SHA-256) whose images ``provenance`` was trained on."""
     trained = set(provenance.images)
     return {key for key, digest in hashes.items() if digest in trained}
-
-
-def content_hashes(data: Dataset) -> dict[str, str]:
-    """Return the SHA-256 of every image of a dataset, remembered from one time to the next."""
-    return {sample.key: sha256_of(sample.image) for sample in data.samples if sample.image.is_file()}
 
 
 def trained_by_name(provenance: Provenance, data: Dataset) -> bool:
@@ -66,7 +60,7 @@ def refuse_seen(checkpoint: str | Path, data: Dataset) -> None:
 
 
 def _seen(provenance: Provenance, data: Dataset) -> set[str]:
-    return seen_images(provenance, content_hashes(data)) if provenance.images else set()
+    return seen_images(provenance, data.hashes) if provenance.images else set()
 
 
 def checkpoints_for(
@@ -153,7 +147,6 @@ def held_checkpoints(
 def _newest(
     method: str, backbone: str, data: Dataset, allow_seen: bool, environ: Mapping[str, str]
 ) -> list[Path]:
-    hashes: dict[str, str] = {}
     for file, provenance in held_checkpoints(environ=environ).items():
         if isinstance(provenance, str) or provenance.method != method:
             continue
@@ -161,8 +154,7 @@ def _newest(
             continue
         if allow_seen:
             return [file]
-        hashes = hashes or content_hashes(data)
-        if not (trained_by_name(provenance, data) or seen_images(provenance, hashes)):
+        if not (trained_by_name(provenance, data) or _seen(provenance, data)):
             return [file]
     return []
 

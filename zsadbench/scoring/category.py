@@ -104,6 +104,8 @@ class CategoryScores:
     warnings: list[str]
     hashes: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the images by key, where evidence says them."""
+    evidence: str = ""
+    """Digest of the evidence, where the maps were rendered from one."""
 
 
 @dataclass(frozen=True)

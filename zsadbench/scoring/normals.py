@@ -16,7 +16,7 @@ from ..errors import RecordError
 from ..files import contents_digest
 from ..method import Resolved
 from ..metrics import NEEDS_NORMALS, Spread, image_threshold, pixel_threshold
-from ..records import EvidenceStore, Slice, plan
+from ..records import EvidenceStore, Slice, joined_digest, plan
 from ..samples import Dataset
 from .category import Fixed
 from .protocol import EvaluationProtocol
@@ -95,6 +95,7 @@ class Normals:
                 "failed": sum(len(part.failed) for part in self.slices),
                 "digest": self.validation.digest,
                 "contents": contents_of(self.slices),
+                "evidence": joined_digest(self.slices),
             }
         }
 

@@ -19,16 +19,17 @@ from ..records import (
     RECORD,
     Contents,
     Record,
+    Slice,
     check_run,
     read_observation,
     read_record,
     write_record,
 )
 from ..samples import Dataset
+from .basis import Masks, basis_of, standing
 from .category import NOTHING_FIXED, CategoryScores, Sharing, Unit, on_cores
 from .code import NOBODY, UserMethods, changed_code, restore
 from .command import evaluated
-from .masks import Masks
 from .normals import Normals, needs_normals
 from .protocol import EvaluationProtocol, protocol
 from .stored import StoredMaps, observed_dataset, validation_of
@@ -53,13 +54,15 @@ def score_observation(
     contents: Contents | None = None,
     command: Sequence[str] = (),
     validation: Dataset | None = None,
+    found: Mapping[int, Slice] | None = None,
     sharing: Sharing = on_cores,
 ) -> Record:
     """Score the evidence in ``run_dir`` under ``rules`` and write its record.
 
     ``contents`` is what is known of the dataset's files, and ``validation`` its validation images, where that
     was found out already; ``command`` are the words that ask for these rules; ``sharing`` decides where the
-    categories are scored.
+    categories are scored.  ``found`` are the slices of evidence as they were found whole: a record that was
+    taken from just these, and from the same of everything else, is kept as it is.
 
     Raises:
         RecordError: if evidence is missing, damaged or of other images than the observation says, or the
@@ -70,10 +73,14 @@ def score_observation(
     normals = _normals(run_dir, observation, resolved, dataset, rules, validation)
     units = [partial(_scored, stored, normals, category) for category in stored.categories]
     about: dict[str, Any] = {"changed_code": True} if changed_code(observation, resolved) else {}
+    if basis := basis_of(resolved, stored.method, dataset):
+        about["basis"] = basis
     if observation.get("command"):
         about["command"] = [*observation["command"], *command]
     if normals:
         about |= normals.described()
+    if found:
+        about["evidence"] = digest_of(stored.digests(found))
     return score_all(run_dir, observation, dataset, rules, units, workers, contents, about, normals, sharing)
 
 
@@ -116,7 +123,8 @@ def score_all(
 ) -> Record:
     """Score every category and write the record into ``run_dir``, which holds ``about`` too.
 
-    ``normals`` are the validation images whose warnings go into the record as well.
+    ``normals`` are the validation images whose warnings go into the record as well.  Where ``about`` names
+    the evidence, a record that stands on it and on all else is kept.
     The record keeps the digest of every mask; where one has changed since the protocol was scored last, the
     record has a note that says so.
 
@@ -129,6 +137,17 @@ def score_all(
         contents = Contents(dataset)
         contents.recall(run_dir)
     masks = Masks(dataset, contents)
+    claims = {
+        "observation": dict(observation),
+        "protocol": rules.describe() | {"mask_positive": str(dataset.mask_positive)},
+        "metric_version": METRIC_VERSION,
+        "masks": masks.digest,
+        **({"saturations": _saturations(dataset)} if rules.spro_limits else {}),
+        **(about or {}),
+    }
+    if kept := standing(run_dir / rules.folder, claims):
+        contents.keep(run_dir)
+        return kept
     notes = (*masks.changes(run_dir / rules.folder), *_left_out(run_dir / rules.folder, rules))
     done = [scores for scores in sharing(units, workers) if scores]
     if not done:
@@ -139,12 +158,10 @@ def score_all(
             f"{run_dir}: its evidence is of other images than {OBSERVATION} says; repeat the zsad run "
             "command, it sets that right"
         )
+    evidence = {scores.row["category"]: scores.evidence for scores in done if scores.evidence}
     record = {
-        "observation": dict(observation),
-        "protocol": rules.describe() | {"mask_positive": str(dataset.mask_positive)},
-        "metric_version": METRIC_VERSION,
-        "masks": masks.digest,
-        **({"saturations": _saturations(dataset)} if rules.spro_limits else {}),
+        **claims,
+        **({"evidence": digest_of(evidence)} if evidence else {}),
         "categories": [scores.row for scores in done],
         "warnings": [
             *(normals.warnings([*hashes.values()]) if normals else ()),
@@ -152,7 +169,6 @@ def score_all(
             *_undefined(done, rules),
         ],
         "seconds": {"score": time.perf_counter() - start},
-        **(about or {}),
     }
     rows = [masks.beside(row) for scores in done for row in scores.images]
     written = write_record(run_dir, rules.folder, record, rows)

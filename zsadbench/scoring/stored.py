@@ -10,7 +10,7 @@ from typing import Any
 from ..data import load_dataset, load_validation, subset
 from ..errors import RecordError
 from ..method import Resolved, override
-from ..records import EvidenceStore, Record, Slice, by_category, check_run, plan
+from ..records import EvidenceStore, Record, Slice, by_category, check_run, joined_digest, plan
 from ..samples import Dataset
 from .category import NOTHING_FIXED, CategoryScores, EvidenceMaps, Fixed, MapReader, score_category
 from .code import NOBODY, UserMethods, restore
@@ -66,7 +66,8 @@ class StoredMaps:
         found = score_category(
             category, samples, self.rendered(part), self.rules, self.dataset, workers=workers, fixed=fixed
         )
-        return dataclasses.replace(found, hashes=dict(zip(part.keys, part.hashes, strict=True)))
+        hashes = dict(zip(part.keys, part.hashes, strict=True))
+        return dataclasses.replace(found, hashes=hashes, evidence=part.digest)
 
     def part(self, category: str) -> Slice:
         """Return the evidence of a category.
@@ -82,6 +83,11 @@ class StoredMaps:
                 "and repeat the zsad run command"
             )
         return part
+
+    def digests(self, slices: Mapping[int, Slice]) -> dict[str, str]:
+        """Return the digests by category that :meth:`scored` will find, of slices that were read before."""
+        parts = {name: [slices[number] for number in numbers] for name, numbers in self._slices.items()}
+        return {name: joined_digest(own) for name, own in parts.items() if any(part.keys for part in own)}
 
     def rendered(self, part: Slice) -> EvidenceMaps:
         """Return the maps of evidence."""
@@ -143,6 +149,8 @@ def validation_of(
 
 def without(dataset: Dataset, keys: Collection[str]) -> Dataset:
     """Return ``dataset`` less the samples of the given keys."""
+    if not keys:
+        return dataset
     samples = tuple(sample for sample in dataset.samples if sample.key not in keys)
     present = {sample.category for sample in samples}
     categories = tuple(category for category in dataset.categories if category in present)
