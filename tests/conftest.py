@@ -45,12 +45,13 @@ def _one_thread() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """In CI everything the tests need is there, so a skipped test is a failure."""
+    """Where CI is given the real images too, everything the tests need is there: a skipped test is a failure."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None:
         return
     skipped = reporter.stats.get("skipped", [])
-    if os.environ.get("CI") and skipped and exitstatus == pytest.ExitCode.OK:
+    whole = os.environ.get("CI") and os.environ.get("ZSAD_DATA")
+    if whole and skipped and exitstatus == pytest.ExitCode.OK:
         for report in skipped:
             reporter.write_line(f"skipped in CI: {report.nodeid}: {report.longrepr}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
