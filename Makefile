@@ -10,7 +10,7 @@ install: .venv/installed
 	@echo "Setting up .venv with torch and the rest: once, some minutes, little is printed meanwhile."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	PYTHONWARNINGS=ignore:Editable $(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
 # Every method on the demo set and CLIP with random weights beside them, the board and one picture; no download.
@@ -76,7 +76,7 @@ docs: .venv/docs-installed
 	$(BIN)/python docs/_build/check.py build/site
 
 .venv/docs-installed: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	PYTHONWARNINGS=ignore:Editable $(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
 # What must hold before a version goes out; needs network for build and twine.
