@@ -67,6 +67,7 @@ class Dataset:
     ``samples`` are in class order, then by key.  ``categories`` has only those with samples.
     ``backbone`` is the CLIP that runs use unless another is named (empty: the method's own).
     ``problems`` is everything that was found while listing; samples with an error are left out.
+    ``cut`` tells that a limit left samples out.
     """
 
     id: str
@@ -86,6 +87,7 @@ class Dataset:
     expect: Expect | None = None
     backbone: str = ""
     problems: tuple[Problem, ...] = field(default=(), repr=False)
+    cut: bool = False
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -352,6 +352,11 @@ def test_limit_and_category_are_part_of_the_record(go: Run) -> None:
     assert [row["category"] for row in one.content["categories"]] == ["cloth"]
 
 
+def test_a_limit_that_cuts_nothing_is_no_selection(go: Run) -> None:
+    (whole,) = go("clip", limit=1000).records
+    assert whole.selection == {} and "subset" not in whole.marks
+
+
 def test_words_change_the_observation(go: Run) -> None:
     (plain,) = go("clip").records
     (other,) = go("clip", words={"bolt": "steel bolt"}).records

@@ -143,7 +143,7 @@ def subset(dataset: Dataset, *, limit: int | None = None, categories: Sequence[s
     Raises:
         DatasetError: for a category that the dataset does not have, and a limit below 1.
     """
-    samples = dataset.samples
+    samples, cut = dataset.samples, False
     if categories:
         for name in categories:
             if name not in dataset.categories:
@@ -154,6 +154,7 @@ def subset(dataset: Dataset, *, limit: int | None = None, categories: Sequence[s
     if limit is not None:
         if limit < 1:
             raise DatasetError(f"A limit of {limit} samples leaves none; give 1 or more.")
+        cut = limit < len(samples)
         samples = _spread(samples, min(limit, len(samples)))
     present = {s.category for s in samples}
     if len(samples) == len(dataset.samples):
@@ -164,6 +165,7 @@ def subset(dataset: Dataset, *, limit: int | None = None, categories: Sequence[s
         samples=samples,
         categories=tuple(c for c in dataset.categories if c in present),
         problems=(*dataset.problems, note),
+        cut=cut,
     )
 
 

@@ -268,7 +268,7 @@ def describe_dataset(data: Dataset, spec: str, skipped: Sequence[str], request: 
     """Return what an observation holds of its dataset."""
     anomalous = sum(sample.anomalous for sample in data.samples)
     chosen = {
-        "limit": request.limit,
+        "limit": request.limit if data.cut else None,
         "categories": list(request.categories) if request.categories is not None else None,
     }
     return {

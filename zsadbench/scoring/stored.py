@@ -143,8 +143,7 @@ def validation_of(
     if Path(spec).suffix != ".toml" and Path(spec).is_absolute():
         spec = str(dataset.root)
     found = load_validation(spec, dataset, skip_bad=skip_bad, follow_outside=follow_outside)
-    cut = limit is not None and len(dataset.samples) >= limit
-    return subset(found, limit=limit) if found and found.samples and cut else found
+    return subset(found, limit=limit) if found and found.samples and dataset.cut else found
 
 
 def without(dataset: Dataset, keys: Collection[str]) -> Dataset:
