@@ -45,7 +45,7 @@ def _one_thread() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Where CI is given the real images too, everything the tests need is there: a skipped test is a failure."""
+    """Where CI has the real images too, everything the tests need is there: a skipped test is a failure."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None:
         return
