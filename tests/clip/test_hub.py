@@ -58,6 +58,8 @@ def test_an_address_names_a_file(address: str, kind: str, repository: str, revis
 def test_an_address_of_another_form_is_refused(rest: str, hub: Hub) -> None:
     with pytest.raises(UsageError, match=r"no address of a file.*write hf://user/repo/file"):
         local_file(f"hf://{rest}")
+    with pytest.raises(UsageError, match=r"no address of a file.*write hf://user/repo/file"):
+        checkpoint_file(f"hf://{rest}")
     assert not hub.asked
 
 

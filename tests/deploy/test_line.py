@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import zsadbench
+from tests.kit.terminal import call
 from zsadbench.errors import UsageError, WeightsError
-from zsadbench.views import ClipEngine, Predictor, Setup, fit, write_threshold
+from zsadbench.views import ClipEngine, Predictor, Setup, fit, read_threshold, write_threshold
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "export.md"
 
@@ -51,6 +52,32 @@ def test_what_a_file_holds_cannot_be_said_again(tmp_path: Path, model: Path) -> 
         zsadbench.load_predictor(model, "nut", device="cuda")
     with pytest.raises(WeightsError, match=r"gone.ONNX: no such file; write one with zsad export"):
         zsadbench.load_predictor(tmp_path / "gone.ONNX")
+
+
+def test_a_threshold_is_found_with_a_file(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("good").mkdir()
+    for number in range(4):
+        Image.fromarray(frame(7 * number)).save(f"good/{number}.png")
+    p = zsadbench.load_predictor(model)
+    scores = sorted(p(path).score for path in Path("good").iterdir())
+    assert call("calibrate", "--normal", "good", "--fpr", 0.25, "--model", model, "-q") == 0
+    limit = (scores[2] + scores[3]) / 2
+    assert zsadbench.load_predictor(model, threshold="threshold.json").limit == pytest.approx(limit)
+    assert call("predict", "good", "--model", model, "--threshold", "threshold.json", "-q") == 1
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[-4:]].count("NG") == 1
+    assert call("predict", "good", "--threshold", "threshold.json", "-q") == 2
+    assert "give --method and the others, or the --model" in capsys.readouterr().err
+    assert call("calibrate", "--from", "threshold.json", "--fpr", 0.5, "--out", "looser.json") == 0
+    assert read_threshold(Path("looser.json")).reached == 0.5
+    for words in (
+        ["--method", model, "--normal", "good", "--fpr", 0.5],
+        ["--model", model, "--from", "threshold.json"],
+    ):
+        assert call("calibrate", "--out", "other.json", *words) == 2
+    assert "give an exported file with --model" in capsys.readouterr().err
 
 
 def test_threads_share_a_file(model: Path) -> None:

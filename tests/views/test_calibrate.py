@@ -125,6 +125,13 @@ def test_the_statistic_is_the_largest_gap_below_the_threshold() -> None:
     assert found.p == pytest.approx(kstwobign.sf(root * 11 / 30), rel=0.4)  # its limit for many scores
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_exact_p_that_is_lost_in_rounding_is_not_warned_of() -> None:
+    limit = fit([float(n) for n in range(28)], 1 / 27, {}, force=True)
+    found = drift(limit, [n + 0.4 for n in range(27)])
+    assert found.p == pytest.approx(1) and found.statistic == pytest.approx(1 / 27)
+
+
 @pytest.mark.parametrize("defects", [0, 30, 150])
 def test_defects_above_the_threshold_change_nothing(defects: int) -> None:
     limit, normal = fit(NORMAL, 0.01, {}), fresh(1, 200)

@@ -115,7 +115,7 @@ def test_a_checkpoint_is_found_again_or_asked_for(tmp_path: Path) -> None:
 
 def test_a_threshold_of_before_needs_its_options(tmp_path: Path) -> None:
     limit = fit([0.1, 0.2], 0.5, Predictor(BASE).identity())
-    with pytest.raises(UsageError, match="written by an earlier version, which kept no options"):
+    with pytest.raises(UsageError, match="keeps no options, as files of earlier versions"):
         recalled(limit, tmp_path / "t.json", {"words": "nut"})
     given: dict[str, Any] = {"method": "clip", "words": "nut"}
     assert recalled(limit, tmp_path / "t.json", given) == Setup("clip", "nut")

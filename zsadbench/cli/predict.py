@@ -43,7 +43,7 @@ CALIBRATIONS = (
 
 @dataclass(frozen=True)
 class Subject:
-    """The method, and the words for what it is shown."""
+    """The method with the words for what it is shown, or a file that holds both."""
 
     method: Annotated[
         str | None,
@@ -58,6 +58,10 @@ class Subject:
     words: Annotated[
         str, typer.Option("--words", metavar="WORDS", help='What is seen, for the prompts: "metal nut".')
     ] = ""
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="FILE", help="A file of zsad export, in place of --method."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +142,6 @@ def predict(
             help="A file of zsad calibrate: say whether scores have moved since; no exit code changes.",
         ),
     ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option("--model", metavar="FILE", help="A file of zsad export, in place of --method."),
-    ] = None,
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="DIR", help="Write a page and a CSV of all images, highest first."),
@@ -177,7 +177,7 @@ def predict(
         require_scores(normal, reference)
     files = {path: one for path, one in ((threshold, limit), (reference, normal)) if path and one}
     given = _given(subject, view, context)
-    predictor = _fitting(files, given, model)
+    predictor = _fitting(files, given, subject.model)
     if report:
         require("jinja2")
     site = Site(report) if report else None
@@ -254,7 +254,7 @@ def calibrate(
 
     given, failed = _given(subject, view, context), 0
     if kept:
-        if normal or given:
+        if normal or given or subject.model:
             raise UsageError(
                 "--from takes images, method and options from its file; give --fpr and --out only"
             )
@@ -265,7 +265,7 @@ def calibrate(
             raise UsageError("name a folder of normal images with --normal, or a threshold file with --from")
         images = find_images(normal, say=_say_left_out)
         check_enough(len(images), fpr, force)
-        limit, failed = _calibrated(_ready(_setup(given)), images, fpr, force, quiet)
+        limit, failed = _calibrated(_fitting({}, given, subject.model), images, fpr, force, quiet)
     write_threshold(out, limit, limit.about)
     say(limit.words)
     rule = limit.about.get("rule")
@@ -326,10 +326,13 @@ def _given(subject: Subject, view: View, context: typer.Context) -> dict[str, An
 
 
 def _setup(given: Mapping[str, Any]) -> Setup:
+    from ..deploy import is_model
     from ..views import Setup
 
     if not given.get("method"):
         raise UsageError("name a method with --method; see: zsad methods")
+    if is_model(given["method"]):
+        raise UsageError(f"--method {terminal(given['method'])}: give an exported file with --model")
     return Setup(**given)
 
 

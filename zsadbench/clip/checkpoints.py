@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import MethodError, UsageError, WeightsError
 from ..files import sha256_of, write_atomic
 from .archives import examine, reason, sound
-from .downloads import hub_address, is_address, local_file
+from .downloads import HubFile, hub_address, is_address, local_file
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -116,7 +116,7 @@ def checkpoint_file(given: str | Path) -> Path:
         UsageError: for a malformed address.
         WeightsError: if an address names no .safetensors file, or its file cannot be had.
     """
-    if is_address(given) and Path(given).suffix != _SUFFIX:
+    if is_address(given) and Path(HubFile.parse(str(given)).file).suffix != _SUFFIX:
         raise WeightsError(
             f"{given}: no {_SUFFIX} file, so no checkpoint of zsadbench; convert the authors' file with "
             f"zsad checkpoints import {given} --method METHOD"

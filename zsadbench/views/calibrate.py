@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -176,7 +177,9 @@ def drift(threshold: Threshold, scores: Sequence[float]) -> Drift:
     statistic = p = None
     if min(len(then), len(now)) >= FEWEST:
         exact = len(then) * len(now) <= _EXACT
-        found = ks_2samp(then, now, method="exact" if exact else "asymp")
+        with warnings.catch_warnings():  # where the exact p is lost in rounding, scipy takes the other
+            warnings.simplefilter("ignore", RuntimeWarning)
+            found = ks_2samp(then, now, method="exact" if exact else "asymp")
         statistic, p = float(found.statistic), float(found.pvalue)
     here, before = (len(scores), len(now), medians[0]), (len(threshold.scores), len(then), medians[1])
     return Drift(statistic, p, *here, *before)
@@ -302,8 +305,8 @@ def recalled(threshold: Threshold, path: Path, given: Mapping[str, Any]) -> Setu
         if "method" in given:
             return Setup(**given)
         raise UsageError(
-            f"{terminal(path)}: written by an earlier version, which kept no options; give --method and the "
-            "others that zsad calibrate was given, or calibrate again"
+            f"{terminal(path)}: keeps no options, as files of earlier versions and of exported methods; give "
+            "--method and the others, or the --model, that zsad calibrate was given"
         )
     try:
         method, words = str(kept["method"]), str(said["words"])
