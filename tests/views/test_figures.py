@@ -78,9 +78,9 @@ def test_bars_hold_the_boards_values(boards: Path, tmp_path: Path, monkeypatch: 
     drawn: list[tuple[str, list[Bar]]] = []
     real = plots.draw_bars
 
-    def note(axes: object, bars: list[Bar], metric: str) -> None:
+    def note(axes: object, bars: list[Bar], metric: str, **options: bool) -> None:
         drawn.append((metric, bars))
-        real(axes, bars, metric)  # type: ignore[arg-type]
+        real(axes, bars, metric, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(plots, "draw_bars", note)
     bars_figure(choose([boards], "mtd"), tmp_path / "bars.pdf", metrics=["image_auroc", "pixel_aupro"])
@@ -93,6 +93,12 @@ def test_bars_hold_the_boards_values(boards: Path, tmp_path: Path, monkeypatch: 
     assert "winclip" in (tmp_path / "b.svg").read_text()
     with pytest.raises(UsageError, match=r"no record has the metric 'image_auc'. Did you mean 'image_auroc'"):
         bars_figure(choose([boards], "mtd"), tmp_path / "b.pdf", metrics=["image_auc"])
+    bars_figure(choose([boards], "mtd", metrics=["image_auroc", "rank"]), tmp_path / "rank.svg")
+    assert drawn[-1] == ("Average rank", [Bar("winclip", 1.0), Bar("clip", 2.0)])
+    assert ">2.00<" in (text := (tmp_path / "rank.svg").read_text()) and "Average rank, percent" not in text
+    alone = choose([boards], "mtd", methods=["clip"], metrics=["rank"])
+    bars_figure(alone, tmp_path / "rank.svg")
+    assert drawn[-1] == ("Average rank", [Bar("clip", 1.0)])
     with pytest.raises(UsageError, match=r"b.jpg: figures are written as .pdf, .png, .svg"):
         bars_figure(choose([boards], "mtd"), tmp_path / "b.jpg")
 

@@ -20,6 +20,7 @@ from tests.kit.browser import CHROMIUM, Browser, browser
 from tests.kit.reportkit import CATEGORIES, CATEGORY, HOSTILE, Page, app, make_results, pages, users
 from zsadbench.boards.compare import boards
 from zsadbench.boards.rows import percent
+from zsadbench.boards.words import metric_title
 from zsadbench.errors import RecordError, UsageError
 from zsadbench.method.card import method_cards
 from zsadbench.records.records import Record, load_records
@@ -28,7 +29,7 @@ from zsadbench.views.galleries import Standing, galleries, standings
 from zsadbench.views.overlay import outlined
 from zsadbench.views.replay import Replay, shrink_mask
 from zsadbench.views.report import build_report
-from zsadbench.views.site import Names, metric_name
+from zsadbench.views.site import Names
 
 
 @pytest.fixture(scope="module")
@@ -436,10 +437,8 @@ def test_names_are_safe_and_never_given_twice() -> None:
         "index-2",
         "page",
     ]
-    assert (
-        metric_name("pixel_aupro@0.05") == "AUPRO at 0.05"
-        and metric_name("pixel_aupro@0.1") == "AUPRO at 0.1"
-    )
+    limits = [metric_title(f"pixel_aupro@{limit}") for limit in (0.05, 0.1)]
+    assert limits == ["AUPRO at 0.05", "AUPRO at 0.1"]
 
 
 def test_the_command_writes_a_report(tmp_path: Path) -> None:
@@ -448,6 +447,22 @@ def test_the_command_writes_a_report(tmp_path: Path) -> None:
     done = CliRunner().invoke(app(), ["report", str(results), "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert str(out / "index.html") in done.output and (out / "index.html").is_file()
+
+
+def test_the_command_shows_the_metrics_that_are_asked_for(tmp_path: Path) -> None:
+    results, out = tmp_path / "results", tmp_path / "report"
+    for method, value in (("clip", 0.5), ("winclip", 0.75)):
+        boardkit.save(results, boardkit.observation(method), boardkit.row("tile", value))
+    words = ["report", str(results), "--out", str(out), "--metric", "mad", "--metric", "rank"]
+    done = CliRunner().invoke(app(), words)
+    assert done.exit_code == 0, done.output
+    page = (out / "index.html").read_text()
+    assert "Mean of seven (mAD)" in page and "Image AUROC" not in page.partition("<tbody>")[0]
+    head = '<th scope="col" class="number low-first">Average rank</th>'
+    assert head in page and 'data-value="2.0">2.00<' in re.sub(r">\s+", ">", page)
+    assert (out / "leaderboard.csv").read_text().partition("\n")[0].endswith("mad,average_rank")
+    wrong = CliRunner().invoke(app(), [*words[:-1], "mean"])
+    assert isinstance(wrong.exception, UsageError) and "unknown metric 'mean'" in str(wrong.exception)
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

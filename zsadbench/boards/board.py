@@ -7,7 +7,7 @@ published figures apart from measured ones; what it says in words stands in ``wo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from ..metrics import AVERAGE_RANK, SEVEN, worth
 from ..records import Group, Record
 from .beside import MEAN
 from .pairs import Comparison
-from .rows import By, Row, as_printed
+from .rows import By, Row, as_printed, contests, with_average_ranks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,6 +63,11 @@ class Board:
             if any(row.cell(metric).value is not None or metric in row.published for row in self.rows)
         ]
         return tuple(has) or self.metrics
+
+    def of(self, rows: Sequence[Row]) -> Board:
+        """Return the board of these of its rows alone, average ranks taken among them."""
+        ranked = AVERAGE_RANK in self.metrics
+        return replace(self, rows=tuple(with_average_ranks(rows, contests(self.metrics)) if ranked else rows))
 
     def judged_by(self, sort: str | None = None) -> str:
         """Return the metric by which methods are significantly better: ``sort``, else the first with a value.

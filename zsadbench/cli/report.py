@@ -34,6 +34,14 @@ Data = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .pdf, .png or .svg.")]
 Category = Annotated[str | None, typer.Option("--category", metavar="NAME", help="The category to show.")]
+Metric = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="ID",
+        help="Show this metric; repeatable. mad: mean of seven; rank: average rank among what is shown.",
+    ),
+]
 Intervals = Annotated[
     bool, typer.Option("--intervals", help="Add 95 % intervals over images; pixel metrics take a while.")
 ]
@@ -145,6 +153,7 @@ def report(
     gallery: Annotated[
         int, typer.Option("--gallery", metavar="N", help="Images in each gallery.", callback=within(0, 1000))
     ] = 8,
+    metric: Metric = None,
     intervals: Intervals = False,
     code: Code,
     inductive_only: InductiveOnly = False,
@@ -159,6 +168,7 @@ def report(
         out,
         data=data,
         gallery=gallery,
+        metrics=metric,
         intervals=intervals,
         users=code.users(),
         inductive_only=inductive_only,
@@ -229,9 +239,7 @@ def bars(
     *,
     out: Out,
     paths: Results = None,
-    metric: Annotated[
-        list[str] | None, typer.Option("--metric", metavar="ID", help="Show this metric; repeatable.")
-    ] = None,
+    metric: Metric = None,
     category: Category = None,
     choice: Choice,
     intervals: Intervals = False,
@@ -241,8 +249,8 @@ def bars(
     from ..views import bars_figure
 
     by = "category" if category else None
-    board = _chosen(paths, choice, by=by, intervals=intervals)
-    bars_figure(board, out, metrics=metric or [], category=category)
+    board = _chosen(paths, choice, metrics=metric, by=by, intervals=intervals)
+    bars_figure(board, out, category=category)
     say(out)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..boards import MEAN, Board, Cell, Row, boards, nothing_there
+from ..boards import MEAN, Board, Cell, Row, boards, metric_title, nothing_there
 from ..errors import RecordError, UsageError, suggest
+from ..metrics import AVERAGE_RANK, DERIVED
 from ..records import Record, find_records
 from ..scoring import NOBODY, UserMethods
 from . import plots
@@ -29,7 +29,6 @@ from .category import (
 from .galleries import Standing
 from .overlay import outlined, with_map
 from .replay import CategoryMaps, Replay
-from .site import metric_name
 
 LONGEST = 400
 """Longer side in pixels of the pictures of a qualitative figure."""
@@ -43,6 +42,7 @@ def choose(
     protocol: str | None = None,
     methods: Sequence[str] | None = None,
     *,
+    metrics: Sequence[str] | None = None,
     by: str | None = None,
     intervals: bool = False,
     users: UserMethods = NOBODY,
@@ -51,8 +51,8 @@ def choose(
     """Return the one board of the records at or below ``paths`` that a figure is made of.
 
     ``protocol`` is an id, with or without its version; ``methods`` (ids, or labels of the board) choose
-    rows and their order; ``by``, ``intervals`` and ``users`` are those of :func:`zsadbench.board.boards`;
-    ``say`` is told which records are left out.
+    rows and their order; ``metrics``, ``by``, ``intervals`` and ``users`` are those of
+    :func:`zsadbench.boards.boards`; ``say`` is told which records are left out.
 
     Raises:
         UsageError: if the choice leaves several boards, or names what is not there.
@@ -67,13 +67,12 @@ def choose(
         records = _only(records, "dataset", dataset, {record.dataset: record for record in records})
     if protocol is not None:
         records = _only(records, "protocol", protocol, {r.protocol_label: r for r in records})
-    found = boards(records, by=by, published=False, intervals=intervals, users=users)
+    found = boards(records, metrics=metrics, by=by, published=False, intervals=intervals, users=users)
     if len(found) > 1:
         names = "; ".join(str(board.group) for board in found)
         raise UsageError(f"these results hold several boards ({names}); choose with --dataset and --protocol")
     board = found[0]
-    rows = _chosen(board.rows, methods) if methods else board.rows
-    return replace(board, rows=tuple(rows))
+    return board.of(_chosen(board.rows, methods)) if methods else board
 
 
 def _only(records: Sequence[Record], what: str, name: str, known: Iterable[str]) -> list[Record]:
@@ -235,7 +234,7 @@ def bars_figure(board: Board, out: Path, *, metrics: Sequence[str] = (), categor
         RecordError: if no method has a value.
     """
     plots.check_format(out)
-    present = sorted({metric for record in board.records for metric in record.metrics})
+    present = sorted({*DERIVED, *(metric for record in board.records for metric in record.metrics)})
     for metric in metrics:
         if metric not in present:
             raise UsageError(f"no record has the metric '{metric}'.{suggest(metric, present)}")
@@ -248,7 +247,7 @@ def bars_figure(board: Board, out: Path, *, metrics: Sequence[str] = (), categor
         height = 0.9 + 0.32 * len(rows)
         figure, panels = plots.sheet(3.6, height, len(shown))
         for axes, (metric, bars) in zip(panels, shown, strict=True):
-            plots.draw_bars(axes, bars, metric_name(metric))
+            plots.draw_bars(axes, bars, metric_title(metric), percent=metric != AVERAGE_RANK)
         plots.save(figure, out)
 
 

@@ -194,21 +194,26 @@ def histogram_svg(normal: Sequence[float], anomalous: Sequence[float]) -> str:
     )
 
 
-def draw_bars(axes: Axes, bars: Sequence[Bar], metric: str) -> None:
-    """Draw one bar for each method in percent, with its interval where there is one."""
+def draw_bars(axes: Axes, bars: Sequence[Bar], metric: str, *, percent: bool = True) -> None:
+    """Draw one bar for each method, in percent or as it is, with its interval where there is one."""
+    unit = 100 if percent else 1
     for index, bar in enumerate(bars):
-        value = 100 * bar.value
+        value = unit * bar.value
         axes.barh(index, value, color=colour(0), alpha=0.6, height=0.65)
         inside = value
         if bar.interval:
-            low, high = (100 * bound for bound in bar.interval)
+            low, high = (unit * bound for bound in bar.interval)
             axes.plot([low, high], [index, index], color=INK, linewidth=1.2, marker="|", markersize=7)
             inside = max(value, high)
-        axes.annotate(f"{value:.1f}", (inside, index), (4, 0), textcoords="offset points", va="center")
+        text = f"{value:.1f}" if percent else f"{value:.2f}"
+        axes.annotate(text, (inside, index), (4, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
     axes.invert_yaxis()
-    axes.set(xlim=(0, 110), xlabel=f"{metric}, percent")
-    axes.set_xticks(range(0, 101, 20))
+    if percent:
+        axes.set(xlim=(0, 110), xlabel=f"{metric}, percent")
+        axes.set_xticks(range(0, 101, 20))
+    else:
+        axes.set(xlim=(0, 1.2 * max(bar.value for bar in bars)), xlabel=metric)
 
 
 def add_legend(figure: Figure, axes: Axes) -> None:

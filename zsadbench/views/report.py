@@ -62,6 +62,7 @@ def build_report(
     *,
     data: Path | None = None,
     gallery: int = GALLERY,
+    metrics: Sequence[str] | None = None,
     intervals: bool = False,
     users: UserMethods = NOBODY,
     inductive_only: bool = False,
@@ -70,19 +71,28 @@ def build_report(
     """Write the report of all records at or below ``paths`` into the folder ``out``.
 
     ``data`` is where the datasets lie now, by default where they lay when they were observed;
-    ``gallery`` is the number of images of each gallery; ``intervals`` adds 95 % intervals and ranks to
-    the boards, which takes longer; ``users`` are the users' methods whose code may render maps;
+    ``gallery`` is the number of images of each gallery; ``metrics`` are the columns of the boards, as
+    :func:`zsadbench.boards.boards` takes them; ``intervals`` adds 95 % intervals and ranks to the boards,
+    which takes longer; ``users`` are the users' methods whose code may render maps;
     ``inductive_only`` leaves out rows whose numbers need other test images.
 
     Raises:
         RecordError: if there is no record, or a file cannot be written.
-        UsageError: if ``out`` holds something that is not a report.
+        UsageError: if ``out`` holds something that is not a report, or for an unknown metric.
     """
     records, unreadable = find_records(paths)
     if not records:
         raise RecordError(nothing_there(paths))
     site = Site(out)
-    made = partial(boards, records, intervals=intervals, users=users, inductive_only=inductive_only, say=say)
+    made = partial(
+        boards,
+        records,
+        metrics=metrics,
+        intervals=intervals,
+        users=users,
+        inductive_only=inductive_only,
+        say=say,
+    )
     means, details = made(), made(by="category")
     tables = list(zip(means, details, strict=True))
     return _Builder(site, tables, _relative(unreadable, paths), data, users, gallery, say).build()

@@ -10,9 +10,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..boards import footer, percent, sources, subtitle, title
+from ..boards import footer, metric_title, percent, sources, subtitle, title
 from ..errors import RecordError, UsageError
-from ..metrics import METRICS, worth
+from ..metrics import worth
 
 STATIC = ("icon.svg", "report.js")
 STYLE = "report.css"
@@ -71,7 +71,7 @@ class Site:
             lstrip_blocks=True,
         )
         self._templates.globals |= {
-            "metric_name": metric_name,
+            "metric_title": metric_title,
             "percent": percent,
             "markup": Markup,
             "worth": worth,
@@ -118,10 +118,3 @@ class Site:
                 shutil.rmtree(path)
             elif path.suffix in (".html", ".csv"):
                 path.unlink()
-
-
-def metric_name(metric: str) -> str:
-    """Return the title of a metric for people."""
-    base, at, limit = metric.partition("@")
-    title = METRICS.get(metric) or METRICS.get(base, base)
-    return title if metric in METRICS or not at else f"{title.partition(' at ')[0]} at {limit}"
