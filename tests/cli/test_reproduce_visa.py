@@ -150,7 +150,11 @@ def reproduce(prepared: Path, *words: object) -> int:
 @pytest.fixture(scope="module")
 def ours(prepared: Path) -> dict[tuple[str, str, str], float]:
     """The numbers of a first call in percent, by protocol, category and metric; it judges nothing."""
-    assert reproduce(prepared) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        said: list[object] = []
+        patch.setattr("zsadbench.text.say", lambda line, *_: said.append(line))
+        assert reproduce(prepared) == 2
+    assert said == ["error: clip on visa: nothing was judged (incomplete set)"]
     (prepared / "report").rename(prepared / "first")
     records, _ = find_records([prepared / "results"])
     assert len(records) == 2

@@ -63,7 +63,10 @@ def reproduce(
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
-    """Run a method as published and judge each figure, to 0.5 points of an author's log, 1 of a paper."""
+    """Run a method as published and judge each figure, to 0.5 points of an author's log, 1 of a paper.
+
+    Exit code: 0 if what was judged agrees, 1 if a figure differs, 2 if none could be judged.
+    """
     from ..boards import reproduction, write_reproductions
     from ..environment import environment
     from ..run import Request, execute, pick_device
@@ -95,10 +98,12 @@ def reproduce(
     machine = ", ".join(f"{name} {value}" for name, value in about.items() if value)
     for path in write_reproductions(found, report, machine):
         say(path, sys.stderr)
-    if not any(one.lines for one in found):
-        raise UsageError(f"no figure of {', '.join(methods)} on {dataset} is known; nothing was judged")
     if any(one.verdict == "differs" for one in found):
         raise typer.Exit(1)
+    if not any(one.verdict == "agrees" for one in found):
+        why = dict.fromkeys(line.why for one in found for line in one.lines)
+        reasons = ", ".join(why) or "no figure is known"
+        raise UsageError(f"{', '.join(methods)} on {dataset}: nothing was judged ({reasons})")
 
 
 def _figures(dataset: str, board: str | None) -> list[Published] | None:

@@ -213,7 +213,7 @@ def draw_bars(axes: Axes, bars: Sequence[Bar], metric: str, *, percent: bool = T
         axes.set(xlim=(0, 110), xlabel=f"{metric}, percent")
         axes.set_xticks(range(0, 101, 20))
     else:
-        axes.set(xlim=(0, 1.2 * max(bar.value for bar in bars)), xlabel=metric)
+        axes.set(xlim=(0, 1.2 * max(bar.value for bar in bars)), xlabel=f"{metric}, lower is better")
 
 
 def add_legend(figure: Figure, axes: Axes) -> None:
