@@ -138,6 +138,7 @@ class AdaClipObserver:
 
 def image_embedding(clip: Clip, trace: Trace) -> Tensor:
     """Return the plain image embeddings (B, C), un-normalised: what dynamic prompts are made of."""
+    # Not `class_token`: what it differs by in the last bits can move a patch to another cluster.
     return clip.vision.project(trace.output[:, 0]).float()
 
 

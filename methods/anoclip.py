@@ -137,7 +137,7 @@ class AnoClipObserver:
         local = trace.stream(first)
         for block in range(first, len(vision.blocks)):
             local = local + trace.values(block)  # reads the ordinary stream; no MLP
-        return vision.project(trace.output[:, 0]), vision.project(local[:, 1:])
+        return vision.project(trace.class_token), vision.project(local[:, 1:])
 
     def augmented(self, batch: Batch, anchors: Tensor) -> Tensor:
         """Return the anomaly probabilities (B, 21) of the views other than the image itself."""

@@ -103,7 +103,7 @@ class AnomalyClipObserver:
     def class_feature(self, trace: Trace) -> Tensor:
         """Return the class token (B, C) of the ordinary stream, projected, un-normalised."""
         vision = self.clip.vision
-        token = trace.output[:, 0]
+        token = trace.class_token
         return vision.project(token) if self.method.class_norm else token @ vision.proj
 
     def local_tokens(self, trace: Trace) -> dict[int, Tensor]:

@@ -195,7 +195,9 @@ class ClipAdObserver:
         """
         stage = range(layer - len(self.clip.vision.blocks) // STAGES, layer)
         local = torch.stack([trace.values(block)[:, 1:] for block in stage]).sum(dim=0)
-        tokens = torch.cat([self.tapped(trace, layer)[:, :1], local], dim=1)
+        last = layer == len(self.clip.vision.blocks)
+        token = trace.class_token[:, None] if last else self.tapped(trace, layer)[:, :1]
+        tokens = torch.cat([token, local], dim=1)
         return self.clip.vision.project(tokens).float()
 
 

@@ -158,7 +158,7 @@ class Streams:
 
     def image_feature(self, trace: Trace) -> Tensor:
         """Return the class token (B, C) of the ordinary stream, un-normalised."""
-        return self.clip.vision.project(trace.output[:, 0])
+        return self.clip.vision.project(trace.class_token)
 
     def refined(self, trace: Trace) -> Tensor:
         """Return the second stream's patches (B, K, N, C) after each of ``features`` (E-Attn).

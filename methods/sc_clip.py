@@ -129,7 +129,7 @@ class ScClipObserver:
         windows = torch.stack(cut, dim=1)
         if len(boxes) == 1:
             trace = vision.trace(batch)
-            whole = vision.project(trace.output[:, 0])
+            whole = vision.project(trace.class_token)
         else:
             trace = Trace(vision, dataclasses.replace(batch, images=windows), taps(self.method, self.clip))
             shrunk = F.interpolate(

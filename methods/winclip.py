@@ -101,7 +101,7 @@ class WinClipObserver:
         vision = self.clip.vision
         trace, grid = vision.trace(batch), vision.grid(batch.images)
         anchors = self.anchors.of(batch.categories)
-        score = self.scores(vision.project(trace.output[:, 0]), anchors)
+        score = self.scores(vision.project(trace.class_token), anchors)
         maps = [self.scale_map(trace.stream(0), anchors, grid, k) for k in self.method.scales]
         if self.method.image_scale_term:
             maps.append(score[:, None, None].double().expand_as(maps[0]))

@@ -10,9 +10,10 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tests.kit import tiny, tiny_clip
-from zsadbench.clip.towers import Clip, PositionRule, load_clip
+from zsadbench.clip.towers import Block, Clip, PositionRule, beginnings, load_clip
 from zsadbench.errors import MethodError
 from zsadbench.inputs import Backbone
 
@@ -41,6 +42,19 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
+def watched(block: Block, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that receives the number of tokens whenever the block's MLP is computed."""
+    rows: list[int] = []
+    plain = block.mlp
+
+    def mlp(x: Tensor) -> Tensor:
+        rows.append(x.shape[1])
+        return plain(x)
+
+    monkeypatch.setattr(block, "mlp", mlp)
+    return rows
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_random_weights_are_the_bits_the_goldens_were_made_with(name: str) -> None:
     wanted = tiny_clip.state_dict(name)
@@ -66,6 +80,27 @@ def test_text_features_are_those_of_open_clip(name: str) -> None:
     assert tokens.shape[1] < full.shape[1] == 77
     assert torch.equal(tokens, full[:, : tokens.shape[1]])
     assert relative(clip.text.encode(tokens), reference(name).encode_text(full)) < 1e-5
+
+
+@torch.inference_mode()
+def test_what_texts_begin_with_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = tiny.clip("tiny-b16p")
+    texts = ["a photo of a nut.", "a photo of a bad nut.", "a photo", "a", "bolt", "a photo"]
+    tokens = clip.tokenize(texts)
+    first, nodes = beginnings(tokens)
+    words = [row[: int(row.argmax()) + 1].tolist() for row in tokens]
+    begun = {tuple(row[: end + 1]) for row in words for end in range(len(row))}
+    assert len(first) == len(begun) == 16 < sum(map(len, words))
+    assert nodes[2].tolist()[:4] == nodes[5].tolist()[:4] and nodes[0, 4] == nodes[1, 4] != nodes[0, 5]
+    rows = watched(clip.text.blocks[0], monkeypatch)
+    found = clip.text.encode(tokens)
+    assert rows == [16]
+    monkeypatch.undo()
+    x = clip.text.embed(tokens)
+    for each in clip.text.blocks:
+        x = each(x)
+    assert relative(found, clip.text.pool(x, tokens)) < 1e-5
+    assert torch.equal(found[2], found[5])
 
 
 @torch.inference_mode()
@@ -112,7 +147,7 @@ def test_the_activation_is_what_the_caller_says() -> None:
 def test_the_class_token_alone_is_that_of_the_whole_block() -> None:
     vision = tiny.clip("tiny-b16p").vision
     x, block = vision.embed(tiny.images(0, 2, 240)), vision.blocks[3]
-    assert relative(block.class_only(x), block(x)[:, :1]) < 1e-5
+    assert relative(block.class_only(x, *block.qkv(x)), block(x)[:, :1]) < 1e-5
 
 
 @torch.inference_mode()
@@ -134,6 +169,21 @@ def test_the_trace_keeps_what_was_asked_for() -> None:
     assert relative(trace.output, x) < 1e-5
     with pytest.raises(MethodError, match=r"clip.vision.tap\(values=\[5\]\)"):
         trace.values(5)
+
+
+@torch.inference_mode()
+def test_the_patches_of_the_last_block_wait_until_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    vision, batch = (
+        load_clip(Backbone("tiny-b16p", "random")).vision,
+        tiny.batch(tiny.images(0, 2, 48), ["a"]),
+    )
+    rows = watched(vision.blocks[-1], monkeypatch)
+    trace = vision.trace(batch)
+    token = trace.class_token
+    assert rows == [1]
+    assert relative(token, trace.output[:, 0]) < 1e-5
+    assert trace.output is trace.output and trace.class_token is token
+    assert rows == [1, 10]
 
 
 @torch.inference_mode()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 from typer.testing import CliRunner
@@ -148,6 +152,50 @@ def test_every_method_keeps_its_colour_and_dashes() -> None:
     )
 
 
+def crowded(figure: Figure) -> list[str]:
+    """Return which labels of a figure are cut off by its edge or lie over another plot or the legend."""
+    renderer: Any = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    boxes: list[Any] = [axes.get_tightbbox(renderer) for axes in figure.axes]
+    boxes += [legend.get_window_extent(renderer) for legend in figure.legends]
+    paper = figure.bbox
+    cut = [
+        f"cut: {box}" for box in boxes if box.x0 < 0 or box.y0 < 0 or box.x1 > paper.x1 or box.y1 > paper.y1
+    ]
+    return cut + [f"over: {a} {b}" for a, b in combinations(boxes, 2) if a.overlaps(b)]
+
+
+LABELS = ["clip", "anomalyclip@no-value-stream (ViT-L-14-336/openai, 5 seeds)", "クリップ 裂け目"]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_no_label_is_cut_or_lies_over_another(count: int) -> None:
+    labels = (LABELS * 3)[:count]
+    with plots.style():
+        margins = plots.bar_margins(labels)
+        figure, panels = plots.sheet(margins.left + 2.7, 0.9 + 0.32 * count, 5, margins=margins)
+        for axes in panels:
+            bars = [
+                Bar(label, value, (value, 1)) for label, value in zip(labels, np.ones(count), strict=True)
+            ]
+            plots.draw_bars(axes, bars, "AUPRO at 0.05")
+        assert not crowded(figure)
+
+        figure, panels = plots.sheet(3.2, 3.1, count, 5, plots.Margins(top=0.3))
+        line = np.array([0.0, 1.0])
+        for axes in panels:
+            lines = [(index, Line(label, line, line)) for index, label in enumerate(labels)]
+            plots.draw_curves(axes, "pro", lines, 0.3)
+            axes.set_title("Image PRO")
+        plots.add_legend(figure, panels[0])
+        assert not crowded(figure)
+
+        figure, grid = plots.panels(2, labels)
+        for axes in grid[0] + grid[1]:
+            plots.draw_picture(axes, np.zeros((20, 30, 3), np.uint8))
+        assert not crowded(figure)
+
+
 def test_the_users_style_changes_nothing(tmp_path: Path) -> None:
     def drawn(name: str) -> bytes:
         with plots.style():
@@ -167,7 +215,7 @@ def test_qualitative_figures_show_image_mask_and_maps(
 ) -> None:
     shown: list[tuple[str, np.ndarray]] = []
     monkeypatch.setattr(
-        plots, "draw_picture", lambda axes, picture, heading: shown.append((heading, picture))
+        plots, "draw_picture", lambda axes, picture: shown.append((axes.get_title(), picture))
     )
     board = choose([results])
     labels = [row.label for row in board.rows]
@@ -189,7 +237,7 @@ def test_qualitative_figures_spread_over_categories_and_ranks(
     found: list[str] = []
     real = figures._pictures
 
-    def note(entries: Sequence[Entry], key: str) -> list[tuple[str, figures.Pixels]]:
+    def note(entries: Sequence[Entry], key: str) -> list[figures.Pixels]:
         found.append(key)
         return real(entries, key)
 

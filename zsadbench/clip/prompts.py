@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .towers import Clip
 
 _CHUNK = 256
+_ARITHMETIC = 2
+"""Part of what cached features are known by: sums in another order have other last bits."""
 
 PROMPT_LISTS = ("normal", "anomalous", "templates")
 """The lists of a prompt file; the last one may be left out."""
@@ -67,8 +69,8 @@ def encode(clip: Clip, prompts: Sequence[str]) -> Tensor:
     if not prompts:
         raise MethodError("there is no prompt to encode; give at least one state and one template")
     clip.hear(prompts)
-    unique = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))
-    path = cache_dir() / "anchors" / f"{digest_of([clip.digest, unique])}.safetensors"
+    unique = sorted(set(prompts))  # neighbours begin alike
+    path = cache_dir() / "anchors" / f"{digest_of([_ARITHMETIC, clip.digest, unique])}.safetensors"
     features = _cached(path, (len(unique), clip.vision.proj.shape[-1]))
     if features is None:
         features = _encode(clip, unique)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, Literal, get_args
 
 import torch
@@ -52,7 +52,11 @@ class Block:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return the output-projected attention (B, T, W), without a residual."""
-        return self.join(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal))
+        return self.join(self.gather(q, k, v))
+
+    def gather(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the attention of each head, (B, heads, T, W / heads)."""
+        return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
 
     def correlate(self, q: Tensor, k: Tensor, v: Tensor, kind: str) -> Tensor:
         """Return the values gathered by self-correlation (a `Correlation`), (B, T, W), without a residual.
@@ -79,9 +83,11 @@ class Block:
         x = x + self.attend(*self.qkv(x))
         return x + self.mlp(x)
 
-    def class_only(self, x: Tensor) -> Tensor:
-        """Return the block's output for the first token alone, (B, 1, W): the rest is not computed."""
-        q, k, v = self.qkv(x)
+    def class_only(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the block's output for the first token alone, (B, 1, W): the rest is not computed.
+
+        ``q``, ``k`` and ``v`` are those of ``x`` (B, T, W).
+        """
         first = x[:, :1] + self.attend(q[:, :, :1], k, v)
         return first + self.mlp(first)
 
@@ -146,9 +152,10 @@ class Vision:
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Return the image embedding (B, C) of embedded ``tokens`` (B, T, W): class token, projected."""
-        for block in self.blocks[:-1]:
+        *inner, last = self.blocks
+        for block in inner:
             tokens = block(tokens)
-        return self.project(self.blocks[-1].class_only(tokens)[:, 0])
+        return self.project(last.class_only(tokens, *last.qkv(tokens))[:, 0])
 
     def tap(
         self,
@@ -179,7 +186,9 @@ class Vision:
 class Trace:
     """One walk of the plain image tower over a batch, keeping what methods have asked for.
 
-    All tensors are (B*T, 1+N, W), tiles flattened into the batch.
+    All tensors are (B*T, 1+N, W), tiles flattened into the batch.  In the last block the class token goes a
+    way of its own, so that it has the same bits whether or not a method reads the patches, which are
+    computed when they are asked for.
     """
 
     def __init__(self, vision: Vision, batch: Batch, taps: Mapping[str, set[int]]) -> None:
@@ -187,20 +196,36 @@ class Trace:
         self._kept: dict[tuple[str, int], Tensor] = {}
         self._shared: dict[str, Tensor] = {}
         x = vision.embed(batch.images.flatten(0, 1))
-        for number, block in enumerate(vision.blocks):
-            q, k, v = block.qkv(x)
-            middle = x + block.attend(q, k, v)
-            steps = {"stream": x, "middle": middle}
-            self._kept.update(
-                {(name, number): t for name, t in steps.items() if number in taps.get(name, ())}
-            )
-            if number in taps.get("values", ()):
-                self._kept["values", number] = block.attend(v, v, v)
-            for kind in get_args(Correlation):
-                if number in taps.get(kind, ()):
-                    self._kept[kind, number] = block.correlate(q, k, v, kind)
-            x = middle + block.mlp(middle)
-        self.output = x
+        *inner, last = vision.blocks
+        for number, block in enumerate(inner):
+            q, k, v = self._tapped(taps, number, block, x)
+            x = x + block.attend(q, k, v)
+            if number in taps.get("middle", ()):
+                self._kept["middle", number] = x
+            x = x + block.mlp(x)
+        self._last = last, x, *self._tapped(taps, len(inner), last, x)
+        self.class_token = last.class_only(*self._last[1:])[:, 0]
+        """The class token (B*T, W) that leaves the last block."""
+
+    def _tapped(
+        self, taps: Mapping[str, set[int]], number: int, block: Block, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of ``x`` in ``block``, and keep what is asked for of them."""
+        q, k, v = block.qkv(x)
+        if number in taps.get("stream", ()):
+            self._kept["stream", number] = x
+        if number in taps.get("values", ()):
+            self._kept["values", number] = block.attend(v, v, v)
+        for kind in get_args(Correlation):
+            if number in taps.get(kind, ()):
+                self._kept[kind, number] = block.correlate(q, k, v, kind)
+        return q, k, v
+
+    @cached_property
+    def output(self) -> Tensor:
+        """The residual stream (B*T, 1 + N, W) that leaves the last block."""
+        middle = self.middle(self._depth - 1)
+        return middle + self._last[0].mlp(middle)
 
     def stream(self, block: int) -> Tensor:
         """Return the residual stream (B, 1 + N, W) as it enters ``block``."""
@@ -212,7 +237,11 @@ class Trace:
 
     def middle(self, block: int) -> Tensor:
         """Return the residual stream (B, 1 + N, W) inside ``block``, after its attention, before its MLP."""
-        return self._get("middle", block)
+        place = "middle", block
+        if block == self._depth - 1 and place not in self._kept:
+            last, x, *attended = self._last
+            self._kept[place] = x + last.attend(*attended)
+        return self._get(*place)
 
     def values(self, block: int) -> Tensor:
         """Return the value-value attention (B, 1 + N, W) of ``block``, output-projected, without residual."""
@@ -262,11 +291,36 @@ class Text:
         return features
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Return text features (n, C) of ``tokens`` (n, L)."""
-        x = self.embed(tokens)
+        """Return text features (n, C) of ``tokens`` (n, L).
+
+        What several texts begin with is computed once: nothing that follows reaches it.
+        """
+        first, nodes = beginnings(tokens)
+        x = self.embed(tokens).flatten(0, 1)[first][None]
         for block in self.blocks:
-            x = block(x)
-        return self.pool(x, tokens)
+            q, k, v = (part[0, :, nodes].transpose(0, 1) for part in block.qkv(x))
+            mixed = block.gather(q, k, v).transpose(1, 2).flatten(0, 1)[first]
+            x = x + block.join(mixed.transpose(0, 1)[None])
+            x = x + block.mlp(x)
+        return self.pool(x[0][nodes], tokens)
+
+
+def beginnings(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where each distinct beginning of texts ends first, and which one ends at each token.
+
+    ``tokens`` (n, L); the places (M,) count through the flattened tokens, the numbers (n, L) are below M.
+    What follows the end of a text has the number of nobody in particular.
+    """
+    numbers: dict[tuple[int, ...], int] = {}
+    first: list[int] = []
+    nodes = torch.zeros_like(tokens, device="cpu")
+    for row, (text, end) in enumerate(zip(tokens.tolist(), tokens.argmax(dim=-1).tolist(), strict=True)):
+        for place in range(end + 1):
+            number = numbers.setdefault(tuple(text[: place + 1]), len(numbers))
+            if number == len(first):
+                first.append(row * tokens.shape[1] + place)
+            nodes[row, place] = number
+    return torch.tensor(first, device=tokens.device), nodes.to(tokens.device)
 
 
 class Clip:

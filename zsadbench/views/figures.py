@@ -121,22 +121,24 @@ def qualitative_figure(
     entered = {name: _enter(board, name, replays, images, pixels=False) for name in categories}
     shown = _by_key(entered, keys) if keys else _spread(entered, rows)
     with plots.style():
-        figure, grid = plots.panels(len(shown), 2 + len(board.rows))
+        headings = ["image", "mask", *(entry.label for entry in shown[0][0])]
+        figure, grid = plots.panels(len(shown), headings)
         for line, (entries, key) in zip(grid, shown, strict=True):
-            for axes, (heading, picture) in zip(line, _pictures(entries, key), strict=True):
-                plots.draw_picture(axes, picture, heading if line is grid[0] else "")
+            for axes, picture in zip(line, _pictures(entries, key), strict=True):
+                plots.draw_picture(axes, picture)
         plots.save(figure, out)
 
 
-def _pictures(entries: Sequence[Entry], key: str) -> list[tuple[str, Pixels]]:
+def _pictures(entries: Sequence[Entry], key: str) -> list[Pixels]:
+    """Return an image, its mask, and the map of each method."""
     photo, mask = _maps(entries[0]).picture(key, LONGEST)
     empty = np.zeros((photo.height, photo.width), np.bool_)
     truth = np.where(empty if mask is None else mask, 255, 0).astype(np.uint8)
-    found = [("image", np.asarray(photo)), ("mask", np.repeat(truth[..., None], 3, axis=2))]
+    found = [np.asarray(photo), np.repeat(truth[..., None], 3, axis=2)]
     for entry in entries:
         values = _maps(entry).map(key, (photo.height, photo.width))
         drawn = outlined(with_map(photo, values, entry.scale), mask)
-        found.append((entry.label, np.asarray(drawn)))
+        found.append(np.asarray(drawn))
     return found
 
 
@@ -213,7 +215,7 @@ def curves_figure(
             raise RecordError(f"{entry.label}: {entry.reasons['pixels']}")
     drawn = [known[kind] for kind in kinds] or [place for place in CURVES if curves_of(entries, *place)]
     with plots.style():
-        figure, panels = plots.sheet(3.2, 3.1, len(drawn), 5)
+        figure, panels = plots.sheet(3.2, 3.1, len(drawn), 5, plots.Margins(top=0.3))
         for axes, (level, kind) in zip(panels, drawn, strict=True):
             curves = curves_of(entries, level, kind)
             lines = [(index, plots.line_of(label, curve, kind, 1000)) for index, label, curve in curves]
@@ -244,8 +246,9 @@ def bars_figure(board: Board, out: Path, *, metrics: Sequence[str] = (), categor
     if not shown:
         raise RecordError("no method of this board has a value to draw")
     with plots.style():
-        height = 0.9 + 0.32 * len(rows)
-        figure, panels = plots.sheet(3.6, height, len(shown))
+        margins = plots.bar_margins([bar.label for _, bars in shown for bar in bars])
+        size = max(3.6, margins.left + 2.7), 0.9 + 0.32 * len(rows)
+        figure, panels = plots.sheet(*size, len(shown), margins=margins)
         for axes, (metric, bars) in zip(panels, shown, strict=True):
             plots.draw_bars(axes, bars, metric_title(metric), percent=metric != AVERAGE_RANK)
         plots.save(figure, out)

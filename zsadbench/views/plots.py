@@ -16,9 +16,9 @@ from typing import Any, Literal
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -105,30 +105,74 @@ def style() -> Iterator[None]:
         yield
 
 
-def sheet(width: float, height: float, plots: int = 1, columns: int = 4) -> tuple[Figure, list[Axes]]:
+@dataclass(frozen=True)
+class Margins:
+    """Inches around a plot that its labels take."""
+
+    left: float = 0.54
+    right: float = 0.17
+    top: float = 0.08
+    bottom: float = 0.47
+
+
+def sheet(
+    width: float, height: float, plots: int = 1, columns: int = 4, margins: Margins | None = None
+) -> tuple[Figure, list[Axes]]:
     """Return a figure with a number of plots of ``width`` x ``height`` inches, ``columns`` in a row."""
-    columns = min(plots, columns)
+    columns, margins = min(plots, columns), margins or Margins()
     rows = -(-plots // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    figure = _figure(width * columns, height * rows)
+    inside = width - margins.left - margins.right, height - margins.bottom - margins.top
+    places = ((number % columns * width, (rows - 1 - number // columns) * height) for number in range(plots))
+    return figure, [_axes(figure, x + margins.left, y + margins.bottom, *inside) for x, y in places]
+
+
+def panels(rows: int, headings: Sequence[str], side: float = 1.3) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure with a grid of axes of ``side`` inches for pictures, a heading above each column."""
+    gap, top = 0.02, 0.2
+    figure = _figure(side * len(headings), side * rows + top)
+    grid = [
+        [
+            _axes(figure, column * side + gap, row * side + gap, side - 2 * gap, side - 2 * gap)
+            for column in range(len(headings))
+        ]
+        for row in reversed(range(rows))
+    ]
+    size = 8 * min(1.0, (side - 2 * gap) / width_of(headings, 8))
+    for axes, heading in zip(grid[0], headings, strict=True):
+        axes.set_title(heading, fontsize=size)
+    return figure, grid
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    axes = [one for line in figure.subplots(rows, columns, squeeze=False) for one in line]
-    for unused in axes[plots:]:
-        unused.remove()
-    return figure, axes[:plots]
+    return figure
 
 
-def panels(rows: int, columns: int, side: float = 1.3) -> tuple[Figure, list[list[Axes]]]:
-    """Return a figure with a grid of axes of ``side`` inches for pictures."""
-    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
-    figure = Figure(figsize=(side * columns, side * rows + 0.2), layout=layout)
-    FigureCanvasAgg(figure)
-    return figure, [list(line) for line in figure.subplots(rows, columns, squeeze=False)]
+def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Return axes at a place in inches: a layout found by drawing takes as long as the picture itself."""
+    across, up = figure.get_size_inches()
+    return figure.add_axes((left / across, bottom / up, width / across, height / up))
 
 
-def draw_picture(axes: Axes, picture: NDArray[np.uint8], heading: str = "") -> None:
-    """Show RGB pixels (h, w, 3) with a heading above."""
+def bar_margins(labels: Sequence[str]) -> Margins:
+    """Return the room that bars need for their ``labels`` and for the numbers behind them."""
+    return Margins(left=width_of(labels) + 0.15, right=0.3)
+
+
+def width_of(texts: Sequence[str], size: float = 9) -> float:
+    """Return the inches that the widest of ``texts`` needs at most, in letters of ``size`` points."""
+    fine, coarser = 720, 1.04  # letters are set a little wider where there are fewer dots
+    renderer: Any = RendererAgg(1, 1, fine)  # type: ignore[no-untyped-call]
+    font = FontProperties(size=size)
+    widths = [renderer.get_text_width_height_descent(text, font, False)[0] for text in texts]
+    return coarser / fine * max(widths, default=0.0)
+
+
+def draw_picture(axes: Axes, picture: NDArray[np.uint8]) -> None:
+    """Show RGB pixels (h, w, 3)."""
     axes.imshow(picture, interpolation="none")
-    axes.set_title(heading, fontsize=8)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set(visible=True, linewidth=0.4)  # a white mask needs an edge on white paper
@@ -217,9 +261,18 @@ def draw_bars(axes: Axes, bars: Sequence[Bar], metric: str, *, percent: bool = T
 
 
 def add_legend(figure: Figure, axes: Axes) -> None:
-    """Put the names of the lines of ``axes`` below a figure."""
+    """Put the names of the lines of ``axes`` below a figure, which grows by their height."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
+    width, height = figure.get_size_inches()
+    entry = width_of(labels) + 0.6  # with its line and the space around it
+    columns = max(1, min(len(labels), 4, int(width / entry)))
+    more = 0.12 + 0.19 * -(-len(labels) // columns)
+    figure.set_size_inches(width, height + more)
+    for each in figure.axes:
+        x, y, across, up = each.get_position().bounds
+        each.set_position((x, (y * height + more) / (height + more), across, up * height / (height + more)))
+    size = 9 * min(1.0, width / entry)
+    figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, fontsize=size)
 
 
 def to_svg(figure: Figure, name: str) -> str:
