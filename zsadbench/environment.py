@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,34 @@ def seats_of(devices: Devices, nodes: Sequence[Mapping[str, float]]) -> list[Sea
         threads = max(1, min(c // g for c, g in zip(cpus, gpus, strict=True) if g))
         return [Seat("cuda", threads)] * (devices.count or sum(gpus))
     return [Seat("cpu", count, count) for count in cpus if count]
+
+
+INSTALL = "pip install 'zsadbench[cluster]'"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Workers that were asked for: those of this machine (``address`` is "local"), or a cluster's."""
+
+    address: str
+    devices: Devices
+
+
+def where(device: str, devices: str | None, cluster: str | None) -> str | Spread:
+    """Return the device of this process that was asked for, or workers.
+
+    Raises:
+        UsageError: for words that name none, or where Ray is missing.
+    """
+    if devices is None and cluster is None:
+        return device
+    if device != "auto":
+        raise UsageError(f"--device {device} is that of one process; with workers say --devices 0,1 or cpu:2")
+    chosen = Devices.of(devices or "auto")
+    if cluster is None:
+        seats, numbers = seats_here(chosen)
+        if len(seats) == 1:
+            return f"cuda:{numbers[0]}" if numbers else "cpu"
+    if not find_spec("ray"):
+        raise UsageError(f"workers need Ray: {INSTALL}")
+    return Spread(cluster or "local", chosen)

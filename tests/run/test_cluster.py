@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import pickle
+import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT
@@ -16,16 +16,18 @@ from typing import Any
 
 import pytest
 
-from tests.kit import toy
+from tests.kit import tiny, toy
 from tests.kit.factory import make_folder
+from tests.kit.rayless import Died, Rayless
 from tests.kit.terminal import call
 from tests.run.interrupted import differences, state
 from zsadbench import environment
-from zsadbench.environment import Devices, Seat, seats_here, seats_of
+from zsadbench.environment import INSTALL, Devices, Seat, Spread, device_name, seats_here, seats_of, where
 from zsadbench.errors import DatasetError, MethodError, UsageError, WeightsError
+from zsadbench.images import Loaded
 from zsadbench.method import load_method, opened, packed
 from zsadbench.records import evidence
-from zsadbench.run import cluster, worker
+from zsadbench.run import cluster, engine, worker
 from zsadbench.run.jobs import Request
 from zsadbench.run.plan import plan_run
 from zsadbench.run.run import Outcome, execute
@@ -36,15 +38,13 @@ FOUR = ("clip", "winclip", "musc", "anoclip+")
 
 
 class Nodes:
-    """Two machines of one CPU each, as far as Ray can tell; the second one may be lost, at last."""
+    """Two machines of one CPU each, as far as Ray can tell; the second one may be lost."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.mounted = folder
-        """Where the second machine looks for data first."""
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        self.second = self.cluster.add_node(num_cpus=1, env_vars={worker.DATA: str(folder)})
+        self.second = self.cluster.add_node(num_cpus=1)
 
     @property
     def address(self) -> str:
@@ -55,39 +55,43 @@ class Nodes:
         self.cluster.remove_node(self.second, allow_graceful=False)
 
 
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback only
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray = pytest.importorskip("ray", reason=f"workers need Ray: {cluster.INSTALL}")
-        found = Nodes(tmp_path_factory.mktemp("mounted"))
-        ray.init(address=found.address, log_to_driver=False)
-        yield found
-        ray.shutdown()
-        found.cluster.shutdown()
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback only
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    ray = pytest.importorskip("ray", reason=f"workers need Ray: {INSTALL}")
+    found = Nodes()
+    ray.init(address=found.address, log_to_driver=False)
+    yield found
+    ray.shutdown()
+    found.cluster.shutdown()
+
+
+HERE = "127.0.0.1:1"
+"""The address of workers in this process."""
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers in this process, as if on two machines, in place of Ray's."""
+    monkeypatch.setattr(cluster, "ray_at", Rayless(2).at)
+    monkeypatch.setattr(environment, "find_spec", bool)
+    monkeypatch.setattr(worker.Worker, "about", lambda w: ("host", device_name(w.device), str(id(w))))
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(engine, "load_clip", lambda backbone, *_: tiny.load(backbone))
     return make_folder(tmp_path / "parts", each=2)
 
 
-def run(
-    out: Path,
-    address: str | None = None,
-    methods: tuple[str, ...] = FOUR,
-    where: str = "demo",
-    **options: Any,
-) -> Outcome:
-    stop = options.pop("stop", None)
-    if where == "demo":
-        options = {"categories": ("pill", "dial", "wood"), "limit": 15} | options
-    elif methods == ("clip",):
+def run(out: Path, address: str | None, data: Path | str, **options: Any) -> Outcome:
+    methods, stop = options.pop("methods", ("clip",)), options.pop("stop", None)
+    if methods == ("clip",):
         options = {"backbone": "tiny-l14", "weights": "random", "settings": {"size": "28"}} | options
     request = Request(out=out, cluster=address, quiet=True, workers=1, **options)
-    return execute(methods, [where], request, stop)
+    return execute(methods, [str(data)], request, stop)
 
 
 def after(patch: pytest.MonkeyPatch, slices: int, act: Callable[[], None]) -> None:
@@ -103,11 +107,14 @@ def after(patch: pytest.MonkeyPatch, slices: int, act: Callable[[], None]) -> No
     patch.setattr(evidence.EvidenceStore, "put", counted)
 
 
-def test_a_machine_without_the_images_says_so_first(nodes: Nodes, data: Path, tmp_path: Path) -> None:
-    (nodes.mounted / "parts").mkdir()
-    with pytest.raises(DatasetError, match="does not see the same images: 12 of 12 files of 'parts'"):
-        run(tmp_path / "out", nodes.address, ("clip",), str(data))
-    (nodes.mounted / "parts").rmdir()
+@pytest.mark.usefixtures("here")
+def test_a_machine_without_the_images_says_so_first(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mounted" / "parts").mkdir(parents=True)
+    monkeypatch.setenv(worker.DATA, str(tmp_path / "mounted"))
+    with pytest.raises(DatasetError, match="host does not see the same images: 12 of 12 files of 'parts'"):
+        run(tmp_path / "out", HERE, data)
     assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 
@@ -118,23 +125,27 @@ class Told:
         options: dict[str, Any] = {"backbone": "tiny-l14", "weights": "random", "settings": {"size": "28"}}
         (self.plan,) = plan_run(["clip"], [str(data)], Request(out=out, quiet=True, workers=1, **options))
         self.brief = worker.Brief.of([job.task for job in self.plan.jobs], self.plan.data)
-        self.sizes = cluster._sizes(self.plan.data.root, self.plan.contents)
+        self.sizes = worker.sizes_of(self.plan.data.root, self.plan.contents)
         self.worker = worker.Worker(Seat("cpu"), "fp32", None, 1)
+
+    def observe(self) -> Any:
+        return self.worker.observe(packed(self.plan.data.samples[:4], {}, self.plan.data.root), [0])
 
     def take(self, **changes: Any) -> Any:
         return self.worker.take(replace(self.brief, **changes), self.sizes)
 
 
+@pytest.mark.usefixtures("here")
 def test_images_may_lie_elsewhere_on_a_worker_but_must_be_the_same(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(tmp_path / "one", None, ("clip",), str(data))
+    run(tmp_path / "one", None, data)
     told = Told(data, tmp_path / "two")
     monkeypatch.setenv(worker.DATA, str(tmp_path / "mounted"))
     elsewhere = make_folder(tmp_path / "mounted" / "parts", each=2)
     data.rename(tmp_path / "away")
     assert told.take()[1] == told.worker.about()[1]
-    found = told.worker.observe(told.plan.data.samples[:4], [0])
+    found = told.observe()
     (first, _) = sorted((tmp_path / "one").rglob("*.safetensors"))
     assert found.slices == {0: first.read_bytes()}
     other = elsewhere / "bolt" / "test" / "good" / "0.png"
@@ -144,6 +155,7 @@ def test_images_may_lie_elsewhere_on_a_worker_but_must_be_the_same(
         raise told.take()
 
 
+@pytest.mark.usefixtures("here")
 def test_a_worker_refuses_other_code_and_other_weights(data: Path, tmp_path: Path) -> None:
     told = Told(data, tmp_path)
     error = told.take(versions={**told.brief.versions, "torch": "1.0"})
@@ -153,66 +165,82 @@ def test_a_worker_refuses_other_code_and_other_weights(data: Path, tmp_path: Pat
     assert str(error).startswith("has other weights of clip (random/tiny-l1")
 
 
-def test_a_users_file_travels_by_content_and_images_that_fail_are_recorded(
-    nodes: Nodes, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("here")
+def test_images_that_fail_are_recorded_and_workers_score(data: Path, tmp_path: Path) -> None:
     broken = data / "bolt" / "test" / "hole" / "1.png"
     broken.write_bytes(broken.read_bytes()[:-30])  # its header is sound
-    spec = toy.write(tmp_path)
-    one = run(tmp_path / "one", None, (spec,), str(data), settings={"gain": "0.5"})
-    mine, away = tmp_path / "mine.py", tmp_path / "away.py"
-    after(monkeypatch, 1, lambda: (away.rename(mine), None)[1])
-    of = worker.Brief.of
-    monkeypatch.setattr(worker.Brief, "of", lambda *given: (of(*given), mine.rename(away))[0])
-    options = {"settings": {"gain": "0.5"}, "devices": "cpu:1"}
-    two = run(tmp_path / "two", nodes.address, (spec,), str(data), **options)
+    options: dict[str, Any] = {"methods": (toy.write(tmp_path),), "settings": {"gain": "0.5"}}
+    one = run(tmp_path / "one", None, data, **options)
+    two = run(tmp_path / "two", HERE, data, **options)
     assert one.failed == two.failed and set(two.failed) == {"bolt/test/hole/1.png"}
     assert differences(state(tmp_path / "one"), state(tmp_path / "two")) == []
 
 
-def test_files_beside_a_users_file_travel_too(tmp_path: Path) -> None:
+def test_files_beside_a_users_file_travel_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beside = toy.SOURCE.replace("from zsadbench.maps import render", "from .shapes import render")
     (tmp_path / "mine.py").write_text(beside)
     (tmp_path / "shapes.py").write_text("from zsadbench.maps import render\n")
-    method = load_method(f"{tmp_path / 'mine.py'}:Mine", gain=0.25)
-    content = pickle.dumps((packed(method), pickle.dumps(method)))
+    sent = load_method(f"{tmp_path / 'mine.py'}:Mine", gain=0.25)
+    parcel = packed([sent, tmp_path / "a.png"], {"mine": sent}, tmp_path)
     for path in tmp_path.glob("*.py"):
         path.unlink()
-    code = (
-        "import pickle, sys; from zsadbench.method import opened\n"
-        "parcel, method = pickle.load(sys.stdin.buffer); opened(parcel, 'mine')\n"
-        "method = pickle.loads(method)\n"
-        "print(method.gain, [name for name, path, source in parcel.files])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], input=content, capture_output=True, check=True)
-    assert done.stdout.decode() == "0.25 ['mine', 'shapes']\n"
-    assert packed(load_method("clip")) is None
+    for name in [name for name in sys.modules if name.startswith(type(sent).__module__.partition(".")[0])]:
+        monkeypatch.delitem(sys.modules, name)  # as in another process
+    method, path = opened(parcel, Path("/there"))
+    assert type(method) is not type(sent) and repr(method) == repr(sent) and method.gain == 0.25
+    assert [name for name, *_ in parcel.code[0].files] == ["mine", "shapes"]
+    assert path == Path("/there/a.png")
+    clip = load_method("clip")
+    assert packed(clip, {"clip": clip}, tmp_path).code == ()
 
 
 def test_a_worker_that_cannot_import_a_file_names_it(tmp_path: Path) -> None:
     method = load_method(toy.write(tmp_path))
-    parcel = packed(method)
-    assert parcel
-    other = parcel.__class__(
-        "zsad_user_0.mine", ((*parcel.files[0][:2], b"import nothing_of_that_name"),), ""
-    )
-    with pytest.raises(MethodError, match=r"mine: cannot be imported by a worker.*nothing_of_that_name"):
-        opened(other, "mine")
+    parcel = packed(method, {"mine": method}, tmp_path)
+    code = replace(parcel.code[0], module="zsad_user_0.mine", files=(("mine", "mine.py", b"import nothing"),))
+    with pytest.raises(MethodError, match=r"mine: cannot be imported by a worker.*'nothing'"):
+        opened(replace(parcel, code=(code,)), tmp_path)
 
 
+def deadly(patch: pytest.MonkeyPatch, times: int) -> None:
+    """Let workers die over the first image of the cloths, so many times."""
+    observe, deaths = engine.Encoder.observe, list[int]()
+
+    def die(encoder: engine.Encoder, loaded: Sequence[Loaded], tasks: Sequence[engine.Task]) -> Any:
+        if len(deaths) < times and any(item.sample.key == "cloth/test/good/0.png" for item in loaded):
+            deaths.append(1)
+            raise Died("its process ended")
+        return observe(encoder, loaded, tasks)
+
+    patch.setattr(engine.Encoder, "observe", die)
+
+
+@pytest.mark.usefixtures("here")
 def test_a_worker_that_always_dies_stops_the_run_and_says_where(
-    nodes: Nodes, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "TRIES", 2)
-    deadly = "        import os\n        if 'cloth/test/good/0.png' in batch.keys:\n            os._exit(1)\n"
-    source = toy.SOURCE.replace("        images = batch.images\n", f"{deadly}        images = batch.images\n")
-    assert source != toy.SOURCE
-    (tmp_path / "mine.py").write_text(source)
-    with pytest.raises(MethodError, match=r"2 workers died at cloth/test/good/0.png.*its process ended"):
-        run(tmp_path / "out", nodes.address, (f"{tmp_path / 'mine.py'}:Mine",), str(data), devices="cpu:1")
+    deadly(monkeypatch, cluster.TRIES)
+    with pytest.raises(MethodError, match=r"3 workers died at cloth/test/good/0.png.*its process ended"):
+        run(tmp_path / "out", HERE, data)
     assert len(list((tmp_path / "out").rglob("*.safetensors"))) <= 1
 
 
+@pytest.mark.usefixtures("here")
+def test_work_of_a_worker_that_dies_is_done_by_another(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "one", None, data)
+    monkeypatch.setattr(evidence, "SLICE", 64)
+    deadly(monkeypatch, cluster.TRIES - 1)
+    words = ["run", "-m", "clip", "-d", data, *TINY, "--workers", "1", "--cluster", HERE]
+    assert call(*words, "--out", tmp_path / "two") == 0
+    said = capfd.readouterr().err
+    assert "worker 1 (host) is replaced: its process ended" in said
+    assert re.search(r"worker \d \(cpu \(.*\), host\): \d images, [\d.]+ images/s", said)
+    assert differences(state(tmp_path / "one"), state(tmp_path / "two")) == []
+
+
+@pytest.mark.usefixtures("here")
 def test_a_worker_answers_with_what_fails_for_every_image(data: Path, tmp_path: Path) -> None:
     told = Told(data, tmp_path)
     told.take()
@@ -220,63 +248,95 @@ def test_a_worker_answers_with_what_fails_for_every_image(data: Path, tmp_path: 
         toy.write(tmp_path, "images = batch.images", "images = batch.no")
     )
     told.worker.tasks[0].observer = None
-    error = told.worker.observe(told.plan.data.samples[:4], [0])
+    error = told.observe()
     assert isinstance(error, MethodError) and f"({tmp_path}/mine.py:" in str(error)
 
 
+@pytest.mark.usefixtures("here")
 def test_an_interruption_keeps_what_is_in_work_and_the_next_run_goes_on(
-    nodes: Nodes, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evidence, "SLICE", 1)
     stop, out = threading.Event(), tmp_path / "two"
     with monkeypatch.context() as patch:
         after(patch, 1, stop.set)
         with pytest.raises(KeyboardInterrupt):
-            run(out, nodes.address, ("clip",), str(data), stop=stop, devices="cpu:1")
+            run(out, HERE, data, stop=stop)
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     assert 1 <= len(kept) < 8
-    run(out, None, ("clip",), str(data))
-    run(tmp_path / "one", None, ("clip",), str(data))
+    run(out, None, data)
+    run(tmp_path / "one", None, data)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     assert differences(state(tmp_path / "one"), state(out)) == []
+
+
+@pytest.mark.usefixtures("here")
+def test_runs_are_scored_again_by_workers_and_no_record_is_of_a_part(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results"
+    run(out, None, data)
+    run(out, None, data, settings={"size": "42"})
+    folders = sorted(path.parent for path in out.rglob("observation.json"))
+    words = ["score", *folders, "--protocol", "common-1", "--size", "64", "--workers", "1"]
+    assert call(*words) == 0
+    one = state(out)
+    for path in out.rglob("common-1*/*"):
+        path.unlink()
+    assert call(*words, "--cluster", HERE) == 0
+    assert differences(one, state(out)) == []
+
+    stop, score = threading.Event(), worker.Worker.score
+
+    def last(*given: Any) -> Any:
+        stop.set()
+        return score(*given)
+
+    monkeypatch.setattr(worker.Worker, "score", last)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "other", HERE, data, stop=stop)
+    assert not list((tmp_path / "other").rglob("record.json"))
 
 
 def test_a_machine_is_lost_and_nothing_differs(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evidence, "SLICE", 3)
-    run(tmp_path / "one", batch_size=3)  # batches end with slices, which workers do not cut
+    monkeypatch.setattr(evidence, "SLICE", 2)
+    options: dict[str, Any] = {"methods": FOUR, "categories": ("pill", "wood"), "limit": 10}
+    run(tmp_path / "one", None, "demo", batch_size=2, **options)  # batches end with slices, as workers' do
     with monkeypatch.context() as patch:
         after(patch, 2, nodes.lose)
-        outcome = run(tmp_path / "two", nodes.address, batch_size=3)
+        outcome = run(tmp_path / "two", nodes.address, "demo", batch_size=2, **options)
     one, two = state(tmp_path / "one"), state(tmp_path / "two")
-    assert len([name for name in one if name.endswith(".safetensors")]) == 2 * 6 + 2 * 3
+    assert len([name for name in one if name.endswith(".safetensors")]) == 2 * 6 + 2 * 2
     assert differences(one, two) == []
     for record in outcome.records:
         first, second = record.observation["devices"]
         assert first["device"] == second["device"] == record.observation["environment"]["device"]
-        assert first["images"] + second["images"] == 30  # every category twice: by slices, and as a whole
+        assert first["images"] + second["images"] == 20  # every category twice: by slices, and as a whole
         assert record.observation["seconds"].keys() >= {"load", "text", "encode", "store", "total"}
 
 
-def test_the_command_on_two_workers_of_this_machine(nodes: Nodes, data: Path, tmp_path: Path) -> None:
+def test_the_command_on_two_workers_of_this_machine(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason=f"workers need Ray: {INSTALL}")
     words = ["run", "-m", "clip", "-d", str(data), *TINY, "--workers", "1", "--out"]
-    surroundings = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
-        "OMP_NUM_THREADS": "2"
-    }
     process = subprocess.Popen(
         [*ZSAD, *words, str(tmp_path / "two"), "--devices", "cpu:2"],
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=surroundings,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        start_new_session=True,
     )
     while process.poll() is None and not any((tmp_path / "two").rglob("observation.json")):
         time.sleep(0.05)
-    process.send_signal(SIGINT)
-    _, said = process.communicate(timeout=120)
+    os.killpg(process.pid, SIGINT)  # as a terminal does
+    out, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    assert "interrupted; what is observed is kept" in said
-    assert "Traceback" not in said
+    *others, last = said.splitlines()
+    assert last.startswith("interrupted; what is observed is kept")
+    known = re.compile(r"parts: clip: 8 images|finishing the slice in work.*|worker \d \(cpu.*images/s")
+    assert out == "" and not [line for line in others if not known.fullmatch(line)]
     assert call(*words, tmp_path / "two", "-q") == 0
 
 
@@ -310,17 +370,18 @@ def test_seats(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_a_run_computes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert cluster.where("cpu", None, None) == "cpu"
-    assert cluster.where("auto", "auto", None) == cluster.where("auto", "cpu:1", None) == "cpu"
-    assert cluster.where("auto", "auto", "local") == cluster.Spread("local", Devices())
+    monkeypatch.setattr(environment, "find_spec", bool)
+    assert where("cpu", None, None) == "cpu"
+    assert where("auto", "auto", None) == where("auto", "cpu:1", None) == "cpu"
+    assert where("auto", "auto", "local") == Spread("local", Devices())
     with pytest.raises(UsageError, match="--device cpu is that of one process"):
-        cluster.where("cpu", "cpu:2", None)
+        where("cpu", "cpu:2", None)
 
 
 def test_without_ray_one_line_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, data: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    monkeypatch.setattr(environment, "find_spec", lambda name: None)
     assert call("run", "-m", "clip", "-d", data, "--devices", "cpu:2") == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line == "error: workers need Ray: pip install 'zsadbench[cluster]'"

@@ -21,7 +21,7 @@ from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
 from zsadbench.scoring import StoredMaps, on_cores
 from zsadbench.scoring.category import CategoryScores
-from zsadbench.scoring.observation import score_all, score_run
+from zsadbench.scoring.observation import Scoring, score_run, scored
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +126,11 @@ def test_evidence_of_other_images_is_refused(record: Record, tmp_path: Path) -> 
         "dataset": record.observation["dataset"] | {"contents": "0" * 64},
     }
     with pytest.raises(RecordError, match="its evidence is of other images"):
-        score_all(tmp_path, observation, stored.dataset, stored.rules, units, 1)
+        next(scored([Scoring.of(tmp_path, observation, stored.dataset, stored.rules, units)], 1))
 
     def bare(helpers: int) -> CategoryScores | None:
         found = units[0](helpers)
         return found and dataclasses.replace(found, hashes={})
 
     # What carries no hashes, as maps of other code, has nothing to compare.
-    score_all(tmp_path, observation, stored.dataset, stored.rules, [bare], 1)
+    next(scored([Scoring.of(tmp_path, observation, stored.dataset, stored.rules, [bare])], 1))

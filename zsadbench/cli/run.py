@@ -210,8 +210,9 @@ def _say_failed(failed: Mapping[str, str]) -> None:
 @grouped
 def score(
     *,
-    run_dir: Annotated[
-        Path | None, typer.Argument(metavar="RUN_DIR", help="A run's folder: results/DATASET/METHOD/ID.")
+    run_dirs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN_DIR]...", help="Folders of runs: results/DATASET/METHOD/ID."),
     ] = None,
     maps: Annotated[
         Path | None,
@@ -248,10 +249,11 @@ def score(
     code: Code,
     evaluation: Evaluation,
     workers: Workers = None,
+    spreading: Spreading,
     context: typer.Context,
 ) -> None:
-    """Score a run again from its evidence, without CLIP; or score anomaly maps of other code."""
-    if (run_dir is None) == (maps is None):
+    """Score runs again from their evidence, without CLIP; or score anomaly maps of other code."""
+    if (not run_dirs) == (maps is None):
         raise UsageError("give either a run's folder or --maps DIR --dataset ID")
     options: dict[str, Any] = {
         "size": evaluation.size,
@@ -262,18 +264,19 @@ def score(
         "data": data,
         "workers": workers,
     }
-    if run_dir is not None:
-        from ..scoring import score_run
+    if run_dirs:
+        from ..run import score_runs
 
         _refuse_given(context, ("scores", "name", "dataset", "out", "category"), "with --maps only")
-        users = code.users()
-        show([score_run(run_dir, evaluation.protocol, settings=pairs(settings), users=users, **options)])
+        options |= {"settings": pairs(settings), "users": code.users(), **vars(spreading)}
+        with interruptible("interrupted; repeat the command"):
+            show(score_runs(run_dirs, evaluation.protocol, say=_tell, **options))
         return
     if dataset is None or maps is None:
         raise UsageError("foreign maps need the dataset they belong to: --dataset ID")
     from ..run import score_maps_record
 
-    _refuse_given(context, ("settings", "method"), "with a run's folder only")
+    _refuse_given(context, ("settings", "method", "devices", "cluster"), "with a run's folder only")
     found = score_maps_record(
         maps,
         dataset,
@@ -285,6 +288,10 @@ def score(
         **options,
     )
     show([found])
+
+
+def _tell(line: str) -> None:
+    say(line, sys.stderr)
 
 
 def _refuse_given(context: typer.Context, names: Sequence[str], where: str) -> None:

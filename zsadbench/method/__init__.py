@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .card import REFERENCE, WORDLESS, Layer, MethodCard, method_cards
     from .contract import Check, check
     from .draft import draft_method, draft_prompts
-    from .parcel import Parcel, opened, packed, refuse_other_code
+    from .parcel import Parcel, opened, packed
     from .protocol import Drawing, Evidence, Method, Observer, Relating, Tell
     from .registry import Resolved, load_method, parse_spec, recipe_of, resolve, wordings
     from .settings import as_text, convert, describe, flattened, hints, override, places
@@ -63,7 +63,6 @@ __all__ = [
     "places",
     "prompts_sent",
     "recipe_of",
-    "refuse_other_code",
     "resolve",
     "source_digest",
     "with_checkpoint",

@@ -1,7 +1,7 @@
-"""A user's method on its way to another process: the text of its file and of those beside it, never a path.
+"""Objects on their way to another process, with the code of the users' methods in them.
 
-What was ``zsad_user_<stamp>.<file>`` where the user named it has the same name where the parcel is opened, so
-that its objects can be pickled.
+Of a method in a user's file the text of the file and of those beside it travels, never a path.  What was
+``zsad_user_<stamp>.<file>`` where the user named it has the same name where the parcel is opened.
 """
 
 from __future__ import annotations
@@ -9,84 +9,127 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import io
+import pickle
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ..errors import MethodError
 from .user import PACKAGES, let_shipped_in, said_of, source_files
 
+Files = tuple[tuple[str, str, bytes], ...]
+"""Name, path (to be told in errors) and source of files."""
+
 
 @dataclass(frozen=True)
-class Parcel:
-    """The code of a user's method.
+class Code:
+    """The code of a user's method: its module, the files it is made of, and the SHA-256 over their sources.
 
-    ``module`` is its dotted name, empty for a class of an installed package; ``files`` are name, path (to be
-    told in errors) and source of each file; ``digest`` is the SHA-256 over the sources.
+    Of a class in an installed package no file travels.
     """
 
+    method: str
     module: str
-    files: tuple[tuple[str, str, bytes], ...]
+    files: Files = field(repr=False)
     digest: str
 
 
-def packed(method: object) -> Parcel | None:
-    """Return the code of a user's method; None for a method of the toolkit, which is everywhere.
+@dataclass(frozen=True)
+class Parcel:
+    """An object on its way, with the code of users' methods that it needs."""
+
+    code: tuple[Code, ...]
+    content: bytes = field(repr=False)
+
+
+def packed(value: object, methods: Mapping[str, object], root: Path) -> Parcel:
+    """Return a parcel of ``value``, in which there are ``methods``, by name, and paths below ``root``.
 
     Raises:
-        MethodError: if a file of it was taken away.
+        MethodError: if a file of a user's method was taken away.
     """
-    cls = type(method)
+    content = io.BytesIO()
+    _Pickler(content, root).dump(value)
+    code = [_code(name, type(method)) for name, method in methods.items()]
+    return Parcel(tuple(one for one in code if one), content.getvalue())
+
+
+def opened(parcel: Parcel, root: Path) -> Any:
+    """Return the object of a parcel; its paths lie below ``root`` now.
+
+    Raises:
+        MethodError: if the code of a method cannot be imported here, or is other code here.
+    """
+    for code in parcel.code:
+        _import(code)
+    return _Unpickler(io.BytesIO(parcel.content), root).load()
+
+
+class _Pickler(pickle.Pickler):
+    """Writes paths below a folder by their names there."""
+
+    def __init__(self, file: io.BytesIO, root: Path) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.root = root
+
+    def persistent_id(self, value: Any) -> str | None:
+        if isinstance(value, Path) and value.is_relative_to(self.root):
+            return value.relative_to(self.root).as_posix()
+        return None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, root: Path) -> None:
+        super().__init__(file)
+        self.root = root
+
+    def persistent_load(self, name: str) -> Path:
+        return self.root / name
+
+
+def _code(method: str, cls: type) -> Code | None:
+    """Return the code of a user's method; None for a method of the toolkit, which is everywhere."""
     if cls.__module__.startswith(f"{__package__.partition('.')[0]}."):
         return None
     try:
-        files = _sources(cls)
+        files = _sources(Path(inspect.getfile(cls)))
     except OSError as error:
         raise MethodError(
             f"{error.filename}: cannot be read ({error.strerror}) to be sent to workers"
         ) from None
-    digest = hashlib.sha256(b"".join(source for _, _, source in files)).hexdigest()
-    return Parcel(cls.__module__ if cls.__module__.startswith(PACKAGES) else "", files, digest)
+    travels = cls.__module__.startswith(PACKAGES)
+    return Code(method, cls.__module__, files if travels else (), _digest(files))
 
 
-def opened(parcel: Parcel, method: str) -> None:
-    """Import the code of a parcel; ``method`` is its name in errors.
-
-    Raises:
-        MethodError: if it cannot be imported here.
-    """
-    if not parcel.module or parcel.module in sys.modules:
-        return
-    package = ModuleType(parcel.module.partition(".")[0])
-    package.__path__ = []
-    sys.modules[package.__name__] = package
-    sys.meta_path.insert(0, _Sent(package.__name__, parcel.files))
-    let_shipped_in()
+def _import(code: Code) -> None:
+    if code.files and code.module not in sys.modules:
+        package = ModuleType(code.module.partition(".")[0])
+        package.__path__ = []
+        sys.modules[package.__name__] = package
+        sys.meta_path.insert(0, _Sent(package.__name__, code.files))
+        let_shipped_in()
     try:
-        importlib.import_module(parcel.module)
+        module = importlib.import_module(code.module)
     except (Exception, SystemExit) as error:
-        raise MethodError(f"{method}: cannot be imported by a worker ({said_of(error)})") from error
+        raise MethodError(f"{code.method}: cannot be imported by a worker ({said_of(error)})") from error
+    if not code.files and _digest(_sources(Path(str(module.__file__)))) != code.digest:
+        raise MethodError(
+            f"{code.method}: {code.module} is other code here; install the same version on every machine"
+        )
 
 
-def refuse_other_code(parcel: Parcel, method: object, name: str) -> None:
-    """Refuse a class of an installed package that is another one here than where the parcel was packed.
-
-    Raises:
-        MethodError: naming the package.
-    """
-    own = None if parcel.module else packed(method)
-    if own and own.digest != parcel.digest:
-        package = type(method).__module__
-        raise MethodError(f"{name}: {package} is other code here; install the same version on every machine")
+def _sources(path: Path) -> Files:
+    return tuple((file.stem, str(file), file.read_bytes()) for file in source_files(path))
 
 
-def _sources(cls: type) -> tuple[tuple[str, str, bytes], ...]:
-    found: Sequence[Path] = source_files(Path(inspect.getfile(cls)))
-    return tuple((path.stem, str(path), path.read_bytes()) for path in found)
+def _digest(files: Files) -> str:
+    return hashlib.sha256(b"".join(source for _, _, source in files)).hexdigest()
 
 
 class _Sent(MetaPathFinder, Loader):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .contents import Contents
     from .evidence import (
         EvidenceStore,
+        Kept,
         Slice,
         by_category,
         encoded,
@@ -64,6 +65,7 @@ __all__ = [
     "Group",
     "Grouping",
     "ImageRow",
+    "Kept",
     "NewerSchema",
     "Published",
     "Record",

@@ -83,15 +83,15 @@ class EvidenceStore:
         """
         write_atomic(self.path(number), content)
 
-    def read(self, number: int, *, tensors: bool = True) -> Slice:
-        """Read a slice, the whole of it or with ``tensors=False`` all but the evidence itself.
+    def content(self, number: int) -> bytes:
+        """Return what the file of a slice holds.
 
         Raises:
-            RecordError: if the file is missing or damaged; the same run again observes that slice anew.
+            RecordError: if it is missing or cannot be read.
         """
         path = self.path(number)
         try:
-            content = path.read_bytes()
+            return path.read_bytes()
         except FileNotFoundError:
             raise RecordError(
                 f"{path}: this slice of evidence is missing; repeat the zsad run command, it observes only "
@@ -99,6 +99,14 @@ class EvidenceStore:
             ) from None
         except OSError as error:
             raise RecordError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+
+    def read(self, number: int, *, tensors: bool = True) -> Slice:
+        """Read a slice, the whole of it or with ``tensors=False`` all but the evidence itself.
+
+        Raises:
+            RecordError: if the file is missing or damaged; the same run again observes that slice anew.
+        """
+        path, content = self.path(number), self.content(number)
         try:
             return _decoded(content, tensors)
         except Exception as error:  # safetensors raises a type of its own
@@ -152,6 +160,22 @@ class EvidenceStore:
             {key: reason for part in parts for key, reason in part.failed.items()},
             digest=joined_digest(parts),
         )
+
+
+class Kept(EvidenceStore):
+    """Evidence in memory: what the files of a run's folder would hold, by number."""
+
+    def __init__(self, run_dir: Path, contents: Mapping[int, bytes] | None = None) -> None:
+        super().__init__(run_dir)
+        self.contents = dict(contents or {})
+
+    def put(self, number: int, content: bytes) -> None:
+        """Keep what ``encoded`` made of a slice."""
+        self.contents[number] = content
+
+    def content(self, number: int) -> bytes:
+        """Return what was kept of a slice."""
+        return self.contents[number]
 
 
 def encoded(part: Slice) -> bytes:

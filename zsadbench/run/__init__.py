@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .foreign import score_maps, score_maps_record
     from .gathered import Gathered, related, too_few
     from .jobs import Request, find_samples
-    from .run import execute, run
+    from .run import execute, run, score_runs
     from .zeroshot import held_checkpoints, trained_on
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "run",
     "score_maps",
     "score_maps_record",
+    "score_runs",
     "too_few",
     "trained_on",
 ]

@@ -1,8 +1,9 @@
-"""A run on many devices: workers observe what is missing, and the process that was asked writes it.
+"""A run on many devices: workers observe and score, and the process that was asked writes what they find.
 
-The unit of work is a slice of the sample list with every method that needs it.  Workers are actors of Ray
-(https://docs.ray.io).  Work that a dead worker held is handed out again, and another takes its place.
-``--devices`` is the same on a Ray of this machine alone, which nothing outside reaches.
+A unit of work is a slice of the sample list with every method that needs it, or a category of a method to be
+scored.  Workers are actors of Ray (https://docs.ray.io).  Work that a dead worker held is handed out again,
+and another takes its place.  ``--devices`` is the same on a Ray of this machine alone, which nothing outside
+reaches.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..environment import Devices, Seat, seats_here, seats_of
+from ..environment import Seat, Spread, seats_here, seats_of
 from ..errors import MethodError, UsageError, ZsadError
+from ..method import packed
 from ..progress import Progress
 from ..records import Contents
 from ..samples import Dataset
+from ..scoring import CategoryScores, Portion
+from ..scoring import Unit as ScoringUnit
 from .engine import Pass, Task, images_at_once
-from .worker import Brief, Found, Worker, below, ray_at
+from .worker import Brief, Found, Worker, cause_of, ray_at, sizes_of
 
 IN_FLIGHT = 2
 """Units that a worker has at a time, so that it never waits for the next."""
@@ -35,7 +38,6 @@ PATIENCE = 300.0
 """Seconds that the first worker may take to start, and a worker to load towers."""
 LATE = 60.0
 """Seconds that the others may start later than the first."""
-INSTALL = "pip install 'zsadbench[cluster]'"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,19 @@ class Unit:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+
+@dataclass(frozen=True, eq=False)
+class Lot:
+    """A category of a method to be scored, the ``number``-th of all."""
+
+    number: int
+    unit: ScoringUnit
+
+
+Work = Unit | Lot
+Options = tuple[str, int | None, int | None]
+"""What every worker computes with: number type, batch size and threads that decode, where they are said."""
 
 
 def units(tasks: Sequence[Task]) -> list[Unit]:
@@ -84,13 +99,13 @@ class Hand:
 
 
 class Team:
-    """Workers that observe one dataset after the other.  ``stop`` is set when the user interrupts."""
+    """Workers that observe and score, dataset by dataset.  ``stop`` is set when the user interrupts."""
 
     def __init__(
         self,
         ray: Any,
         seats: Sequence[Seat],
-        options: tuple[Any, ...],
+        options: Options,
         own: bool,
         stop: threading.Event,
         say: Callable[[str], None],
@@ -100,8 +115,9 @@ class Team:
         self.remote = ray.remote(concurrency_groups={"aside": 1})(Worker)
         self.brief: Any = None
         self.sizes: Any = None
-        self.calls: dict[Any, tuple[Hand, Unit | None]] = {}
+        self.calls: dict[Any, tuple[Hand, Work | None]] = {}
         self.lost = ""
+        self.seen: set[tuple[Path, str]] = set()
         self.hands = [self._hired(seat, number) for number, seat in enumerate(seats)]
         self._gather()
 
@@ -125,14 +141,16 @@ class Team:
         Raises:
             ZsadError: from a worker that lacks something, before anything is encoded.
         """
-        self.tasks, self.samples, self.progress = tasks, data.samples, progress
+        self.tasks, self.samples, self.root, self.progress = tasks, data.samples, data.root, progress
+        self.seen.add((data.root, data.digest))
         self.brief = self.ray.put(Brief.of(tasks, data))
-        self.sizes = None if self.own else self.ray.put(_sizes(data.root, contents))
+        self.sizes = None if self.own else self.ray.put(sizes_of(data.root, contents))
         seen: set[str] = set()
         for hand in self.hands:
             self._tell(hand, look=hand.node not in seen)
             seen.add(hand.node)
-        self._work(deque(), lambda hand, unit, found: None)
+        for _ in self._work(deque()):
+            pass
 
     def observe(self) -> Pass:
         """Observe every missing slice, and write each as it comes in.
@@ -144,29 +162,11 @@ class Team:
         report = Pass()
         covered = bytearray(len(self.samples))
         self.progress.start()
-
-        def taken(hand: Hand, unit: Unit, found: Found) -> None:
-            start = time.perf_counter()
-            for t, number in unit.owners:
-                if t in found.slices:
-                    self.tasks[t].store.put(number, found.slices[t])
-                    self.tasks[t].missing.discard(number)
-            report.add("store", time.perf_counter() - start)
-            if not found.slices:
-                return
-            for phase, seconds in found.report.seconds.items():
-                report.add(phase, seconds)
-            report.images += len(unit) - sum(covered[unit.start : unit.stop])
-            covered[unit.start : unit.stop] = b"\1" * len(unit)
-            report.batch_size = min(found.batch_size, report.batch_size or found.batch_size)
-            report.memory_mb = max(found.memory_mb, report.memory_mb)
-            hand.images, hand.seconds = hand.images + len(unit), hand.seconds + found.report.seconds["total"]
-            self.progress.advance(len(unit))
-
         for hand in self.hands:
             hand.images, hand.seconds = 0, 0.0
         try:
-            self._work(deque(units(self.tasks)), taken)
+            for hand, unit, found in self._work(deque(units(self.tasks))):
+                self._take(hand, unit, found, report, covered)
         finally:
             report.devices = [
                 {"device": hand.device, "images": hand.images, "images_per_second": round(hand.rate, 3)}
@@ -175,26 +175,69 @@ class Team:
             self._tell_rates()
         return report
 
+    def _take(self, hand: Hand, unit: Unit, found: Found, report: Pass, covered: bytearray) -> None:
+        """Write what a worker found, and count it."""
+        start = time.perf_counter()
+        for t, number in unit.owners:
+            if t in found.slices:
+                self.tasks[t].store.put(number, found.slices[t])
+                self.tasks[t].missing.discard(number)
+        report.add("store", time.perf_counter() - start)
+        if not found.slices:
+            return
+        for phase, seconds in found.report.seconds.items():
+            report.add(phase, seconds)
+        report.images += len(unit) - sum(covered[unit.start : unit.stop])
+        covered[unit.start : unit.stop] = b"\1" * len(unit)
+        report.batch_size = min(found.batch_size, report.batch_size or found.batch_size)
+        report.memory_mb = max(found.memory_mb, report.memory_mb)
+        hand.images, hand.seconds = hand.images + len(unit), hand.seconds + found.report.seconds["total"]
+        self.progress.advance(len(unit))
+
+    def see(self, data: Dataset, contents: Contents) -> None:
+        """Tell every worker of a dataset that is to be scored, unless they know of it.
+
+        Raises:
+            DatasetError: from a worker that does not see the same files.
+        """
+        if (data.root, data.digest) not in self.seen:
+            self.begin([], data, contents, Progress([], quiet=True))
+
+    def sharing(
+        self, units: Sequence[ScoringUnit], workers: int | None = None
+    ) -> Iterator[CategoryScores | None]:
+        """Score units on datasets that workers were told of, and yield what comes of them in their order.
+
+        Raises:
+            ZsadError: for what is wrong with evidence or masks.
+            KeyboardInterrupt: once ``stop`` is set.
+        """
+        early: dict[int, CategoryScores | None] = {}
+        done = 0
+        for _, lot, scores in self._work(deque(Lot(*pair) for pair in enumerate(units))):
+            early[lot.number] = scores
+            while done in early and not self.stop.is_set():  # a worker that stops scores nothing
+                yield early.pop(done)
+                done += 1
+
     def _tell_rates(self) -> None:
         for hand in self.hands:
             if hand.images:
-                where = f"{hand.device}, {hand.name}" if hand.name else hand.device
-                self.say(
-                    f"worker {hand.number + 1} ({where}): {hand.images} images, {hand.rate:.2f} images/s"
-                )
+                about = f"{hand.device}, {hand.name}): {hand.images} images, {hand.rate:.2f} images/s"
+                self.say(f"worker {hand.number + 1} ({about}")
 
     def _tell(self, hand: Hand, look: bool) -> None:
         """Hand a worker the brief; with ``look`` it compares the files of the dataset first."""
         hand.ready = False
         self._call(hand, None, hand.actor.take.remote(self.brief, self.sizes if look else None))
 
-    def _call(self, hand: Hand, unit: Unit | None, ref: Any) -> None:
-        self.calls[ref] = hand, unit
+    def _call(self, hand: Hand, work: Work | None, ref: Any) -> None:
+        self.calls[ref] = hand, work
         hand.calls.append(ref)
 
-    def _work(self, todo: deque[Unit], taken: Callable[[Hand, Unit, Found], None]) -> None:
-        """Let the workers do ``todo``, or become ready where there is nothing to do, and take what comes."""
-        deaths: Counter[Unit] = Counter()
+    def _work(self, todo: deque[Any]) -> Iterator[tuple[Hand, Any, Any]]:
+        """Let the workers do ``todo``, or become ready where there is nothing to do, and yield what comes."""
+        deaths: Counter[Work] = Counter()
         starting, last = not todo, time.monotonic()
         while todo or self._busy(starting):
             if self.stop.is_set():
@@ -204,10 +247,11 @@ class Team:
             ready, _ = self.ray.wait(list(self.calls), num_returns=1, timeout=0.5)
             for ref in ready:
                 last = time.monotonic()
-                self._took(ref, todo, deaths, taken)
-            if time.monotonic() - last > PATIENCE and not any(
-                hand.calls for hand in self.hands if hand.ready
-            ):
+                hand, work = self.calls.pop(ref)
+                answer = self._answer(ref, hand, work, todo, deaths)
+                if work and answer is not None:
+                    yield hand, work, answer[0]
+            if time.monotonic() - last > PATIENCE and not any(h.calls for h in self.hands if h.ready):
                 self._go_without()
         if self.stop.is_set():
             raise KeyboardInterrupt
@@ -215,26 +259,33 @@ class Team:
     def _busy(self, starting: bool) -> bool:
         if starting and not all(hand.ready for hand in self.hands):
             return True
-        return any(unit for _, unit in self.calls.values())
+        return any(work for _, work in self.calls.values())
 
-    def _hand_out(self, todo: deque[Unit]) -> None:
+    def _hand_out(self, todo: deque[Work]) -> None:
         for depth in range(1, IN_FLIGHT + 1):
             for hand in self.hands:
                 if todo and hand.ready and len(hand.calls) < depth:
-                    unit = todo.popleft()
-                    samples = self.samples[unit.start : unit.stop]
-                    wanted = [t for t, _ in unit.owners]
-                    self._call(hand, unit, hand.actor.observe.remote(samples, wanted))
+                    work = todo.popleft()
+                    self._call(hand, work, self._begun(hand, work))
 
-    def _took(
-        self,
-        ref: Any,
-        todo: deque[Unit],
-        deaths: Counter[Unit],
-        taken: Callable[[Hand, Unit, Found], None],
-    ) -> None:
-        """Take what a worker answers: evidence, that it is ready, what is wrong, or nothing where it died."""
-        hand, unit = self.calls.pop(ref)
+    def _begun(self, hand: Hand, work: Work) -> Any:
+        if isinstance(work, Unit):
+            samples = self.samples[work.start : work.stop]
+            return hand.actor.observe.remote(packed(samples, {}, self.root), [t for t, _ in work.owners])
+        assert isinstance(work.unit, Portion)
+        portion = work.unit.alone()
+        method, data = portion.stored.method, portion.stored.dataset
+        parcel = packed(portion, {type(method).__name__: method}, data.root)
+        return hand.actor.score.remote(parcel, data.id, data.root.absolute())
+
+    def _answer(
+        self, ref: Any, hand: Hand, work: Work | None, todo: deque[Work], deaths: Counter[Work]
+    ) -> tuple[Any] | None:
+        """Return what a worker answers to work; None for that it is ready, or where it died.
+
+        Raises:
+            ZsadError: that the worker answers with, or that workers die over this work.
+        """
         first = hand.calls[0] is ref
         hand.calls.remove(ref)
         try:
@@ -242,27 +293,29 @@ class Team:
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except self.ray.exceptions.RayError as error:
-            reason = _reason(error)
-            if unit and not self.stop.is_set():
-                todo.appendleft(unit)
-                deaths[unit] += first
-                if deaths[unit] >= TRIES:
-                    key = self.samples[unit.start].key
-                    raise MethodError(
-                        f"{TRIES} workers died at {key} and the images after it: {reason}"
-                    ) from None
+            reason = cause_of(error)
+            if work and not self.stop.is_set():
+                todo.appendleft(work)
+                deaths[work] += first
+                if deaths[work] >= TRIES:
+                    raise MethodError(f"{TRIES} workers died at {self._named(work)}: {reason}") from None
             self._lost(hand, reason)
-            return
-        if isinstance(answer, ZsadError) and unit is None:
+            return None
+        if isinstance(answer, ZsadError) and work is None:
             raise type(answer)(f"the worker on {hand.name or 'another machine'} {answer}")
         if isinstance(answer, ZsadError):
             raise answer
-        if unit is None:
+        if work is None:
             hand.name, hand.device, hand.node = answer
             hand.ready = True
-        else:
-            hand.failures = 0
-            taken(hand, unit, answer)
+            return None
+        hand.failures = 0
+        return (answer,)
+
+    def _named(self, work: Work) -> str:
+        if isinstance(work, Unit):
+            return f"{self.samples[work.start].key} and the images after it"
+        return f"maps of {work.unit}"
 
     def _lost(self, hand: Hand, reason: str) -> None:
         """Put another worker in the place of one that died, unless too many died there in a row."""
@@ -312,7 +365,7 @@ class Team:
                 try:
                     hand.name, hand.device, hand.node = self.ray.get(ref)
                 except self.ray.exceptions.RayError as error:
-                    reason = _reason(error)
+                    reason = cause_of(error)
                     continue
                 self.hands.append(hand)
                 end = min(end, time.monotonic() + LATE)
@@ -327,60 +380,9 @@ class Team:
             self.say(f"{len(self.hands)} workers start, others do not: {reason or 'no place for them'}")
 
 
-def _sizes(root: Path, contents: Contents) -> tuple[str, list[int]]:
-    """Return the names of all files of a dataset below ``root``, a line each, and their sizes."""
-    pairs = [(below(root, path), size) for path, size in contents.sizes()]
-    return "\n".join(name for name, _ in pairs), [size for _, size in pairs]
-
-
-def _reason(error: Exception) -> str:
-    """Return in words why a worker is dead."""
-    said = str(error)
-    if getattr(error, "actor_init_failed", False):
-        return said.strip().splitlines()[-1]
-    if "node" in said and "died" in said.partition("node")[2][:40]:
-        return "its machine was lost"
-    if type(error).__name__ == "OutOfMemoryError":
-        return "its machine ran out of memory; give fewer workers or a smaller --batch-size"
-    return "its process ended; where memory ran out, give fewer workers or a smaller --batch-size"
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Workers that a run was asked for: those of this machine (``address`` is "local"), or a cluster's."""
-
-    address: str
-    devices: Devices
-
-
-def where(device: str, devices: str | None, cluster: str | None) -> str | Spread:
-    """Return the device of this process that a run was asked for, or workers.
-
-    Raises:
-        UsageError: for words that name none, or where Ray is missing.
-    """
-    if devices is None and cluster is None:
-        return device
-    if device != "auto":
-        raise UsageError(f"--device {device} is that of one process; with workers say --devices 0,1 or cpu:2")
-    chosen = Devices.of(devices or "auto")
-    if cluster is None:
-        seats, numbers = seats_here(chosen)
-        if len(seats) == 1:
-            return f"cuda:{numbers[0]}" if numbers else "cpu"
-    if not find_spec("ray"):
-        raise UsageError(f"workers need Ray: {INSTALL}")
-    return Spread(cluster or "local", chosen)
-
-
 @contextmanager
 def team(
-    spread: Spread,
-    dtype: str,
-    batch_size: int | None,
-    decoders: int | None,
-    stop: threading.Event,
-    say: Callable[[str], None],
+    spread: Spread, options: Options, stop: threading.Event, say: Callable[[str], None]
 ) -> Iterator[Team]:
     """Start Ray, or connect to it, and yield the workers; they end with it.
 
@@ -393,4 +395,4 @@ def team(
         if not own:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             seats = seats_of(spread.devices, nodes)
-        yield Team(ray, seats, (dtype, batch_size, decoders), own, stop, say)
+        yield Team(ray, seats, options, own, stop, say)

@@ -25,11 +25,12 @@ from ..scoring import (
     CategoryScores,
     EvaluationProtocol,
     Fixed,
+    Scoring,
     Unit,
     frame,
     no_thresholds,
-    score_all,
     score_category,
+    scored,
 )
 from ..scoring import protocol as make_protocol
 from .jobs import Request, describe_dataset, find_samples
@@ -113,7 +114,7 @@ def score_maps_record(
         of_it = [sample for sample in samples.samples if sample.category == category]
         given = ForeignMaps([sample.key for sample in of_it], found, table)
         units.append(partial(_scored, category, of_it, given, rules, samples, fixed))
-    return score_all(run_dir, observation, samples, rules, units, workers)
+    return next(scored([Scoring.of(run_dir, observation, samples, rules, units)], workers))
 
 
 def _scored(

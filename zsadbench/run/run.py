@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..clip import Clip
-from ..environment import device_name, emulates, environment
+from ..environment import Spread, device_name, emulates, environment, where
 from ..errors import RecordError, UsageError, suggest
 from ..files import contents_digest
 from ..inputs import Backbone
@@ -24,13 +25,17 @@ from ..samples import Dataset
 from ..scoring import (
     VALIDATION,
     EvaluationProtocol,
+    Scoring,
     contents_of,
     evaluated,
     frame,
+    on_cores,
     rules_for,
-    score_observation,
+    scored,
+    scoring_of,
+    stored_scoring,
 )
-from .cluster import Spread, Team, team, where
+from .cluster import Team, team
 from .engine import (
     Encoder,
     Pass,
@@ -120,13 +125,14 @@ def execute(
             outcome.skipped |= plan.skipped
             _observe(plan, crew, request, progress)
             _observe_validation(plan, crew, progress)
-            for job in plan.jobs:
-                if stop.is_set():
-                    raise KeyboardInterrupt
-                progress.say(f"{plan.data.id}: scoring {job.task.name}")
-                outcome.records.append(_score(job, plan, request))
-                outcome.notes += _score_others_again(job, plan, request)
-                outcome.failed |= {item["key"]: item["reason"] for item in job.observation["failed"]}
+            with closing(_score(plan, request, crew)) as records:
+                for job in plan.jobs:
+                    if stop.is_set():
+                        raise KeyboardInterrupt
+                    progress.say(f"{plan.data.id}: scoring {job.task.name}")
+                    outcome.records.append(next(records))
+                    outcome.notes += _score_others_again(job, plan, request)
+                    outcome.failed |= {item["key"]: item["reason"] for item in job.observation["failed"]}
     if kept := sum(record.kept for record in outcome.records):
         outcome.notes.append(
             f"{kept} of {len(outcome.records)} records are kept: what they were scored from is the same"
@@ -134,8 +140,37 @@ def execute(
     return outcome
 
 
+def score_runs(
+    run_dirs: Sequence[Path],
+    protocol: str,
+    *,
+    devices: str | None = None,
+    cluster: str | None = None,
+    workers: int | None = None,
+    say: Callable[[str], None] = print,
+    **options: Any,
+) -> list[Record]:
+    """Score finished runs again from their evidence, side by side, here or by workers.
+
+    ``devices`` and ``cluster`` as for :func:`execute`; ``options`` are those of one run.
+
+    Raises:
+        ZsadError: before anything is scored, wherever that is possible.
+    """
+    place = where("auto", devices, cluster)
+    scorings = [stored_scoring(run_dir, protocol, **options) for run_dir in run_dirs]
+    if isinstance(place, str):
+        return [*scored(scorings, workers)]
+    with team(place, ("fp32", None, workers), threading.Event(), say) as crew:
+        for scoring in scorings:
+            crew.see(scoring.dataset, scoring.contents)
+        return [*scored(scorings, workers, crew.sharing)]
+
+
 class Here:
-    """Observes in this process, on one device.  ``stop`` is set when the user interrupts."""
+    """Observes and scores in this process, on one device.  ``stop`` is set when the user interrupts."""
+
+    sharing = staticmethod(on_cores)
 
     def __init__(self, device: torch.device, request: Request, stop: threading.Event) -> None:
         self.device, self.dtype, self.request, self.stop = device, pick_dtype(request.dtype), request, stop
@@ -151,6 +186,9 @@ class Here:
         )
         for task in tasks:
             self.encoder.prepare(task, data.categories[0])
+
+    def see(self, data: Dataset, contents: Contents) -> None:
+        """Take it that a dataset to be scored is there."""
 
     def observe(self) -> Pass:
         """Observe every missing slice."""
@@ -178,7 +216,8 @@ def _crew(
     elif not any(images for plan in plans for _, images in plan.parts):
         yield Here(torch.device("cpu"), request, stop)
     else:
-        with team(place, request.dtype, request.batch_size, request.workers, stop, progress.say) as crew:
+        options = request.dtype, request.batch_size, request.workers
+        with team(place, options, stop, progress.say) as crew:
             yield crew
 
 
@@ -268,23 +307,25 @@ def _finish(job: Job, report: Pass | None) -> None:
     job.observation = write_observation(job.run_dir, job.observation)
 
 
-def _score(job: Job, plan: Plan, request: Request) -> Record:
-    asked = _asked(job, request)
-    rules = rules_for(job.resolved, request.protocol, asked)
-    return _scored(job, plan, request, rules, evaluated(request.protocol, asked))
+def _score(plan: Plan, request: Request, crew: Here | Team) -> Generator[Record, None, None]:
+    """Score every method of a dataset, and yield its record."""
+    scorings = []
+    for job in plan.jobs:
+        asked = _asked(job, request)
+        rules = rules_for(job.resolved, request.protocol, asked)
+        scorings.append(_scoring(job, plan, rules, evaluated(request.protocol, asked)))
+    crew.see(plan.data, plan.contents)
+    yield from scored(scorings, request.workers, crew.sharing)
 
 
-def _scored(
-    job: Job, plan: Plan, request: Request, rules: EvaluationProtocol, command: Sequence[str]
-) -> Record:
-    return score_observation(
+def _scoring(job: Job, plan: Plan, rules: EvaluationProtocol, command: Sequence[str]) -> Scoring:
+    return scoring_of(
         job.run_dir,
         job.observation,
         job.resolved,
         plan.data,
         rules,
         command=command,
-        workers=request.workers,
         contents=plan.contents,
         validation=plan.validation,
         found=job.task.stored,
@@ -302,7 +343,8 @@ def _score_others_again(job: Job, plan: Plan, request: Request) -> list[str]:
             continue
         asked = record.content.get("command", [])[len(record.observation.get("command", [])) :]
         try:
-            _scored(job, plan, request, EvaluationProtocol.of(record.protocol), asked)
+            scoring = _scoring(job, plan, EvaluationProtocol.of(record.protocol), asked)
+            next(scored([scoring], request.workers))
             notes.append(f"{record.path.parent}: its evidence has changed, so it was scored again")
         except RecordError as error:
             notes.append(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import secrets
 import shutil
 import socket
@@ -26,18 +25,21 @@ from typing import Any
 import torch
 
 from ..clip import find_seconds, find_weights
-from ..environment import Seat, code_digest, device_name, environment, whole_number
+from ..environment import Seat, code_digest, device_name, installed, whole_number
 from ..errors import DatasetError, UsageError, WeightsError, ZsadError
 from ..files import hash_file, sha256_of
 from ..images import default_workers
-from ..method import Parcel, opened, packed, refuse_other_code
+from ..method import Parcel, opened, packed
 from ..progress import Progress
-from ..records import EvidenceStore, Slice, encoded
+from ..records import Contents, Kept
 from ..samples import Dataset, Sample
+from ..scoring import CategoryScores, Portion, on_cores
 from .engine import Encoder, Pass, Task, observe, peak_memory_mb, pick_dtype
 
 HASHED = 32
 """Images whose content is compared, beside the size of all, before a worker is trusted to see the same."""
+COUNTING = ("torch", "open_clip_torch", "numpy", "scipy", "numba", "pillow")
+"""Packages whose version is the same on all machines: what is computed by others may differ."""
 DATA = "ZSAD_WORKER_DATA"
 """Names the folder that holds one per dataset on a worker's machine, where data lie elsewhere there."""
 
@@ -46,14 +48,12 @@ DATA = "ZSAD_WORKER_DATA"
 class Brief:
     """What a worker is told of a dataset before its first unit.
 
-    ``tasks`` is a pickled list of tasks, opened after ``code``; ``digests`` are those of the files each
-    needs; ``images`` are up to ``HASHED`` images with their SHA-256.
+    ``tasks`` is a parcel of tasks; ``digests`` are those of the files each needs; ``images`` are up to
+    ``HASHED`` images with their SHA-256.
     """
 
     versions: Mapping[str, str]
-    names: tuple[str, ...]
-    code: tuple[Parcel | None, ...]
-    tasks: bytes = field(repr=False)
+    tasks: Parcel
     digests: tuple[Mapping[str, str], ...]
     dataset: str
     root: Path
@@ -63,19 +63,18 @@ class Brief:
 
     @classmethod
     def of(cls, tasks: Sequence[Task], data: Dataset) -> Brief:
-        """Return the brief of ``tasks`` on a dataset."""
+        """Return the brief of ``tasks`` on a dataset; without any, what scoring on it needs."""
         bare = [
-            replace(task, store=Kept(), slices=[], stored={}, missing=set(), observer=None) for task in tasks
+            replace(task, store=Kept(Path()), slices=[], stored={}, missing=set(), observer=None)
+            for task in tasks
         ]
         chosen = data.samples[:: max(1, len(data.samples) // HASHED)][:HASHED]
         return cls(
             _versions(),
-            tuple(task.name for task in tasks),
-            tuple(packed(task.method) for task in tasks),
-            pickle.dumps(bare),
+            packed(bare, {task.name: task.method for task in tasks}, data.root),
             tuple(_digests(task.method) for task in tasks),
             data.id,
-            data.root,
+            data.root.absolute(),
             data.categories[0],
             data.masks == "none",
             {below(data.root, sample.image): sha256_of(sample.image) for sample in chosen},
@@ -83,9 +82,8 @@ class Brief:
 
 
 def _versions() -> dict[str, str]:
-    about = environment("cpu", "")
-    found = {name: about[name].partition("+")[0] for name in ("zsadbench", "torch", "open_clip")}
-    return found | {"code of zsadbench": code_digest()[:12]}
+    found = {package: installed(package).partition("+")[0] for package in COUNTING}
+    return {"code of zsadbench": code_digest()[:12], **found}
 
 
 def _digests(method: Any) -> dict[str, str]:
@@ -103,16 +101,10 @@ def below(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-class Kept(EvidenceStore):
-    """Stands in for the folder of evidence on a worker: what files would hold stays in memory."""
-
-    def __init__(self) -> None:
-        super().__init__(Path())
-        self.contents: dict[int, bytes] = {}
-
-    def write(self, number: int, part: Slice) -> None:
-        """Keep a slice."""
-        self.contents[number] = encoded(part)
+def sizes_of(root: Path, contents: Contents) -> tuple[str, list[int]]:
+    """Return the names of all files of a dataset below ``root``, a line each, and their sizes."""
+    pairs = [(below(root, path), size) for path, size in contents.sizes()]
+    return "\n".join(name for name, _ in pairs), [size for _, size in pairs]
 
 
 @dataclass(frozen=True)
@@ -168,23 +160,15 @@ class Worker:
                 raise UsageError(
                     f"has {name} {own[name]}, and {version} is asked for; install the same everywhere"
                 )
-        for name, parcel in zip(brief.names, brief.code, strict=True):
-            if parcel:
-                opened(parcel, name)
-        try:
-            self.tasks: list[Task] = pickle.loads(brief.tasks)
-        except (ImportError, AttributeError) as error:
-            raise UsageError(f"cannot import a method ({error}); install its package there") from error
-        for task, parcel, digests in zip(self.tasks, brief.code, brief.digests, strict=True):
-            if parcel:
-                refuse_other_code(parcel, task.method, task.name)
+        self.brief, self.root = brief, _root(brief.dataset, brief.root)
+        self.tasks: list[Task] = opened(brief.tasks, self.root)
+        for task, digests in zip(self.tasks, brief.digests, strict=True):
             for what, digest in _digests(task.method).items():
                 if digest != digests.get(what):
                     raise WeightsError(
                         f"has other {what} of {task.name} ({digest:.14}, not {digests.get(what, '')[:14]}); "
                         "have the same files at the same paths"
                     )
-        self.brief, self.root = brief, self._root(brief)
         self._see(brief, sizes)
         self.encoder = Encoder(
             self.tasks, device=self.device, dtype=self.dtype, batch_size=self.batch_size, clips=self.clips
@@ -193,10 +177,6 @@ class Worker:
             self.encoder.prepare(task, brief.category)
         self.started = self.encoder.report
         return self.about()
-
-    def _root(self, brief: Brief) -> Path:
-        named = Path(os.environ.get(DATA) or "/") / brief.dataset
-        return named if os.environ.get(DATA) and named.is_dir() else brief.root
 
     def _see(self, brief: Brief, sizes: tuple[str, Sequence[int]] | None) -> None:
         """Refuse a machine where files of the dataset are missing or others."""
@@ -223,11 +203,13 @@ class Worker:
         return -1
 
     @_answered
-    def observe(self, samples: Sequence[Sample], wanted: Sequence[int]) -> Found:
+    def observe(self, parcel: Parcel, wanted: Sequence[int]) -> Found:
         """Return the evidence of the tasks ``wanted`` for the samples of one slice of theirs."""
+        samples: Sequence[Sample] = opened(parcel, self.root)
         tasks = [self.tasks[number] for number in wanted] if not self.halt.is_set() else []
-        for task in tasks:
-            task.store, task.slices, task.missing = Kept(), [range(len(samples))], {0}
+        stores = [Kept(Path()) for _ in tasks]
+        for task, store in zip(tasks, stores, strict=True):
+            task.store, task.slices, task.missing = store, [range(len(samples))], {0}
             task.observer = None if task.order_dependent else task.observer
         self.encoder.report = report = self.started
         self.started = Pass()
@@ -235,7 +217,7 @@ class Worker:
         with Progress([("", 0)], quiet=True) as progress, suppress(KeyboardInterrupt):
             observe(
                 tasks,
-                [self._placed(sample) for sample in samples],
+                samples,
                 self.encoder,
                 progress,
                 workers=self.decoders,
@@ -244,16 +226,33 @@ class Worker:
             )
         report.seconds["total"] = time.perf_counter() - start
         slices = {
-            number: task.store.contents[0]
-            for number, task in zip(wanted, tasks, strict=False)
-            if isinstance(task.store, Kept) and task.store.contents
+            number: store.contents[0] for number, store in zip(wanted, stores, strict=False) if store.contents
         }
         return Found(slices, report, self.encoder.batch_size, peak_memory_mb(self.device))
 
-    def _placed(self, sample: Sample) -> Sample:
-        if self.root == self.brief.root:
-            return sample
-        return replace(sample, image=self.root / below(self.brief.root, sample.image))
+    @_answered
+    def score(self, parcel: Parcel, dataset: str, root: Path) -> CategoryScores | None:
+        """Return what scoring gives of a category of a run on a dataset that was taken before."""
+        portion: Portion = opened(parcel, _root(dataset, root))
+        return None if self.halt.is_set() else next(on_cores([portion], self.seat.threads))
+
+
+def _root(dataset: str, root: Path) -> Path:
+    """Return where a dataset lies on this machine: ``root``, unless ``DATA`` says another place."""
+    named = Path(os.environ.get(DATA) or "/") / dataset
+    return named if os.environ.get(DATA) and named.is_dir() else root
+
+
+def cause_of(error: Exception) -> str:
+    """Return in words why a worker is dead."""
+    said = str(error)
+    if getattr(error, "actor_init_failed", False):
+        return said.strip().splitlines()[-1]
+    if "node" in said and "died" in said.partition("node")[2][:40]:
+        return "its machine was lost"
+    if type(error).__name__ == "OutOfMemoryError":
+        return "its machine ran out of memory; give fewer workers or a smaller --batch-size"
+    return "its process ended; where memory ran out, give fewer workers or a smaller --batch-size"
 
 
 @contextmanager

@@ -28,13 +28,16 @@ if TYPE_CHECKING:
     from .facets import View, by_group, merged, require_same
     from .normals import VALIDATION, contents_of, needs_normals, no_thresholds
     from .observation import (
+        Portion,
+        Scoring,
         frame,
         map_settings,
         rules_for,
         score,
-        score_all,
-        score_observation,
         score_run,
+        scored,
+        scoring_of,
+        stored_scoring,
     )
     from .protocol import EvaluationProtocol, protocol
     from .stored import StoredMaps, validation_of, without
@@ -53,6 +56,8 @@ __all__ = [
     "Map",
     "MapReader",
     "Maps",
+    "Portion",
+    "Scoring",
     "Sharing",
     "StoredMaps",
     "Unit",
@@ -74,10 +79,11 @@ __all__ = [
     "restore",
     "rules_for",
     "score",
-    "score_all",
     "score_category",
-    "score_observation",
     "score_run",
+    "scored",
+    "scoring_of",
+    "stored_scoring",
     "validation_of",
     "without",
 ]

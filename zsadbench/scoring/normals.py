@@ -6,7 +6,9 @@ needs them is asked for.  They are scored like the test images of their category
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +58,11 @@ class Normals:
         self,
         run_dir: Path,
         resolved: Resolved,
-        dataset: Dataset,
         validation: Dataset | None,
         rules: EvaluationProtocol,
         strict: bool = False,
     ) -> None:
-        self.resolved, self.dataset, self.rules, self.validation = resolved, dataset, rules, validation
+        self.resolved, self.rules, self.validation = resolved, rules, validation
         self.slices: list[Slice] = []
         self._why = _RELATES if resolved.relates else _NO_SPLIT if validation is None else ""
         if validation is None or self._why:
@@ -107,6 +108,15 @@ class Normals:
             *([f"{len(failed)} validation images could not be read (first {min(failed)})"] if failed else []),
             *([f"{len(same)} validation images are test images, byte for byte"] if same else []),
         ]
+
+    def alone(self, category: str) -> Normals:
+        """Return them with the evidence of one category in memory, to fix its thresholds elsewhere."""
+        found = copy(self)
+        found.slices = []
+        found.validation = self.validation and dataclasses.replace(self.validation, samples=(), problems=())
+        if not self._why and category in self._stored.categories:
+            found._stored = self._stored.alone(category)
+        return found
 
     def fixed(self, category: str, workers: int | None = None) -> Fixed:
         """Return the thresholds of a category."""

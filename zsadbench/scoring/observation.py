@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,35 +44,166 @@ def rules_for(resolved: Resolved, name: str, options: Mapping[str, Any]) -> Eval
     return protocol(name, reference_size=resolved.size, reference_masks=resolved.mask_resize, **options)
 
 
-def score_observation(
+@dataclass(frozen=True)
+class Portion:
+    """A category of a run, to be scored under a protocol: the unit that scoring is cut into."""
+
+    stored: StoredMaps
+    normals: Normals | None
+    category: str
+
+    def __str__(self) -> str:
+        return f"'{self.category}' in {self.stored.store.folder.parent}"
+
+    def __call__(self, workers: int) -> CategoryScores | None:
+        """Score it, with so many threads that render ahead."""
+        fixed = self.normals.fixed(self.category, workers) if self.normals else NOTHING_FIXED
+        return self.stored.scored(self.category, workers, fixed)
+
+    def alone(self) -> Portion:
+        """Return it with its evidence in memory and nothing of other categories, as it goes elsewhere.
+
+        Raises:
+            RecordError: if evidence is missing.
+        """
+        normals = self.normals.alone(self.category) if self.normals else None
+        return Portion(self.stored.alone(self.category), normals, self.category)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """An observation to be scored: a unit for each category, and all that its record stands on.
+
+    Where a record stands on just that already it is ``kept``, and there are no units.
+    """
+
+    run_dir: Path
+    dataset: Dataset
+    rules: EvaluationProtocol
+    claims: Mapping[str, Any]
+    units: Sequence[Unit]
+    contents: Contents
+    masks: Masks
+    normals: Normals | None = None
+    notes: tuple[str, ...] = ()
+    kept: Record | None = None
+
+    @classmethod
+    def of(
+        cls,
+        run_dir: Path,
+        observation: Mapping[str, Any],
+        dataset: Dataset,
+        rules: EvaluationProtocol,
+        units: Sequence[Unit],
+        contents: Contents | None = None,
+        about: Mapping[str, Any] | None = None,
+        normals: Normals | None = None,
+    ) -> Scoring:
+        """Return what is to be scored in ``run_dir``, whose record will hold ``about`` too.
+
+        ``normals`` are the validation images whose warnings go into the record as well.  Where ``about``
+        names the evidence, a record that stands on it and on all else is kept.  The digest of every mask is
+        taken now; where one has changed since the protocol was scored last, a note says so.
+        """
+        if contents is None:
+            contents = Contents(dataset)
+            contents.recall(run_dir)
+        masks = Masks(dataset, contents)
+        claims = {
+            "observation": dict(observation),
+            "protocol": rules.describe() | {"mask_positive": str(dataset.mask_positive)},
+            "metric_version": METRIC_VERSION,
+            "masks": masks.digest,
+            **({"saturations": _saturations(dataset)} if rules.spro_limits else {}),
+            **(about or {}),
+        }
+        folder = run_dir / rules.folder
+        if kept := standing(folder, claims):
+            return cls(run_dir, dataset, rules, claims, (), contents, masks, kept=kept)
+        notes = (*masks.changes(folder), *_left_out(folder, rules))
+        return cls(run_dir, dataset, rules, claims, units, contents, masks, normals, notes)
+
+    def record(self, found: Iterable[CategoryScores | None]) -> Record:
+        """Write the record of what the units gave, in their order, and return it.
+
+        Raises:
+            RecordError: if no category has a map, evidence is of other images than the observation says, or
+                the record cannot be written.
+        """
+        start = time.perf_counter()
+        done = [scores for scores in found if scores]
+        if self.kept:
+            self.contents.keep(self.run_dir)
+            return self.kept
+        if not done:
+            raise RecordError(f"{self.run_dir}: no image could be read, so there is nothing to score")
+        hashes = {key: sha256 for scores in done for key, sha256 in scores.hashes.items()}
+        if hashes and contents_digest(hashes) != self.claims["observation"]["dataset"]["contents"]:
+            raise RecordError(
+                f"{self.run_dir}: its evidence is of other images than {OBSERVATION} says; repeat the zsad "
+                "run command, it sets that right"
+            )
+        evidence = {scores.row["category"]: scores.evidence for scores in done if scores.evidence}
+        record = {
+            **self.claims,
+            **({"evidence": digest_of(evidence)} if evidence else {}),
+            "categories": [scores.row for scores in done],
+            "warnings": [
+                *(self.normals.warnings([*hashes.values()]) if self.normals else ()),
+                *(each for scores in done for each in scores.warnings),
+                *_undefined(done, self.rules),
+            ],
+            "seconds": {"score": time.perf_counter() - start},
+        }
+        rows = [self.masks.beside(row) for scores in done for row in scores.images]
+        written = write_record(self.run_dir, self.rules.folder, record, rows)
+        self.contents.keep(self.run_dir)
+        return dataclasses.replace(written, notes=self.notes)
+
+
+def scored(
+    scorings: Sequence[Scoring], workers: int | None = None, sharing: Sharing = on_cores
+) -> Iterator[Record]:
+    """Score observations, the categories of all of them side by side, and yield their records in order.
+
+    ``sharing`` decides where.
+
+    Raises:
+        RecordError: as :meth:`Scoring.record` says, or if evidence is missing, damaged or of other images.
+        DatasetError: if a mask cannot be read.
+    """
+    units = [unit for scoring in scorings for unit in scoring.units]
+    found = iter(sharing(units, workers)) if units else iter(())
+    for scoring in scorings:
+        yield scoring.record(islice(found, len(scoring.units)))
+
+
+def scoring_of(
     run_dir: Path,
     observation: Mapping[str, Any],
     resolved: Resolved,
     dataset: Dataset,
     rules: EvaluationProtocol,
     *,
-    workers: int | None = None,
     contents: Contents | None = None,
     command: Sequence[str] = (),
     validation: Dataset | None = None,
     found: Mapping[int, Slice] | None = None,
-    sharing: Sharing = on_cores,
-) -> Record:
-    """Score the evidence in ``run_dir`` under ``rules`` and write its record.
+) -> Scoring:
+    """Return what is to be scored of the evidence in ``run_dir`` under ``rules``.
 
     ``contents`` is what is known of the dataset's files, and ``validation`` its validation images, where that
-    was found out already; ``command`` are the words that ask for these rules; ``sharing`` decides where the
-    categories are scored.  ``found`` are the slices of evidence as they were found whole: a record that was
-    taken from just these, and from the same of everything else, is kept as it is.
+    was found out already; ``command`` are the words that ask for these rules.  ``found`` are the slices of
+    evidence as they were found whole: a record that was taken from just these, and from the same of
+    everything else, is kept as it is.
 
     Raises:
-        RecordError: if evidence is missing, damaged or of other images than the observation says, or the
-            record cannot be written.
-        DatasetError: if a mask cannot be read.
+        RecordError: if validation images are not observed that a metric needs.
     """
     stored = StoredMaps(run_dir, resolved, dataset, rules)
     normals = _normals(run_dir, observation, resolved, dataset, rules, validation)
-    units = [partial(_scored, stored, normals, category) for category in stored.categories]
+    units = [Portion(stored, normals, category) for category in stored.categories]
     about: dict[str, Any] = {"changed_code": True} if changed_code(observation, resolved) else {}
     if basis := basis_of(resolved, stored.method, dataset):
         about["basis"] = basis
@@ -81,14 +213,7 @@ def score_observation(
         about |= normals.described()
     if found:
         about["evidence"] = digest_of(stored.digests(found))
-    return score_all(run_dir, observation, dataset, rules, units, workers, contents, about, normals, sharing)
-
-
-def _scored(
-    stored: StoredMaps, normals: Normals | None, category: str, workers: int
-) -> CategoryScores | None:
-    fixed = normals.fixed(category, workers) if normals else NOTHING_FIXED
-    return stored.scored(category, workers, fixed)
+    return Scoring.of(run_dir, observation, dataset, rules, units, contents, about, normals)
 
 
 def _normals(
@@ -103,77 +228,10 @@ def _normals(
     if not needs_normals(rules.metrics):
         return None
     if validation is not None:
-        return Normals(run_dir, resolved, dataset, validation, rules)
+        return Normals(run_dir, resolved, validation, rules)
     said = observation["dataset"]
     listed = validation_of(said["spec"], dataset, (said.get("selection") or {}).get("limit"))
-    return Normals(run_dir, resolved, dataset, listed, rules, strict=True)
-
-
-def score_all(
-    run_dir: Path,
-    observation: Mapping[str, Any],
-    dataset: Dataset,
-    rules: EvaluationProtocol,
-    units: Sequence[Unit],
-    workers: int | None,
-    contents: Contents | None = None,
-    about: Mapping[str, Any] | None = None,
-    normals: Normals | None = None,
-    sharing: Sharing = on_cores,
-) -> Record:
-    """Score every category and write the record into ``run_dir``, which holds ``about`` too.
-
-    ``normals`` are the validation images whose warnings go into the record as well.  Where ``about`` names
-    the evidence, a record that stands on it and on all else is kept.
-    The record keeps the digest of every mask; where one has changed since the protocol was scored last, the
-    record has a note that says so.
-
-    Raises:
-        RecordError: if no category has a map, evidence is of other images than the observation says, or the
-            record cannot be written.
-    """
-    start = time.perf_counter()
-    if contents is None:
-        contents = Contents(dataset)
-        contents.recall(run_dir)
-    masks = Masks(dataset, contents)
-    claims = {
-        "observation": dict(observation),
-        "protocol": rules.describe() | {"mask_positive": str(dataset.mask_positive)},
-        "metric_version": METRIC_VERSION,
-        "masks": masks.digest,
-        **({"saturations": _saturations(dataset)} if rules.spro_limits else {}),
-        **(about or {}),
-    }
-    if kept := standing(run_dir / rules.folder, claims):
-        contents.keep(run_dir)
-        return kept
-    notes = (*masks.changes(run_dir / rules.folder), *_left_out(run_dir / rules.folder, rules))
-    done = [scores for scores in sharing(units, workers) if scores]
-    if not done:
-        raise RecordError(f"{run_dir}: no image could be read, so there is nothing to score")
-    hashes = {key: sha256 for scores in done for key, sha256 in scores.hashes.items()}
-    if hashes and contents_digest(hashes) != observation["dataset"]["contents"]:
-        raise RecordError(
-            f"{run_dir}: its evidence is of other images than {OBSERVATION} says; repeat the zsad run "
-            "command, it sets that right"
-        )
-    evidence = {scores.row["category"]: scores.evidence for scores in done if scores.evidence}
-    record = {
-        **claims,
-        **({"evidence": digest_of(evidence)} if evidence else {}),
-        "categories": [scores.row for scores in done],
-        "warnings": [
-            *(normals.warnings([*hashes.values()]) if normals else ()),
-            *(each for scores in done for each in scores.warnings),
-            *_undefined(done, rules),
-        ],
-        "seconds": {"score": time.perf_counter() - start},
-    }
-    rows = [masks.beside(row) for scores in done for row in scores.images]
-    written = write_record(run_dir, rules.folder, record, rows)
-    contents.keep(run_dir)
-    return dataclasses.replace(written, notes=notes)
+    return Normals(run_dir, resolved, listed, rules, strict=True)
 
 
 def _left_out(folder: Path, rules: EvaluationProtocol) -> list[str]:
@@ -249,16 +307,27 @@ def score(
 
 
 def score_run(
+    run_dir: Path, name: str, *, settings: Mapping[str, Any], workers: int | None = None, **options: Any
+) -> Record:
+    """Do what :func:`score` does and return the record; ``options`` as :func:`stored_scoring` takes them.
+
+    Raises:
+        RecordError: if the observation does not hold what scoring needs.
+        UsageError: for settings or a protocol that do not fit it.
+    """
+    return next(scored([stored_scoring(run_dir, name, settings=settings, **options)], workers))
+
+
+def stored_scoring(
     run_dir: Path,
     name: str,
     *,
     data: Path | None = None,
     settings: Mapping[str, Any],
-    workers: int | None = None,
     users: UserMethods = NOBODY,
     **options: Any,
-) -> Record:
-    """Do what :func:`score` does and return the record.
+) -> Scoring:
+    """Return what is to be scored of a finished run under protocol ``name``; ``options`` override it.
 
     Raises:
         RecordError: if the observation does not hold what scoring needs.
@@ -276,19 +345,12 @@ def score_run(
     changes = map_settings(resolved, settings)
     dataset = observed_dataset(observation, data)
     asked = {**options, "map_parameters": changes}
-    record = score_observation(
-        run_dir,
-        observation,
-        resolved,
-        dataset,
-        rules_for(resolved, name, asked),
-        workers=workers,
-        command=evaluated(name, asked),
-    )
+    rules, command = rules_for(resolved, name, asked), evaluated(name, asked)
+    found = scoring_of(run_dir, observation, resolved, dataset, rules, command=command)
     if EDITED not in (observation.get("marks") or ()):
-        return record
+        return found
     note = f"{run_dir / OBSERVATION}: was changed after it was written; repeat the zsad run command"
-    return dataclasses.replace(record, notes=(*record.notes, note))
+    return dataclasses.replace(found, notes=(*found.notes, note))
 
 
 def map_settings(resolved: Resolved, settings: Mapping[str, Any]) -> dict[str, Any]:

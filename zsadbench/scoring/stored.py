@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 from ..data import load_dataset, load_validation, subset
 from ..errors import RecordError
 from ..method import Resolved, override
-from ..records import EvidenceStore, Record, Slice, by_category, check_run, joined_digest, plan
+from ..records import EvidenceStore, Kept, Record, Slice, by_category, check_run, joined_digest, plan
 from ..samples import Dataset
 from .category import NOTHING_FIXED, CategoryScores, EvidenceMaps, Fixed, MapReader, score_category
 from .code import NOBODY, UserMethods, restore
@@ -25,7 +26,8 @@ class StoredMaps:
     ) -> None:
         method = resolved.inductive if rules.inductive else resolved.method
         self.method = override(method, rules.map_parameters)
-        self.dataset, self.rules, self.store = dataset, rules, EvidenceStore(run_dir)
+        self.dataset, self.rules = dataset, rules
+        self.store: EvidenceStore = EvidenceStore(run_dir)
         slices = plan(dataset.samples, whole_categories=resolved.whole_categories)
         self._slices = dict(by_category(dataset.samples, slices))
 
@@ -68,6 +70,20 @@ class StoredMaps:
         )
         hashes = dict(zip(part.keys, part.hashes, strict=True))
         return dataclasses.replace(found, hashes=hashes, evidence=part.digest)
+
+    def alone(self, category: str) -> StoredMaps:
+        """Return the maps of one category, with its evidence in memory.
+
+        Raises:
+            RecordError: if a slice is missing.
+        """
+        numbers = self._slices[category]
+        found, store = copy(self), Kept(self.store.folder.parent)
+        store.contents |= {number: self.store.content(number) for number in numbers}
+        samples = tuple(sample for sample in self.dataset.samples if sample.category == category)
+        found.dataset = dataclasses.replace(self.dataset, samples=samples, problems=())
+        found.store, found._slices = store, {category: numbers}
+        return found
 
     def part(self, category: str) -> Slice:
         """Return the evidence of a category.
