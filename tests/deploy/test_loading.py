@@ -153,6 +153,12 @@ def test_a_threshold_decides(tmp_path: Path, predictor: Predictor) -> None:
         zsadbench.load_predictor("musc", threshold=0.5, **SMALL)
 
 
+def test_what_is_chosen_for_the_user_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match='so the prompts say "object"; name what is seen') as told:
+        zsadbench.load_predictor("clip", **SMALL)
+    assert told[0].filename == __file__
+
+
 def test_an_overlay_is_a_picture_of_the_image_s_size(predictor: Predictor) -> None:
     found = predictor(pixels(200, 160))
     picture = found.overlay()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -90,7 +91,10 @@ def _ready(name: str, subjects: Sequence[str], options: Mapping[str, Any]) -> It
         if resolved.needs_checkpoint and not given.get("checkpoint"):
             resolved = stack.enter_context(with_checkpoint(resolved, load_clip(resolved.method.backbone)))
             given["checkpoint"] = getattr(resolved.method, "checkpoint", None)
-        yield load_predictor(name, **given)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*--words")  # they change no speed
+            predictor = load_predictor(name, **given)
+        yield predictor
 
 
 def _measured(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def load_predictor(
 
     ``threshold`` is the score above which ``decision`` is "NG": a number, or a file of ``zsad calibrate`` (or
     what ``read_threshold`` made of one), which also brings the options it was found with and is refused with
-    others.
+    others.  What was chosen for want of a word is warned of.
 
     Raises:
         ZsadError: for a name, parameter or file that cannot be used.
@@ -87,6 +88,8 @@ def load_predictor(
     elif threshold is not None:
         check_alone(predictor)
         predictor.limit = threshold  # type: ignore[assignment]  # it refuses what is no number
+    for remark in predictor.engine.remarks():
+        warnings.warn(remark, stacklevel=2)
     return predictor
 
 
