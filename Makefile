@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo board checkpoints baseline test check wheel docs release-check clean
+.PHONY: install demo board checkpoints baseline test exports check wheel docs release-check clean
 
 install: .venv/installed
 
@@ -52,6 +52,10 @@ baseline: demo
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+# Every method that can be exported, as a file of ONNX beside torch: both miniatures, and metrics of the demo.
+exports: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m exports tests/deploy
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

@@ -155,6 +155,7 @@ def predict(
     With --threshold or --reference nothing of what zsad calibrate was given has to be repeated.
     Exit code: 0, or 1 if any image is NG, else 3 if any could not be read.
     """
+    from ..deploy import threshold_of
     from ..views import (
         IMAGES,
         NG,
@@ -176,8 +177,8 @@ def predict(
     if normal and reference:
         require_scores(normal, reference)
     files = {path: one for path, one in ((threshold, limit), (reference, normal)) if path and one}
-    given = _given(subject, view, context)
-    predictor = _fitting(files, given, subject.model)
+    predictor = _fitting(files, _given(subject, view, context), subject.model)
+    limit = limit or threshold_of(predictor)
     if report:
         require("jinja2")
     site = Site(report) if report else None

@@ -11,18 +11,24 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
+    from .export import Form
     from .loading import is_model, load_file, load_predictor
-    from .model import ModelEngine, load_model
-    from .proof import Proof, export, prove
+    from .model import ModelEngine, load_model, threshold_of
+    from .proof import TOLERANCES, Proof, export, prove
+    from .validation import Validation
 
 __all__ = [
+    "TOLERANCES",
+    "Form",
     "ModelEngine",
     "Proof",
+    "Validation",
     "export",
     "is_model",
     "load_file",
     "load_model",
     "load_predictor",
     "prove",
+    "threshold_of",
 ]
 room(__name__)

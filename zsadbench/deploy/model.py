@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ..files import sha256_of
 from ..images import Loaded
 from ..inputs import Preprocess
 from ..text import terminal
-from ..views import Evidence, Predictor, Seen, Setup
+from ..views import Evidence, Predictor, Seen, Setup, Threshold, check_fits
 
 KEY = "zsadbench"
 """The entry of a file's metadata that says what it holds."""
@@ -45,6 +46,9 @@ class ModelEngine:
             self.tower = (str(self.about["tower"][0]), str(self.about["tower"][1]))
             self.spec = _preprocess(self.about["preprocess"])
             self.bytes_in = self.about["input"] == "uint8"
+            calibrated, limit = self.about.get("calibrated"), self.about.get("threshold")
+            self.threshold = Threshold(**calibrated) if calibrated else None
+            self.limit = None if limit is None else float(limit)
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(path, repr(error)) from None
 
@@ -106,12 +110,27 @@ def normalised(pixels: NDArray[np.uint8], spec: Preprocess) -> NDArray[np.float3
 def load_model(path: Path, setup: Setup) -> Predictor:
     """Return what predicts with the file ``path``; of ``setup`` what it says of parts, batches and threads.
 
+    Where the file holds a threshold of ``zsad calibrate``, images are seen in the parts it was found with.
+
     Raises:
         ZsadError: as ``ModelEngine`` does.
+        UsageError: for other parts of images than its threshold was found with.
     """
     engine = ModelEngine(path, setup.batch_size)
-    limit = engine.about.get("threshold")
-    return Predictor(setup, engine, float(limit) if limit is not None else None)
+    found = engine.threshold
+    if found and setup.tile is None and setup.roi is None:
+        parts = {name: found.identity.get(name) for name in ("tile", "overlap", "roi")}
+        parts["roi"] = tuple(parts["roi"]) if parts["roi"] else None
+        setup = replace(setup, **{name: value for name, value in parts.items() if value is not None})
+    predictor = Predictor(setup, engine, engine.limit)
+    if found:
+        check_fits(found, predictor, path)
+    return predictor
+
+
+def threshold_of(predictor: Predictor) -> Threshold | None:
+    """Return the threshold of ``zsad calibrate`` that an exported file holds; None where there is none."""
+    return predictor.engine.threshold if isinstance(predictor.engine, ModelEngine) else None
 
 
 def _opened(path: Path) -> tuple[Any, dict[str, Any]]:

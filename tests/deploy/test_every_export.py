@@ -1,0 +1,78 @@
+"""Every method that can be exported, as a file beside torch: on both miniatures, and metrics of the demo.
+
+Minutes, so it is a step of its own in CI: ``make exports``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit import tiny
+from zsadbench.data import load_dataset
+from zsadbench.deploy import ModelEngine, export
+from zsadbench.deploy.export import Precision
+from zsadbench.deploy.precision import convert
+from zsadbench.deploy.proof import POINTS
+from zsadbench.deploy.validation import validate
+from zsadbench.method import resolve
+from zsadbench.method.trial import with_checkpoint
+from zsadbench.run import engine
+from zsadbench.views import ClipEngine, Setup
+
+pytestmark = pytest.mark.exports
+CHECKPOINTS = Path(__file__).parents[2] / "results" / "boards" / "checkpoints"
+TOWERS = {"tiny-l14": "84", "tiny-b16p": "80"}
+METHODS = (
+    "aa-clip",
+    "af-clip",
+    "anoclip",
+    "anomalyclip",
+    "april-gan",
+    "clip",
+    "clip-ad",
+    "clip-ad+",
+    "crane",
+    "winclip",
+)
+SMALLER: tuple[Precision, ...] = ("fp16", "int8")
+
+
+@pytest.fixture
+def miniatures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    yield
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("spec", [*METHODS, "anoclip without views"])
+def test_a_file_is_its_method_on_both_miniatures(
+    spec: str, tower: str, tmp_path: Path, miniatures: None
+) -> None:
+    spec, _, plainly = spec.partition(" ")
+    settings = {"size": TOWERS[tower]} | ({"augment": "false"} if plainly else {})
+    plain = resolve(spec, backbone=tower, weights="random", settings=settings)
+    with with_checkpoint(plain, tiny.load(plain.method.backbone)) as ready:
+        checkpoint = getattr(ready.method, "checkpoint", "") or None
+        setup = Setup(spec, "nut", tower, "random", checkpoint=checkpoint, settings=settings, workers=1)
+        found = export(setup, tmp_path / "m.onnx")
+    assert found.passed and (tmp_path / "m.onnx").is_file()
+    assert found.score <= 1e-5 and found.map <= found.allowed_map
+
+
+@pytest.mark.parametrize("spec", METHODS)
+def test_metrics_of_the_demo_are_those_of_the_method(spec: str, tmp_path: Path) -> None:
+    checkpoint = CHECKPOINTS / f"{spec}.safetensors"
+    given = checkpoint if checkpoint.is_file() else None
+    setup = Setup(spec, "part", "demo", "demo", checkpoint=given, workers=1)
+    torch_side, dataset, path = ClipEngine(setup), load_dataset("demo"), tmp_path / "m.onnx"
+    found = export(setup, path, dataset=dataset, engine=torch_side)
+    assert found.validation and found.validation.images == 270 and found.validation.change <= 0.05
+    whole = path.read_bytes()
+    for precision in SMALLER:
+        path.write_bytes(whole)
+        convert(path, precision)
+        smaller = validate(torch_side, ModelEngine(path), dataset, POINTS[precision])
+        assert smaller.passed
