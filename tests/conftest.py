@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from zsadbench.clip import random
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -31,9 +35,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the user's cache of text anchors and digests out of the tests."""
+    """Keep the user's cache of text anchors and digests out of the tests; workers of a session share one."""
+    own = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZSAD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv(
+            "ZSAD_CACHE", str((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache")
+        )
         yield
 
 
@@ -41,6 +48,27 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _one_thread() -> None:
     """Two workers share two cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _noise_drawn_once() -> Iterator[None]:
+    """Random weights are the same at every load of a miniature, and most of the load is drawing them."""
+    draw = lru_cache(maxsize=2000)(random._draw)
+
+    def copied(*what: Any) -> torch.Tensor:
+        return draw(*what).clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random, "_draw", copied)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """What is flushed matters where the power may fail; tests of it put a watch in its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.hookimpl(trylast=True)

@@ -110,13 +110,17 @@ class Weights:
 
     def tokenizer(self) -> Any:
         """Return CLIP's tokenizer: a call ``(texts, context_length=n)`` gives token ids."""
-        import open_clip
-
-        full = open_clip.tokenizer.SimpleTokenizer(
-            context_length=self.config["text_cfg"].get("context_length", 77)
-        )
+        full = _tokenizer(self.config["text_cfg"].get("context_length", 77))
         kept = self.config.get("vocabulary")
         return PrunedTokenizer(full, kept) if kept else full
+
+
+@cache
+def _tokenizer(context: int) -> Any:
+    """Return open_clip's tokenizer; it reads its 49,000 merges each time it is made."""
+    import open_clip
+
+    return open_clip.tokenizer.SimpleTokenizer(context_length=context)
 
 
 def architectures() -> list[str]:
