@@ -133,7 +133,7 @@ VERBS = {
     "compare": ["compare", "results", "--no-write"],
     "gate": ["compare", "results", "--no-write", "--baseline", "base/leaderboard.csv"],
     "report": ["report", "results", "--out", "site", "--gallery", "0"],
-    "figure": ["figure", "bars", "results", "-d", "mtd", "--out", "bars.svg"],
+    "figure": ["figure", "bars", "results", "-d", "mtd", "--metric", "image_auroc", "--out", "bars.svg"],
 }
 
 
