@@ -233,3 +233,14 @@ def where(device: str, devices: str | None, cluster: str | None) -> str | Spread
     if not find_spec("ray"):
         raise UsageError(f"workers need Ray: {INSTALL}")
     return Spread(cluster or "local", chosen)
+
+
+def peak_memory_mb(device: Any) -> float:
+    """Return the peak memory of the process (CPU) or of the device, in MB."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

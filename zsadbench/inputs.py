@@ -1,8 +1,8 @@
-"""What a method declares of its input: preprocessing, backbone, and the batch it is handed."""
+"""What a method declares of its input: preprocessing, backbone; its batch, and steps that it shares there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from math import inf
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -124,3 +124,38 @@ class Batch:
     frame: Tensor
     keys: Sequence[str]
     categories: Sequence[str]
+
+
+class Steps:
+    """Steps on a batch that several methods share, each taken once; ``clock`` tells how long it takes."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._fresh = clock, 0.0
+        self._found: dict[str, Any] = {}
+        self._seconds: dict[str, float] = {}
+        self._used: set[str] = set()
+
+    def take(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return ``compute()``, computed once."""
+        if name not in self._found:
+            start = self._clock()
+            self._found[name] = compute()
+            self.add(name, self._clock() - start)
+        self.use(name)
+        return self._found[name]
+
+    def add(self, name: str, seconds: float) -> None:
+        """Note that a step was taken."""
+        self._seconds[name] = seconds
+        self._fresh += seconds
+
+    def use(self, name: str) -> None:
+        """Note that somebody uses what a step gave."""
+        self._used.add(name)
+
+    def took(self) -> tuple[float, float]:
+        """Return the seconds of the steps since the last call: of those that were taken, of all used."""
+        found = self._fresh, sum(self._seconds[name] for name in self._used)
+        self._fresh = 0.0
+        self._used.clear()
+        return found

@@ -14,10 +14,10 @@ import pytest
 from rich.console import Console
 
 from tests.kit.boardkit import observation, protocol, row, save
-from zsadbench.boards.board import Board, frame_of
+from zsadbench.boards.board import DEFAULT_METRICS, Board, frame_of
 from zsadbench.boards.compare import boards, compare
 from zsadbench.boards.gate import gate
-from zsadbench.boards.latex import to_latex
+from zsadbench.boards.latex import joined_to_latex, to_latex
 from zsadbench.boards.text import known_formats, to_csv, to_json, to_markdown, to_rich, write_boards
 from zsadbench.boards.verdict import Verdict
 from zsadbench.boards.words import MARKS, footer, subtitle
@@ -38,6 +38,42 @@ def one(records: Sequence[Record], **options: object) -> Board:
 
 
 # Grouping
+
+
+def test_what_runs_took_stands_beside_metrics_on_request(tmp_path: Path) -> None:
+    latency = {"calls": 32, "median_ms": 31.25, "p95_ms": 40}
+    cost = {"images": 8, "own_seconds": 1, "shared_seconds": 0.5, "threads": 2, "latency": latency}
+    here = {"device": "cpu", "dtype": "fp32"}
+    seen: dict[str, Any] = {"environment": here, "peak_memory_mb": 1234.5, "cost": cost}
+    wrong: dict[str, Any] = {"peak_memory_mb": "much", "cost": {"images": True, "latency": [1]}}
+    records = [
+        save(tmp_path, observation("clip", **seen), row(image_auroc=0.75)),
+        save(tmp_path, observation("winclip", **wrong)),
+        save(tmp_path, observation("anoclip")),
+    ]
+    names = ["encode_ms", "own_ms", "images_per_s", "latency_ms", "latency_p95_ms", "memory_mb"]
+    (board,) = boards(records, metrics=["image_auroc", *names])
+    values = {line.label: [line.cost(name) for name in names] for line in board.rows}
+    assert values["clip"] == [187.5, 125, 8 / 1.5, 31.25, 40, 1234.5]
+    assert values["winclip"] == values["anoclip"] == [None] * 6
+    text = to_markdown([board])
+    assert "| clip | **75.0** | 188 | 125 | 5.33 | 31.2 | 40 | 1234 |" in text
+    assert "| anoclip | 50.0 |  |  |  |  |  |  |" in text
+    assert (
+        "Run on cpu, fp32, threads: 2; an unknown machine, fp32: times of different machines do not" in text
+    )
+    lines = list(csv.DictReader(io.StringIO(to_csv([board]))))
+    assert [line["own_ms"] for line in lines] == ["125.0", "", ""]
+    assert json.loads(to_json([board]))[0]["rows"][0]["latency_p95_ms"] == 40
+    assert r"Latency ms (95 \%)" in to_latex([board]) and "Encode" not in joined_to_latex([board])
+    (plain,) = boards(records)
+    assert not plain.costs and "encode_ms" not in to_csv([plain])
+    (only,) = boards(records, metrics=["memory_mb"])
+    assert only.metrics == DEFAULT_METRICS and only.costs == ("memory_mb",)
+    with pytest.raises(UsageError, match=r"--metric own_ms: only a whole run has that; leave --by category"):
+        boards(records, metrics=["own_ms"], by="category")
+    with pytest.raises(UsageError, match=r"Did you mean 'encode_ms'"):
+        boards(records, metrics=["encode_s"])
 
 
 def test_every_group_has_a_board_of_its_own(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.kit import tiny, tiny_clip
-from zsadbench.clip.towers import Block, Clip, PositionRule, beginnings, load_clip
+from zsadbench.clip.tokens import beginnings
+from zsadbench.clip.towers import Block, Clip, PositionRule, load_clip
 from zsadbench.errors import MethodError
 from zsadbench.inputs import Backbone
 
@@ -195,6 +196,35 @@ def test_methods_share_the_walk_over_a_batch() -> None:
     kept = vision.trace(one)
     vision.forget()
     assert vision.trace(one) is not kept
+
+
+@torch.inference_mode()
+def test_shared_steps_are_timed_for_all_who_use_them() -> None:
+    vision = tiny.clip("tiny-b16p").alone().vision
+    now = iter(range(100))
+    vision.clock = lambda: float(next(now)) ** 2  # 0, 1, 4, 9 ...
+    batch = tiny.batch(tiny.images(0, 1, 240), ["a"])
+    assert vision.took() == (0, 0)
+    vision.trace(batch)
+    assert vision.took() == (1, 1)
+    assert vision.took() == (0, 0)  # of a method that walks for itself
+    vision.trace(batch).shared("views", lambda: batch.images)
+    assert vision.took() == (5, 6)
+    vision.trace(batch).shared("views", lambda: batch.images)
+    assert vision.took() == (0, 6)
+    vision.trace(tiny.batch(tiny.images(1, 1, 240), ["a"]))
+    assert vision.took() == (9, 9)
+
+
+def test_a_tower_alone_keeps_nothing_of_what_others_asked_for() -> None:
+    whole = tiny.clip("tiny-b16p")
+    whole.vision.tap(values=[4])
+    alone = whole.alone()
+    trace = alone.vision.trace(tiny.batch(tiny.images(0, 1, 240), ["a"]))
+    with pytest.raises(MethodError, match="kept no 'values' of block 4"):
+        trace.values(4)
+    alone.vision.tap(values=[5])
+    assert 5 not in whole.vision._taps["values"] and whole.vision.proj is alone.vision.proj
 
 
 def half(dtype: torch.dtype) -> Clip:

@@ -6,7 +6,9 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,13 +21,14 @@ import zsadbench
 from tests.kit import tiny
 from tests.kit.factory import make_folder, save
 from zsadbench import files
+from zsadbench.boards import boards
 from zsadbench.clip.towers import Clip
 from zsadbench.errors import DatasetError, MethodError, RecordError, UsageError
 from zsadbench.images import to_batch_images
 from zsadbench.inputs import Backbone
 from zsadbench.records.evidence import EvidenceStore
 from zsadbench.records.records import Record
-from zsadbench.run import engine
+from zsadbench.run import engine, jobs
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import Outcome, execute
 from zsadbench.scoring.observation import score_run
@@ -92,6 +95,44 @@ def test_a_run_leaves_a_whole_record(go: Run) -> None:
     rows = (record.path.parent / "images.csv").read_text().splitlines()
     assert len(rows) == 13
     assert rows[0] == "key,category,anomalous,image_score,map_min,map_max,mask_sha256"
+
+
+def test_a_run_says_what_each_method_took(go: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that moves on by one second whenever it is looked at."""
+    now = count()
+    monkeypatch.setattr(engine, "time", SimpleNamespace(perf_counter=lambda: float(next(now))))
+    clip, winclip, other = go("clip", "winclip", "clip-ad", batch_size=3).records  # 4 batches of 12 images
+    threads = torch.get_num_threads()
+    here = {"images": 12, "threads": threads}
+    # The walk and, after it, what clip alone reads of the last block: both halves of the patches' way.
+    assert clip.observation["cost"] == here | {"own_seconds": 4 * 4.0, "shared_seconds": 4 * 3.0}
+    assert winclip.observation["cost"] == here | {"own_seconds": 4 * 1.0, "shared_seconds": 4 * 1.0}
+    assert other.observation["cost"] == here | {"own_seconds": 4 * 2.0, "shared_seconds": 4 * 1.0}
+    (board,) = boards([clip, winclip], metrics=["image_auroc", "encode_ms", "own_ms", "images_per_s"])
+    found = {row.label: [row.cost(name) for name in board.costs] for row in board.rows}
+    assert found == {"clip": [28_000 / 12, 16_000 / 12, 12 / 28], "winclip": [8000 / 12, 4000 / 12, 1.5]}
+
+
+def test_latency_is_measured_on_request_and_changes_no_number(
+    go: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(jobs, "CALLS", 4)
+    few = {"settings": SMALL | {"steps": "1"}, "categories": ("bolt",)}
+    plain = go("clip", "musc", "anoclip+", out=tmp_path / "plain", **few).records
+    timed = go("clip", "musc", "anoclip+", latency=True, **few).records
+    assert [record.digest for record in plain] == [record.digest for record in timed]
+    for record in timed:
+        cost = record.observation["cost"]
+        assert cost["images"] == 6
+        if record.method == "musc":  # an image alone has no score there
+            assert "latency" not in cost
+            continue
+        assert cost["latency"]["calls"] == 4
+        assert 0 < cost["latency"]["median_ms"] <= cost["latency"]["p95_ms"]
+    (later,) = go("clip", out=tmp_path / "plain", latency=True, **few | {"settings": SMALL}).records
+    assert later.observation["cost"]["latency"]["calls"] == 4 and not later.kept
+    with pytest.raises(UsageError, match="--latency is measured in this process"):
+        go(latency=True, devices="cpu:2")
 
 
 def test_several_datasets_share_the_towers(

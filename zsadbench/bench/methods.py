@@ -21,11 +21,10 @@ from PIL import Image
 
 from ..data import load_dataset
 from ..errors import UsageError
-from ..images import Loaded, decode, preprocess, read
 from ..method import Resolved, places, resolve, with_checkpoint
 from ..progress import Progress
 from ..records import EvidenceStore, by_category
-from ..run import Encoder, Pass, Task, observe, pick_device, pick_dtype, too_few
+from ..run import Encoder, Pass, Task, observe, one_at_a_time, pick_device, pick_dtype, too_few
 from ..samples import Dataset
 from ..scoring import EvidenceMaps, rules_for, score_category
 from .flops import encoder_flop, product_rate
@@ -255,18 +254,7 @@ def _latency(resolved: Resolved, data: Dataset, encoder: Encoder) -> list[float]
     """Return milliseconds from an image file to its map and evidence, one image at a time."""
     words = dict.fromkeys(data.categories, "part")
     task = Task(resolved.id, resolved.method, words, EvidenceStore(Path()))
-    spec, found = resolved.method.preprocess, []
-    for number in range(LATENCY_RUNS + 2):
-        sample = data.samples[number % len(data.samples)]
-        start = time.perf_counter()
-        image = decode(read(sample.image), name=sample.key)
-        loaded = Loaded(0, sample, {spec: preprocess(image, spec)})
-        evidence = encoder.observe([loaded], [task])[0]
-        if not resolved.relates:  # its maps need all images
-            resolved.method.maps(evidence, (spec.size, spec.size))
-        _synchronise(encoder)
-        found.append(1000 * (time.perf_counter() - start))
-    return found[2:]
+    return one_at_a_time(task, data.samples, encoder, LATENCY_RUNS)
 
 
 def _row(

@@ -46,6 +46,8 @@ class Board:
     """What intervals, ranks and comparisons mean and where they are missing, and which rows are left out."""
     axis: str = "category"
     """What the rows of a board by category stand for: a category, or a value of this group."""
+    costs: tuple[str, ...] = ()
+    """What the runs took, beside the metrics: ids of `rows.COSTS`."""
     unit: str = ""
     """The group whose highest score stands for all its images; empty where each image has its own."""
 
@@ -121,6 +123,7 @@ class Board:
         for row in self.rows:
             line, cells = self._identity(row), {metric: row.cell(metric) for metric in self.metrics}
             line |= {metric: cell.value for metric, cell in cells.items()}
+            line |= {name: row.cost(name) for name in self.costs}
             line |= {f"{m}_std": cell.spread for m, cell in cells.items() if cell.spread is not None}
             line |= {"rank": row.rank, "ranked_by": self.ranked_by} if self.ranked_by else {}
             for metric, cell in cells.items():
@@ -169,7 +172,7 @@ def frame_of(tables: Sequence[Board]) -> pd.DataFrame:
     import pandas as pd
 
     lines = [line for board in tables for line in board.lines()]
-    metrics = list(dict.fromkeys(metric for board in tables for metric in board.metrics))
+    metrics = list(dict.fromkeys(name for board in tables for name in (*board.metrics, *board.costs)))
     frame = pd.DataFrame(lines, columns=_columns(lines, metrics))
     frame = frame.astype(dict.fromkeys(metrics, float))
     return frame.astype({"rank": "Int64"}) if "rank" in frame else frame

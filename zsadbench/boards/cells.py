@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ..records import KINDS, Published
 from .board import Board
 from .pairs import Comparison
-from .rows import Row, bounds, percent
+from .rows import COSTS, Row, bounds, cost_printed, percent
 from .words import SYMBOLS, metric_title
 
 PUBLISHED_NOTE = (
@@ -35,7 +35,7 @@ def names_of(board: Board) -> list[str]:
 
 def numbers_of(board: Board) -> list[str]:
     """Return the headings of the columns of numbers."""
-    titles = [metric_title(metric) for metric in board.shown]
+    titles = [*(metric_title(metric) for metric in board.shown), *(COSTS[name] for name in board.costs)]
     return ["rank", *titles] if board.ranked_by else titles
 
 
@@ -45,17 +45,19 @@ def lines_of(board: Board, best: Style, second: Style, other: Style) -> Iterator
         numbers = [styled(board, row, metric, best, second, other) for metric in board.shown]
         category = [row.category] if board.by == "category" else []
         rank = [str(row.rank or "n/a")] if board.ranked_by else []
-        yield Line([row.label, *category], rank + numbers, marks_of(row), True)
+        empty, unknown = [""] * len(rank), [""] * len(board.costs)
+        took = [cost_printed(row.cost(name)) for name in board.costs]
+        yield Line([row.label, *category], rank + numbers + took, marks_of(row), True)
         for kind in KINDS:
             beside = {metric: entry for metric, entry in row.published.items() if entry.kind == kind}
             if beside:
                 numbers = [other(printed(beside.get(metric))) for metric in board.shown]
-                yield Line([f"published: {kind}", *category], [""] * len(rank) + numbers, "", False)
+                yield Line([f"published: {kind}", *category], [*empty, *numbers, *unknown], "", False)
         for source in row.others:
             name = f"published: {source.kind} [{board.other_sources[source.kind, source.about]}]"
             numbers = [other(printed(source.figures.get(metric))) for metric in board.shown]
             differs = ", ".join(source.differences)
-            yield Line([name, *category], [""] * len(rank) + numbers, differs, False)
+            yield Line([name, *category], [*empty, *numbers, *unknown], differs, False)
 
 
 def styled(board: Board, row: Row | None, metric: str, best: Style, second: Style, other: Style) -> str:

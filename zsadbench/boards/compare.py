@@ -14,7 +14,7 @@ from ..scoring import NOBODY, UserMethods
 from .beside import Choice
 from .board import DEFAULT_METRICS, FEWEST_REPLICATES, Board, frame_of, paired_frame
 from .pairs import in_order
-from .rows import By, Row, contests, rows_of, with_average_ranks
+from .rows import COSTS, By, Row, contests, rows_of, with_average_ranks
 from .statistics import with_statistics
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def boards(
     """Return one board per group of records, sorted by dataset and protocol.
 
     ``metrics`` are ids, by default :data:`DEFAULT_METRICS` and those that records were asked for; among them
-    may be ``mad``, the mean of seven, and ``rank``, the average rank over the others.  ``by`` is
+    may be ``mad``, the mean of seven, ``rank``, the average rank over the others, and what runs took
+    (``encode_ms``, ``latency_ms`` ...: :data:`zsadbench.boards.rows.COSTS`).  ``by`` is
     ``"category"`` for one row per method and category, or a group of images as
     :class:`zsadbench.records.Grouping` writes it for one row per method and value; ``per`` is such a
     group whose highest image score stands for all its images, and
@@ -78,6 +79,10 @@ def boards(
         RecordError: for a metric no record has, when ``merge`` meets records of several groups, for image
             scores that cannot be read, or where ``inductive_only`` leaves nothing.
     """
+    costs = tuple(name for name in dict.fromkeys(metrics or ()) if name in COSTS)
+    metrics = [name for name in metrics or () if name not in COSTS] or None
+    if costs and by not in (None, "method"):
+        raise UsageError(f"--metric {costs[0]}: only a whole run has that; leave --by {by} out")
     _require_sense(by, per, group_by, intervals or paired)
     left_out = [record for record in records if inductive_only and not record.inductive]
     records = inductive_records(records) if inductive_only else records
@@ -99,7 +104,7 @@ def boards(
         raise RecordError(_odd_one(groups))
     tables = [_board(group, groups[group], chosen, grouping, sort, choice) for group in sorted(groups)]
     axis, unit = facets.name if facets else "category", Grouping(per).name if per else ""
-    tables = [replace(board, axis=axis, unit=unit) for board in tables]
+    tables = [replace(board, axis=axis, unit=unit, costs=costs) for board in tables]
     tables = [
         replace(board, notes=(*_kept_apart(board, tables), *_left_out(board.group, left_out)))
         for board in tables
@@ -270,7 +275,7 @@ def _known_metrics(records: Sequence[Record], wanted: Sequence[str], optional: b
 def _nearest(metric: str) -> str:
     """Return the metrics that a wrong name is part of, else the nearest one, else all."""
     parts = [known for known in METRICS if metric.lower() in known.split("_")]
-    known = (*METRICS, *DERIVED, *_SHORT)
+    known = (*METRICS, *DERIVED, *_SHORT, *COSTS)
     return f" Did you mean {' or '.join(map(repr, parts))}?" if len(parts) > 1 else suggest(metric, known)
 
 

@@ -22,6 +22,7 @@ from .cells import (
     styled,
 )
 from .matrix import matrices
+from .rows import COSTS
 from .words import footer, metric_title, sources, subtitle, title
 
 _ESCAPES = {
@@ -67,7 +68,7 @@ def to_latex(tables: Sequence[Board]) -> str:
 def joined_to_latex(tables: Sequence[Board]) -> str:
     """Return one LaTeX table over several datasets: a row per method, a group of columns per dataset.
 
-    Published figures, intervals and comparisons are left to the tables of their own.
+    Published figures, intervals, comparisons and what runs took are left to the tables of their own.
 
     Raises:
         RecordError: if a dataset has several boards, or the boards differ in protocol or metric version.
@@ -92,7 +93,9 @@ def joined_to_latex(tables: Sequence[Board]) -> str:
         columns += "l"
         heads.append("marks")
         groups.append(("", 1))
-    notes = list(dict.fromkeys(line for board in tables for line in footer(replace(board, notes=()))))
+    notes = list(
+        dict.fromkeys(line for board in tables for line in footer(replace(board, notes=(), costs=())))
+    )
     names = ", ".join(title(board) for board in tables)
     table = _Table(
         caption=f"{names}. {subtitle(tables[0])}.",
@@ -168,14 +171,15 @@ def _means(board: Board, caption: str, label: str) -> Iterator[_Table]:
         named = [escape(name) for name in line.names]
         if not line.measured:
             named[0] = rf"\quad \emph{{{named[0]}}}"
-        ranked = len(line.numbers) - len(board.shown)
+        ranked = len(line.numbers) - len(board.shown) - len(board.costs)
         cells = [*map(escape, line.numbers[:ranked]), *line.numbers[ranked:]]
         rows.append([*named, *cells, escape(line.marks)])
         marked |= bool(line.marks)
     ranks = ["rank"] if board.ranked_by else []
     groups, short = _grouped([*names_of(board), *ranks], board.shown)
-    if marked:
-        groups, short = [*groups, ("", 1)], [*short, "marks"]
+    more = [*(COSTS[name] for name in board.costs), *(["marks"] if marked else [])]
+    if more:
+        groups, short = [*groups, ("", len(more))], [*short, *more]
     names, numbers = len(names_of(board)), len(numbers_of(board))
     columns = "l" * names + "r" * numbers + ("l" if marked else "")
     yield _Table(caption, label, columns, groups, short, [row[: len(short)] for row in rows])

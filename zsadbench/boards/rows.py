@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 
 By = Literal["method", "category"]
 
+COSTS = {
+    "encode_ms": "Encode ms/image",
+    "own_ms": "Own ms/image",
+    "images_per_s": "Encode images/s",
+    "latency_ms": "Latency ms",
+    "latency_p95_ms": "Latency ms (95 %)",
+    "memory_mb": "Peak MB",
+}
+"""What a run took, by the names that are asked for beside those of metrics, with titles."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -102,6 +112,12 @@ class Row:
         value = math.fsum(ranks) / len(ranks) if ranks else None
         return Cell(value, None, len(ranks), len(ranks), None, AVERAGE_RANK)
 
+    def cost(self, name: str) -> float | None:
+        """Return what the runs took, the mean over seeds; None where that is not known of all."""
+        values = [_cost(record.observation, name) for record in self.records]
+        known = [value for value in values if value is not None]
+        return math.fsum(known) / len(known) if len(known) == len(values) else None
+
     def standing(self, metric: str) -> float:
         """Return what to sort rows by, the best first and those without a value last."""
         value = self.cell(metric).value
@@ -112,6 +128,33 @@ class Row:
             return record.mean(metric)
         value = record.value(self.category, metric)
         return value, int(value is not None), 1
+
+
+def _cost(seen: Mapping[str, Any], name: str) -> float | None:
+    """Return one of :data:`COSTS`; None where an observation does not say it."""
+    if name == "memory_mb":
+        return _number(seen.get("peak_memory_mb"))
+    said = seen.get("cost")
+    said = said if isinstance(said, Mapping) else {}
+    if name.startswith("latency"):
+        latency = said.get("latency")
+        key = "p95_ms" if "p95" in name else "median_ms"
+        return _number(latency.get(key)) if isinstance(latency, Mapping) else None
+    images, own, shared = (_number(said.get(key)) for key in ("images", "own_seconds", "shared_seconds"))
+    if not images or own is None or shared is None:
+        return None
+    whole = 1000 * (own if name == "own_ms" else own + shared) / images
+    return whole if name != "images_per_s" else 1000 / whole if whole else None
+
+
+def _number(value: Any) -> float | None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return float(value) if good else None
+
+
+def cost_printed(value: float | None) -> str:
+    """Return what a run took as text; empty where it is not known."""
+    return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def percent(value: float) -> str:

@@ -96,7 +96,7 @@ def _conditions(board: Board) -> list[str]:
     if len(rules) > 1:
         each = (f"{', '.join(methods)}: {rule}" for rule, methods in rules.items())
         lines.append(f"Rules of each method's authors: {'; '.join(each)}.")
-    lines += _average_ranks(board)
+    lines += [*_average_ranks(board), *_costs(board)]
     missing: dict[str, list[str]] = {}
     for metric in board.metrics:
         for reason in dict.fromkeys(r for record in board.records for r in record.reasons(metric)):
@@ -125,6 +125,28 @@ def _average_ranks(board: Board) -> list[str]:
     return ([line] if any(ranked.values()) else []) + (
         [f"No average rank without every value: {', '.join(without)}."] if without else []
     )
+
+
+def _costs(board: Board) -> list[str]:
+    """Return what is meant by what the runs took, and which machines they ran on."""
+    if not board.costs:
+        return []
+    places = dict.fromkeys(_place(record) for record in board.records)
+    apart = ": times of different machines do not compare" if len(places) > 1 else ""
+    return [
+        "Encode: what a method takes from an image on the device to its evidence, in its own steps and in "
+        "those that the methods of its pass share, which count whole for each; own: without these. Latency: "
+        "of single images, from the file to the map. Peak: of the whole process or GPU, with all methods.",
+        f"Run on {'; '.join(places)}{apart}.",
+    ]
+
+
+def _place(record: Record) -> str:
+    """Return what a record was observed on."""
+    seen, cost = record.observation.get("environment") or {}, record.observation.get("cost")
+    threads = cost.get("threads") if isinstance(cost, dict) else None
+    known = [str(seen.get("device") or "an unknown machine"), str(seen.get("dtype") or "")]
+    return ", ".join([*filter(None, known), *([f"threads: {threads}"] if threads else [])])
 
 
 def _unit(board: Board) -> str:

@@ -17,6 +17,7 @@ from ..errors import Interrupted, UsageError
 from ..text import say
 from .options import (
     DATA,
+    MACHINE,
     PROMPTS,
     AllowMissing,
     Categories,
@@ -130,6 +131,14 @@ def run(
         bool,
         typer.Option("--verify", help="Read every file again to see if it changed.", rich_help_panel=DATA),
     ] = False,
+    latency: Annotated[
+        bool,
+        typer.Option(
+            "--latency",
+            help="Measure the latency of each method too: single images, warm.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = False,
     allow_missing: AllowMissing = False,
     follow_outside: Annotated[
         bool,
@@ -170,6 +179,7 @@ def run(
         out=out,
         skip_bad=skip_bad,
         verify=verify,
+        latency=latency,
         allow_missing=allow_missing,
         follow_outside=follow_outside,
         quiet=telling.quiet,

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer over a small table: only the tokens that captions use keep a row of their own."""
+"""CLIP's tokenizer over a small table of the tokens that captions use; and what texts have in common."""
 
 from __future__ import annotations
 
@@ -39,3 +39,21 @@ def rows_for(kept: Sequence[int]) -> int:
 def tokens_of(full: Any, texts: Iterable[str]) -> list[int]:
     """Return the sorted ids of the tokens that ``texts`` consist of."""
     return sorted({token for text in texts for token in full.encode(text)})
+
+
+def beginnings(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where each distinct beginning of texts ends first, and which one ends at each token.
+
+    ``tokens`` (n, L); the places (M,) count through the flattened tokens, the numbers (n, L) are below M.
+    What follows the end of a text has the number of nobody in particular.
+    """
+    numbers: dict[tuple[int, ...], int] = {}
+    first: list[int] = []
+    nodes = torch.zeros_like(tokens, device="cpu")
+    for row, (text, end) in enumerate(zip(tokens.tolist(), tokens.argmax(dim=-1).tolist(), strict=True)):
+        for place in range(end + 1):
+            number = numbers.setdefault(tuple(text[: place + 1]), len(numbers))
+            if number == len(first):
+                first.append(row * tokens.shape[1] + place)
+            nodes[row, place] = number
+    return torch.tensor(first, device=tokens.device), nodes.to(tokens.device)

@@ -16,9 +16,11 @@ Axis order is batch first everywhere.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
-from functools import cached_property, reduce
+from functools import reduce
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,8 +29,9 @@ from torch import Tensor
 
 from ..errors import MethodError
 from ..files import digest_of
-from ..inputs import Backbone, Batch, SecondTower
+from ..inputs import Backbone, Batch, SecondTower, Steps
 from .second import Second, load_second
+from .tokens import beginnings
 from .weights import Weights, find_weights
 
 PositionRule = Literal["bicubic-antialias", "bicubic", "bilinear"]
@@ -105,6 +108,7 @@ class Vision:
         self._positions: dict[tuple[int, int], Tensor] = {self.native: module.positional_embedding}
         self._taps: dict[str, set[int]] = {"stream": set(), "middle": set(), "values": set()}
         self._trace: Trace | None = None
+        self.clock = time.perf_counter  # on a GPU one that waits for it, where shared steps are timed there
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """Return position embeddings (1 + gh*gw, W) for ``grid``, resized from the native grid."""
@@ -175,8 +179,15 @@ class Vision:
     def trace(self, batch: Batch) -> Trace:
         """Return the walk over ``batch``; methods that share this tower and batch share the walk."""
         if self._trace is None or self._trace.batch is not batch:
+            start = self.clock()
             self._trace = Trace(self, batch, self._taps)
+            self._trace.steps.add("walk", self.clock() - start)
+        self._trace.steps.use("walk")
         return self._trace
+
+    def took(self) -> tuple[float, float]:
+        """Return what :meth:`Steps.took` says of the last trace."""
+        return self._trace.steps.took() if self._trace else (0.0, 0.0)
 
     def forget(self) -> None:
         """Drop the last trace and free its memory."""
@@ -194,7 +205,7 @@ class Trace:
     def __init__(self, vision: Vision, batch: Batch, taps: Mapping[str, set[int]]) -> None:
         self.batch, self._depth = batch, len(vision.blocks)
         self._kept: dict[tuple[str, int], Tensor] = {}
-        self._shared: dict[str, Tensor] = {}
+        self.steps = Steps(vision.clock)
         x = vision.embed(batch.images.flatten(0, 1))
         *inner, last = vision.blocks
         for number, block in enumerate(inner):
@@ -221,11 +232,11 @@ class Trace:
                 self._kept[kind, number] = block.correlate(q, k, v, kind)
         return q, k, v
 
-    @cached_property
+    @property
     def output(self) -> Tensor:
         """The residual stream (B*T, 1 + N, W) that leaves the last block."""
         middle = self.middle(self._depth - 1)
-        return middle + self._last[0].mlp(middle)
+        return self.shared("output", lambda: middle + self._last[0].mlp(middle))
 
     def stream(self, block: int) -> Tensor:
         """Return the residual stream (B, 1 + N, W) as it enters ``block``."""
@@ -237,11 +248,10 @@ class Trace:
 
     def middle(self, block: int) -> Tensor:
         """Return the residual stream (B, 1 + N, W) inside ``block``, after its attention, before its MLP."""
-        place = "middle", block
-        if block == self._depth - 1 and place not in self._kept:
+        if block == self._depth - 1:
             last, x, *attended = self._last
-            self._kept[place] = x + last.attend(*attended)
-        return self._get(*place)
+            return self.shared("middle", lambda: x + last.attend(*attended))
+        return self._get("middle", block)
 
     def values(self, block: int) -> Tensor:
         """Return the value-value attention (B, 1 + N, W) of ``block``, output-projected, without residual."""
@@ -253,9 +263,8 @@ class Trace:
 
     def shared(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         """Return ``compute()`` (any shape), computed once for all methods that share trace and ``name``."""
-        if name not in self._shared:
-            self._shared[name] = compute()
-        return self._shared[name]
+        found: Tensor = self.steps.take(name, compute)
+        return found
 
     def _get(self, name: str, block: int) -> Tensor:
         try:
@@ -305,24 +314,6 @@ class Text:
         return self.pool(x[0][nodes], tokens)
 
 
-def beginnings(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where each distinct beginning of texts ends first, and which one ends at each token.
-
-    ``tokens`` (n, L); the places (M,) count through the flattened tokens, the numbers (n, L) are below M.
-    What follows the end of a text has the number of nobody in particular.
-    """
-    numbers: dict[tuple[int, ...], int] = {}
-    first: list[int] = []
-    nodes = torch.zeros_like(tokens, device="cpu")
-    for row, (text, end) in enumerate(zip(tokens.tolist(), tokens.argmax(dim=-1).tolist(), strict=True)):
-        for place in range(end + 1):
-            number = numbers.setdefault(tuple(text[: place + 1]), len(numbers))
-            if number == len(first):
-                first.append(row * tokens.shape[1] + place)
-            nodes[row, place] = number
-    return torch.tensor(first, device=tokens.device), nodes.to(tokens.device)
-
-
 class Clip:
     """A loaded CLIP: ``vision``, ``text``, ``logit_scale``, a tokenizer, and what it was loaded from."""
 
@@ -355,6 +346,13 @@ class Clip:
         if tower not in self._beside:
             self._beside[tower] = load_second(tower, self.device, self.vision.proj.dtype)
         return self._beside[tower]
+
+    def alone(self) -> Clip:
+        """Return this CLIP, its weights shared, without what methods have asked of its walk."""
+        other = copy(self)
+        other.vision = copy(self.vision)
+        other.vision._taps, other.vision._trace = {name: set() for name in self.vision._taps}, None
+        return other
 
     def listen(self) -> list[list[str]]:
         """Return a list that receives every set of prompts from now on, as it is encoded or tokenized."""

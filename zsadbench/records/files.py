@@ -27,7 +27,7 @@ EDITED = "edited"
 RERUN = "repeat the `zsad run` command, it writes this file again from the evidence"
 RESCORE = "delete this file and run `zsad score` on the run folder again, it needs no CLIP"
 
-_TIMES = ("created", "seconds", "images_per_second", "peak_memory_mb", "devices", "command", "basis")
+_TIMES = ("created", "seconds", "images_per_second", "peak_memory_mb", "devices", "cost", "command", "basis")
 
 
 class NewerSchema(RecordError):

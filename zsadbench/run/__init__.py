@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .engine import Encoder, Pass, Task, observe, pick_device, pick_dtype
     from .foreign import score_maps, score_maps_record
     from .gathered import Gathered, related, too_few
-    from .jobs import Request, find_samples
+    from .jobs import Request, find_samples, one_at_a_time
     from .run import execute, run, score_runs
     from .zeroshot import held_checkpoints, trained_on
 
@@ -28,6 +28,7 @@ __all__ = [
     "find_samples",
     "held_checkpoints",
     "observe",
+    "one_at_a_time",
     "pick_device",
     "pick_dtype",
     "related",

@@ -111,6 +111,7 @@ class Team:
         say: Callable[[str], None],
     ) -> None:
         self.ray, self.options, self.own, self.stop, self.say = ray, options, own, stop, say
+        self.threads = seats[0].threads
         self.batch_size: int = options[1] or images_at_once(torch.device(seats[0].device))
         self.remote = ray.remote(concurrency_groups={"aside": 1})(Worker)
         self.brief: Any = None
@@ -149,8 +150,7 @@ class Team:
         for hand in self.hands:
             self._tell(hand, look=hand.node not in seen)
             seen.add(hand.node)
-        for _ in self._work(deque()):
-            pass
+        deque(self._work(deque()), maxlen=0)  # until all are ready
 
     def observe(self) -> Pass:
         """Observe every missing slice, and write each as it comes in.
@@ -185,6 +185,8 @@ class Team:
         report.add("store", time.perf_counter() - start)
         if not found.slices:
             return
+        for t, cost in found.spent.items():
+            self.tasks[t].spent.add(cost.own, cost.shared, cost.images)
         for phase, seconds in found.report.seconds.items():
             report.add(phase, seconds)
         report.images += len(unit) - sum(covered[unit.start : unit.stop])

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from ..inputs import Backbone, Batch, Preprocess
 from ..method import Drawing, Method, Observer, Relating, blamed
 from ..records import EvidenceStore, Slice, plan
 from ..samples import Sample
-from .gathered import Flight, Gathered, Group, Keep, Rows, Sent, at_home, joined, related, too_few
+from .gathered import Flight, Gathered, Group, Keep, Rows, Sent, Spent, at_home, joined, related, too_few
 
 if TYPE_CHECKING:
     from ..progress import Progress
@@ -53,6 +54,7 @@ class Task:
     missing: set[int] = field(default_factory=set)
     observer: Observer | None = None
     prepared: str | None = None
+    spent: Spent = field(default_factory=Spent)
 
     @property
     def relates(self) -> bool:
@@ -142,6 +144,8 @@ class Encoder:
         self.lanes = lanes(device, overlap)
         self.batch_size = batch_size or images_at_once(device)
         self.clips = {} if clips is None else clips
+        waits = device.type == "cuda" and not self.lanes
+        self._clock = partial(_waited, device) if waits else time.perf_counter
         self.report = Pass()
 
     def clip(self, backbone: Backbone) -> Clip:
@@ -209,8 +213,10 @@ class Encoder:
         observers = [self.prepare(task, loaded[0].sample.category) for task in tasks]
         batches: dict[Preprocess, Batch] = {}
         found: list[Rows] = []
+        spent: list[tuple[float, float]] = []
         for task, observer in zip(tasks, observers, strict=True):
-            spec = task.method.preprocess
+            spec, vision = task.method.preprocess, self.clip(task.method.backbone).vision
+            vision.clock = self._clock
             if spec not in batches:
                 start = time.perf_counter()
                 batches[spec] = self.batch(loaded, spec)
@@ -219,7 +225,13 @@ class Encoder:
             with torch.no_grad(), blamed(observer, "observe"):
                 evidence = observer.observe(batches[spec])
                 found.append(keep(evidence, batches[spec], task.name, task.relates))
-            self.report.add("encode", time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            self.report.add("encode", seconds)
+            taken, used = vision.took()
+            spent.append((seconds - taken, used))
+        if not self.lanes:  # there nobody waits for the device, so nobody knows whose time it was
+            for task, cost in zip(tasks, spent, strict=True):
+                task.spent.add(*cost, images=len(loaded))
         for clip in self.clips.values():
             clip.vision.forget()
         return found
@@ -255,6 +267,12 @@ class Encoder:
         self.batch_size //= 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _waited(device: torch.device) -> float:
+    """Return the time in seconds, once a device has done what it was told."""
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _observer(made: Any, name: str) -> Observer:
@@ -364,7 +382,9 @@ def _related(
     assert isinstance(task.method, Relating)
     start = time.perf_counter()
     found = related(part, task.method, task.name, encoder.device, tell)
-    encoder.report.add("relate", time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    encoder.report.add("relate", seconds)
+    task.spent.add(seconds)
     return found
 
 
@@ -377,12 +397,3 @@ def _groups(tasks: Sequence[Task], samples: Sequence[Sample]) -> Iterator[Group]
         needed = [(t, owners[t, part.start]) for t in range(len(tasks)) if (t, part.start) in owners]
         if needed:
             yield part, needed
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Return the peak memory of the process (CPU) or of the device, in MB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -21,7 +21,7 @@ from .jobs import Job
 
 _KNOWN = (
     *("environment", "created", "seconds", "images_per_second", "batch_size", "peak_memory_mb"),
-    "devices",
+    *("devices", "cost"),
 )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..clip import Clip
-from ..environment import Spread, device_name, emulates, environment, where
+from ..environment import Spread, device_name, emulates, environment, peak_memory_mb, where
 from ..errors import RecordError, UsageError, suggest
 from ..files import contents_digest
 from ..inputs import Backbone
@@ -42,12 +42,11 @@ from .engine import (
     Task,
     images_at_once,
     observe,
-    peak_memory_mb,
     pick_device,
     pick_dtype,
 )
 from .found import observed
-from .jobs import Job, Request
+from .jobs import Job, Request, latency
 from .plan import Plan, plan_run
 
 if TYPE_CHECKING:
@@ -102,6 +101,8 @@ def execute(
     pick_dtype(request.dtype)
     if isinstance(place, str):
         pick_device(place)
+    if request.latency and not isinstance(place, str):
+        raise UsageError("--latency is measured in this process; leave --devices and --cluster out")
     stop = stop or threading.Event()
     plans = plan_run(methods, datasets, request)
     for job in (job for plan in plans for job in plan.jobs):
@@ -125,6 +126,8 @@ def execute(
             outcome.skipped |= plan.skipped
             _observe(plan, crew, request, progress)
             _observe_validation(plan, crew, progress)
+            if isinstance(crew, Here) and request.latency:
+                _time_single_images(plan, crew, progress)
             with closing(_score(plan, request, crew)) as records:
                 for job in plan.jobs:
                     if stop.is_set():
@@ -175,7 +178,7 @@ class Here:
     def __init__(self, device: torch.device, request: Request, stop: threading.Event) -> None:
         self.device, self.dtype, self.request, self.stop = device, pick_dtype(request.dtype), request, stop
         self.batch_size = request.batch_size or images_at_once(device)
-        self.about = device_name(device)
+        self.about, self.threads = device_name(device), torch.get_num_threads()
         self.clips: dict[Backbone, Clip] = {}
 
     def begin(self, tasks: Sequence[Task], data: Dataset, contents: Contents, progress: Progress) -> None:
@@ -246,7 +249,7 @@ def _observe(plan: Plan, crew: Here | Team, request: Request, progress: Progress
         for job in todo:
             _remember(job, plan)
     for job in todo:
-        _finish(job, report if job in encoded else None)
+        _finish(job, report if job in encoded else None, crew.threads)
 
 
 def _observe_validation(plan: Plan, crew: Here | Team, progress: Progress) -> None:
@@ -283,7 +286,7 @@ def _remember(job: Job, plan: Plan) -> None:
     plan.contents.keep(job.run_dir)
 
 
-def _finish(job: Job, report: Pass | None) -> None:
+def _finish(job: Job, report: Pass | None, threads: int) -> None:
     """Complete the observation with what its evidence and the pass say, and write it."""
     if len(job.task.stored) < len(job.task.slices):
         raise RecordError(
@@ -304,7 +307,19 @@ def _finish(job: Job, report: Pass | None) -> None:
             "peak_memory_mb": round(report.memory_mb, 1),
             "devices": report.devices or [{"device": job.observation["environment"]["device"]}],
         }
+    if (spent := job.task.spent).images:
+        job.observation["cost"] = {**spent.described(), "threads": threads}
     job.observation = write_observation(job.run_dir, job.observation)
+
+
+def _time_single_images(plan: Plan, crew: Here, progress: Progress) -> None:
+    """Write down the latency of every method that judges an image by itself."""
+    for job in plan.jobs:
+        progress.say(f"{plan.data.id}: latency of {job.task.name}")
+        encoder = Encoder([], device=crew.device, dtype=crew.dtype, clips=crew.clips)
+        if found := latency(job, plan.data, encoder):
+            cost = {"threads": crew.threads, **job.observation.get("cost", {}), "latency": found}
+            job.observation = write_observation(job.run_dir, {**job.observation, "cost": cost})
 
 
 def _score(plan: Plan, request: Request, crew: Here | Team) -> Generator[Record, None, None]:

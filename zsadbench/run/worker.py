@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from ..clip import find_seconds, find_weights
-from ..environment import Seat, code_digest, device_name, installed, whole_number
+from ..environment import Seat, code_digest, device_name, installed, peak_memory_mb, whole_number
 from ..errors import DatasetError, UsageError, WeightsError, ZsadError
 from ..files import hash_file, sha256_of
 from ..images import default_workers
@@ -34,7 +34,8 @@ from ..progress import Progress
 from ..records import Contents, Kept
 from ..samples import Dataset, Sample
 from ..scoring import CategoryScores, Portion, on_cores
-from .engine import Encoder, Pass, Task, observe, peak_memory_mb, pick_dtype
+from .engine import Encoder, Pass, Task, observe, pick_dtype
+from .gathered import Spent
 
 HASHED = 32
 """Images whose content is compared, beside the size of all, before a worker is trusted to see the same."""
@@ -109,10 +110,11 @@ def sizes_of(root: Path, contents: Contents) -> tuple[str, list[int]]:
 
 @dataclass(frozen=True)
 class Found:
-    """What came of a unit: the content of each method's slice, by the task's number; what it cost."""
+    """What came of a unit: the content of each method's slice and its cost, by the task's number."""
 
     slices: Mapping[int, bytes] = field(repr=False)
     report: Pass
+    spent: Mapping[int, Spent] = field(default_factory=dict)
     batch_size: int = 0
     memory_mb: float = 0.0
 
@@ -209,7 +211,7 @@ class Worker:
         tasks = [self.tasks[number] for number in wanted] if not self.halt.is_set() else []
         stores = [Kept(Path()) for _ in tasks]
         for task, store in zip(tasks, stores, strict=True):
-            task.store, task.slices, task.missing = store, [range(len(samples))], {0}
+            task.store, task.slices, task.missing, task.spent = store, [range(len(samples))], {0}, Spent()
             task.observer = None if task.order_dependent else task.observer
         self.encoder.report = report = self.started
         self.started = Pass()
@@ -228,7 +230,8 @@ class Worker:
         slices = {
             number: store.contents[0] for number, store in zip(wanted, stores, strict=False) if store.contents
         }
-        return Found(slices, report, self.encoder.batch_size, peak_memory_mb(self.device))
+        spent = {number: task.spent for number, task in zip(wanted, tasks, strict=False)}
+        return Found(slices, report, spent, self.encoder.batch_size, peak_memory_mb(self.device))
 
     @_answered
     def score(self, parcel: Parcel, dataset: str, root: Path) -> CategoryScores | None:

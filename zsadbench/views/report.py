@@ -250,6 +250,7 @@ def sections(record: Record) -> list[Section]:
         ("Digests (SHA-256)", {key: value for key, value in digests.items() if value}),
         ("Environment", seen.get("environment") or {}),
         ("Run", {key: value for key, value in run.items() if value is not None} | {"scored": record.created}),
+        ("What it took of the pass", seen["cost"] if isinstance(seen.get("cost"), Mapping) else {}),
         ("Seconds", {key: round(value, 3) for key, value in spent.items()}),
         ("Marks", {str(number): mark for number, mark in enumerate(record.marks, 1)}),
     ]
