@@ -49,7 +49,7 @@ def test_methods_and_files_are_timed_in_turn_from_files_and_from_arrays(
     # Call n begins at (2 n)^2 and ends at (2 n + 1)^2: it takes 4 n + 1.
     for number, row in enumerate(kept["rows"]):
         times = [4 * (4 * turns + number) + 1 for turns in range(latency.WARM, latency.WARM + 5)]
-        assert (row["method"], row["device"]) == ("clip", "cpu")
+        assert (row["subject"], row["device"]) == (("clip", str(model))[number // 2], "cpu")
         found = [row[name] for name in ("median_ms", "p95_ms", "p99_ms")]
         assert found == pytest.approx(np.percentile(times, (50, 95, 99)).tolist())
 
@@ -58,7 +58,7 @@ def test_a_trained_method_without_a_checkpoint_runs_with_noise(monkeypatch: pyte
     monkeypatch.setattr(engine, "load_clip", tiny.load)
     monkeypatch.setattr(latency, "load_clip", tiny.load)
     rows = bench_latency(["april-gan"], backbone="tiny-l14", settings={"size": "28"}, **FEW).rows
-    assert [row["method"] for row in rows] == ["april-gan"] * 2 and all(row["median_ms"] > 0 for row in rows)
+    assert [row["subject"] for row in rows] == ["april-gan"] * 2 and all(row["median_ms"] > 0 for row in rows)
 
 
 def test_what_has_no_latency_is_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,11 +66,20 @@ def bench_latency(
         paths = [sample.image for sample in generated_dataset(Path(folder), images, pixels).samples]
         arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
         with Progress([("latency", 2 * (WARM + repeats) * len(predictors))], quiet=quiet) as progress:
-            found = _measured(predictors, {"file": paths, "array": arrays}, repeats, progress)
+            times = _measured(predictors, {"file": paths, "array": arrays}, repeats, progress)
     device = "cpu" if all(map(is_model, subjects)) else options.get("device") or "auto"
     about = environment(pick_device(device), options.get("dtype") or "fp32")
     about |= {"onnxruntime": installed("onnxruntime"), "images": images, "pixels": pixels, "repeats": repeats}
-    return LatencyBench(about, found)
+    rows = [
+        {
+            "subject": str(subjects[number]),
+            **_place(predictors[number]),
+            "image_from": source,
+            **_percentiles(found),
+        }
+        for (number, source), found in times.items()
+    ]
+    return LatencyBench(about, rows)
 
 
 @contextmanager
@@ -99,8 +108,8 @@ def _ready(name: str, subjects: Sequence[str], options: Mapping[str, Any]) -> It
 
 def _measured(
     predictors: Sequence[Predictor], sources: Mapping[str, Sequence[Any]], repeats: int, progress: Progress
-) -> list[dict[str, Any]]:
-    """Return the rows; whatever disturbs the machine for a while disturbs all of them alike."""
+) -> dict[tuple[int, str], list[float]]:
+    """Return milliseconds by predictor and source; what disturbs the machine disturbs all alike."""
     times: dict[tuple[int, str], list[float]] = {}
     progress.start()
     for call in range(WARM + repeats):
@@ -109,7 +118,7 @@ def _measured(
                 seconds = _timed(predictor, images[call % len(images)])
                 times.setdefault((number, source), []).append(1000 * seconds)
             progress.advance(len(sources))
-    return [_row(predictors[number], source, found[WARM:]) for (number, source), found in times.items()]
+    return {place: found[WARM:] for place, found in times.items()}
 
 
 def _timed(predictor: Predictor, image: Any) -> float:
@@ -120,18 +129,14 @@ def _timed(predictor: Predictor, image: Any) -> float:
     return time.perf_counter() - start
 
 
-def _row(predictor: Predictor, source: str, times: Sequence[float]) -> dict[str, Any]:
+def _place(predictor: Predictor) -> dict[str, Any]:
     engine = predictor.engine
     if isinstance(engine, ClipEngine):
-        place = {"runs_in": "torch", "device": str(engine.encoder.device), "threads": torch.get_num_threads()}
-    else:
-        assert isinstance(engine, ModelEngine)
-        place = {"runs_in": "onnxruntime", "device": "cpu", "threads": engine.threads}
-    percentiles = np.percentile(times, (50, 95, 99))
-    names = ("median_ms", "p95_ms", "p99_ms")
-    return {
-        "method": engine.id,
-        **place,
-        "image_from": source,
-        **dict(zip(names, map(float, percentiles), strict=True)),
-    }
+        return {"runs_in": "torch", "device": str(engine.encoder.device), "threads": torch.get_num_threads()}
+    assert isinstance(engine, ModelEngine)
+    return {"runs_in": "onnxruntime", "device": "cpu", "threads": engine.threads}
+
+
+def _percentiles(times: Sequence[float]) -> dict[str, float]:
+    median, p95, p99 = np.percentile(times, (50, 95, 99))
+    return {"median_ms": float(median), "p95_ms": float(p95), "p99_ms": float(p99)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from ..text import console, say
+from ..text import console, say, terminal
 from .options import Parameters, examples, method_ids
 from .report import write_json
 from .verbs import grouped, within
@@ -174,11 +174,12 @@ def _bench_latency(subjects: Sequence[str], out: Path | None, options: Mapping[s
     from ..bench import bench_latency
 
     found = bench_latency(subjects, **options)
-    _table(", ".join(f"{name} {value}" for name, value in found.about.items() if value != ""), found.rows)
-    say("Milliseconds of single calls, after the first ones; from a file they include reading and decoding.")
+    if str(out) != "-":
+        _table(", ".join(f"{name} {value}" for name, value in found.about.items() if value != ""), found.rows)
+        say("Milliseconds of single calls, after the first ones; those from a file read and decode it.")
     if out:
         write_json(str(out), vars(found))
-        say(f"written to {out}")
+        say(f"written to {out}", sys.stderr)
 
 
 def _bench_device(specs: Sequence[str], device: str, trial: Trial) -> None:
@@ -258,12 +259,13 @@ def _show_methods(found: MethodBench) -> None:
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title, title_justify="left")
     for number, name in enumerate(rows[0]):
         table.add_column(name.replace("_", " "), justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(Text(terminal(_cell(value))) for value in row.values()))
     console().print(table)
 
 
