@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@cache
+def whole_tokenizer(context: int) -> Any:
+    """Return open_clip's tokenizer for texts of ``context`` tokens; making it reads 49,000 merges."""
+    import open_clip
+
+    return open_clip.tokenizer.SimpleTokenizer(context_length=context)
 
 
 class PrunedTokenizer:

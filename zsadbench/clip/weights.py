@@ -25,7 +25,7 @@ from ..inputs import Backbone
 from .archives import examine, is_torchscript, read_state, reason, room_for, sound
 from .downloads import entry, fetch, published_digest, tags
 from .random import random_state
-from .tokens import PrunedTokenizer
+from .tokens import PrunedTokenizer, whole_tokenizer
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -110,17 +110,9 @@ class Weights:
 
     def tokenizer(self) -> Any:
         """Return CLIP's tokenizer: a call ``(texts, context_length=n)`` gives token ids."""
-        full = _tokenizer(self.config["text_cfg"].get("context_length", 77))
+        full = whole_tokenizer(self.config["text_cfg"].get("context_length", 77))
         kept = self.config.get("vocabulary")
         return PrunedTokenizer(full, kept) if kept else full
-
-
-@cache
-def _tokenizer(context: int) -> Any:
-    """Return open_clip's tokenizer; it reads its 49,000 merges each time it is made."""
-    import open_clip
-
-    return open_clip.tokenizer.SimpleTokenizer(context_length=context)
 
 
 def architectures() -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..clip import Block, PrunedTokenizer, Text, Vision, find_weights
+from ..clip import Block, Text, Vision, find_weights
 from ..inputs import OPENAI_MEAN, OPENAI_STD, Backbone
 
 GUIDED = 2
@@ -30,10 +30,7 @@ class Student:
         self.model: Any = open_clip.model.CLIP(**weights.architecture())
         narrow(self.model)
         self.vision, self.text = Vision(self.model.visual, "bicubic-antialias"), Text(self.model)
-        self.tokenizer = PrunedTokenizer(
-            open_clip.tokenizer.SimpleTokenizer(context_length=self.text.context),
-            weights.config["vocabulary"],
-        )
+        self.tokenizer = weights.tokenizer()
 
     @property
     def learning(self) -> list[Tensor]:
