@@ -108,3 +108,9 @@ def test_the_camera_of_the_guide_judges_without_torch(tmp_path: Path, model: Pat
     assert len(list(tmp_path.glob("*.png"))) == 2
     for name, one in (("ng-1.png", seen[1]), ("ng-2.png", seen[3])):
         np.testing.assert_array_equal(Image.open(tmp_path / name), one.overlay())
+
+
+def test_a_limit_that_is_no_number_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+    for limit in ("nan", "inf"):
+        assert call("export", "clip", "--limit", limit) == 2
+        assert f"--limit {limit}: give a number" in capsys.readouterr().err

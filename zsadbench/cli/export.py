@@ -23,7 +23,7 @@ from .options import (
     method_ids,
 )
 from .report import write_json
-from .verbs import Verbs, grouped
+from .verbs import Verbs, grouped, within
 
 if TYPE_CHECKING:
     from ..deploy import Form
@@ -61,15 +61,26 @@ def export(
     ] = False,
     map_size: Annotated[
         Literal["full", "grid"],
-        typer.Option("--map", help="Maps of the evaluation size, or of one value per patch."),
+        typer.Option(
+            "--map", metavar="KIND", help="full: maps of the evaluation size; grid: one value per patch."
+        ),
     ] = "full",
     precision: Annotated[
         Literal["fp32", "fp16", "int8"],
-        typer.Option("--precision", help="Numbers inside: fp16, or int8 for the weights of linear layers."),
+        typer.Option(
+            "--precision",
+            metavar="DTYPE",
+            help="Numbers inside: fp32, fp16, or int8 for the weights of linear layers.",
+        ),
     ] = "fp32",
     limit: Annotated[
         float | None,
-        typer.Option("--limit", metavar="SCORE", help="Above it images are NG; kept in the file."),
+        typer.Option(
+            "--limit",
+            metavar="SCORE",
+            help="Above it images are NG; kept in the file.",
+            callback=within(-1e308, 1e308),  # a finite number
+        ),
     ] = None,
     threshold: Annotated[
         Path | None,
