@@ -272,9 +272,10 @@ def ray_at(address: str, workers: int, gpus: Sequence[int]) -> Iterator[Any]:
         "RAY_AUTH_MODE": "token",  # other users of this machine are kept out as well
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
+    said = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".*"}  # else what dies is told on standard output
     folder = None
-    if address == "local" and "ray" not in sys.modules:
-        for name, value in own.items():
+    if "ray" not in sys.modules:
+        for name, value in (said | own if address == "local" else said).items():
             os.environ.setdefault(name, value)
     import ray
 
