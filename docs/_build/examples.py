@@ -21,6 +21,7 @@ NEEDS = {
     "network": "Needs the network.",
     "clone": "Runs in a clone of the repository.",
     "package": "Needs the package that it imports, which zsadbench does not bring.",
+    "machines": "Needs the extra `cluster`, and the machines or devices it names.",
     "yours": "Needs a repository and a method of your own.",
 }
 """What a block may need, and how the site says so."""
