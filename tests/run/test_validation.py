@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -358,6 +359,19 @@ def test_other_metrics_are_refused_before_anything_is_computed(go: Go, encoded: 
     assert encoded == []
     (record,) = go(metrics=("image_auroc",)).records
     assert "metrics" not in record.protocol
+
+
+def test_other_evidence_of_the_same_validation_images_is_scored_again(go: Go) -> None:
+    (first,) = go().records
+    assert go().records[0].kept
+    store = evidence.EvidenceStore(run_dir(first) / "validation")
+    part = store.read(0)
+    changed = {name: value if name == "frame" else value + 0.25 for name, value in part.evidence.items()}
+    store.write(0, replace(part, evidence=changed))
+    (second,) = go().records
+    assert not second.kept
+    assert second.threshold("bolt", "image_classf1") != first.threshold("bolt", "image_classf1")
+    assert go().records[0].kept
 
 
 def test_the_folder_says_nothing_that_runs_code(go: Go) -> None:

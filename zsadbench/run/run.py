@@ -237,6 +237,7 @@ def _observe(plan: Plan, crew: Here | Team, request: Request, progress: Progress
             job.task.store.copy(number, donor)
     report = None
     if encoded:  # what cannot run says so before the first image
+        progress.say(f"{plan.data.id}: loading towers and encoding prompts")
         crew.begin([job.task for job in encoded], plan.data, plan.contents, progress)
     start = time.perf_counter()
     try:
