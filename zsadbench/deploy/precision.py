@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 
 def convert(path: Path, precision: Precision) -> None:
-    """Rewrite the file ``path``: all numbers as float16, or the weights of linear layers as 8-bit integers.
+    """Rewrite the file ``path``: the tower in float16, or the weights of linear layers as 8-bit integers.
 
-    What goes in and comes out keeps its type.  Integers are unsigned, a scale to each channel: signed ones
-    overflow on processors without VNNI, and the proof here would not show it.
+    What goes in and comes out stays float32, and so does what follows the last linear layers: near 1,
+    float16 makes equal what a softmax tells apart, and images would lose their order.  Integers are
+    unsigned, a scale to each channel: signed ones overflow on processors without VNNI, and the proof here
+    would not show it.
     """
     if precision == "fp32":
         return
@@ -26,7 +28,9 @@ def convert(path: Path, precision: Precision) -> None:
     if precision == "fp16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        onnx.save(convert_float_to_float16(model, keep_io_types=True), path)
+        half = convert_float_to_float16(model, keep_io_types=True, node_block_list=head(model))
+        join_casts(half)
+        onnx.save(half, path)
         return
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -61,3 +65,30 @@ def linear_layers(model: ModelProto) -> list[str]:
         for node in model.graph.node
         if node.op_type == "MatMul" and axes.get(node.input[1]) == 2 and node.output[0] in biased
     ]
+
+
+def head(model: ModelProto) -> list[str]:
+    """Return the nodes that no linear layer follows: they make scores and maps of features and texts."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    layers = set(linear_layers(model))
+    waiting = [node for node in model.graph.node if node.name in layers]
+    body = set()
+    while waiting:
+        node = waiting.pop()
+        if node.name not in body:
+            body.add(node.name)
+            waiting += [makers[name] for name in node.input if name in makers]
+    return [node.name for node in model.graph.node if node.name not in body]
+
+
+def join_casts(model: ModelProto) -> None:
+    """Take float32 on where it would become float16 and float32 again: the converter does so node by node."""
+    from onnx import TensorProto
+
+    kinds = {
+        node.output[0]: (node, node.attribute[0].i) for node in model.graph.node if node.op_type == "Cast"
+    }
+    for node, kind in kinds.values():
+        before, half = kinds.get(node.input[0], (None, None))
+        if before is not None and kind == TensorProto.FLOAT and half == TensorProto.FLOAT16:
+            node.input[0] = before.input[0]
