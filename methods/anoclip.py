@@ -20,6 +20,8 @@ from zsadbench.method import Evidence
 from ._shared import FLAWED, FLAWLESS, Anchors, anomaly_probability, as_grid, whole_in_graphs
 
 VIEWS_PER_FORWARD = 21
+CACHED_TOKENS = 1024
+"""How many tokens a CPU walks at once: what is computed of more does not stay in a core's cache."""
 
 
 def _family(noun: str, article: str) -> tuple[str, ...]:
@@ -147,11 +149,18 @@ class AnoClipObserver:
 
 
 def encode_views(clip: Clip, images: Tensor) -> Tensor:
-    """Return the class features (B, 21, C) of every augmented view, in large batches of equal length."""
+    """Return the class features (B, 21, C) of every augmented view, in batches of equal length."""
     views = torch.stack(augmentations(images), dim=1)
-    chunks = whole_in_graphs(views.flatten(0, 1), lambda: max(len(images), VIEWS_PER_FORWARD))
+    chunks = whole_in_graphs(views.flatten(0, 1), lambda: views_at_once(clip, images))
     features = torch.cat([clip.vision.encode(clip.vision.embed(chunk)) for chunk in chunks])
     return torch.unflatten(features, 0, views.shape[:2])
+
+
+def views_at_once(clip: Clip, images: Tensor) -> int:
+    """Return how many views of ``images`` (B, 3, S, S) go through the tower at once."""
+    if images.device.type == "cpu":
+        return max(1, CACHED_TOKENS // (1 + math.prod(clip.vision.grid(images))))
+    return max(len(images), VIEWS_PER_FORWARD)
 
 
 def augmentations(images: Tensor) -> list[Tensor]:
