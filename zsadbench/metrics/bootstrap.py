@@ -35,7 +35,7 @@ REPLICATES = 1000
 BINS = 4096
 FEWEST, FEW = 5, 20
 """Images of a kind below which there is no interval, and below which it is doubtful."""
-_CHUNK = 1 << 16  # numbers per intermediate array: few enough for the processor's cache
+_CHUNK = 1 << 15  # numbers per intermediate array: few enough for the processor's cache
 
 
 class Interval(NamedTuple):
@@ -114,7 +114,7 @@ def image_replicates(
     for chunk in _chunks(weights, keys.size):
         drawn, hit = chunk[:, order], anomalous[order]
         hits, misses = (np.add.reduceat(drawn * kind, start, axis=1) for kind in (hit, ~hit))
-        metrics = _ranking(hits, misses, "image")
+        metrics = _ranking(hits, misses, np.cumsum(misses, axis=1), "image")
         parts.append(metrics | {name: _at(name, hits, misses) for name in more if "@" in name})
     found = _joined(parts)
     if "image_ece" in more:
@@ -240,11 +240,15 @@ class PixelHistograms:
             outside = chunk[:, of_all] @ pixels - inside
             with np.errstate(invalid="ignore"):
                 overlap = np.minimum(np.cumsum(drawn @ shares, axis=1) / (drawn @ regions)[:, None], 1)
-            metrics = _ranking(inside, outside, "pixel")
-            metrics |= {aupro_id(limit): _aupro(overlap, outside, limit) for limit in limits}
+            wrong = np.cumsum(outside, axis=1)
+            metrics = _ranking(inside, outside, wrong, "pixel")
+            areas = _aupro(overlap, outside, wrong, limits)
+            metrics |= {aupro_id(limit): area for limit, area in zip(limits, areas, strict=True)}
             if spro_limits:
                 overlap = np.minimum(np.cumsum(drawn @ saturated, axis=1) / (drawn @ defects)[:, None], 1)
-                metrics |= {aupro_id(x, "pixel_spro"): _aupro(overlap, outside, x) for x in spro_limits}
+                areas = _aupro(overlap, outside, wrong, spro_limits)
+                named = zip(spro_limits, areas, strict=True)
+                metrics |= {aupro_id(limit, "pixel_spro"): area for limit, area in named}
             if aupimo:
                 metrics["pixel_aupimo"] = _aupimo(drawn @ found, drawn_normal @ clean, *aupimo)
             parts.append(metrics)
@@ -266,19 +270,19 @@ class PixelHistograms:
         return np.array([*rows], np.float64).reshape(-1, self._edges.size + 1)
 
 
-def _ranking(hits: Reals, misses: Reals, of: str) -> Replicates:
+def _ranking(hits: Reals, misses: Reals, wrong: Reals, of: str) -> Replicates:
     """Return AUROC, AP, F1-max and IoU-max from anomalous and normal items (B, K) per bin, falling.
 
-    Items of one bin count as tied.
+    ``wrong`` are the sums of ``misses`` so far.  Items of one bin count as tied.
     """
-    found, wrong = np.cumsum(hits, axis=1), np.cumsum(misses, axis=1)
+    found = np.cumsum(hits, axis=1)
     positives, normals = found[:, -1:], wrong[:, -1:]
     called = found + wrong
     with np.errstate(invalid="ignore", divide="ignore"):
         # Whole numbers until the division, so that equal methods have equal digits.
         wins = np.sum(hits * (2 * (normals - wrong) + misses), axis=1)
         auroc = wins / (2 * positives * normals)[:, 0]
-        precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
+        precision = found / np.where(called > 0, called, 1.0)
         ap = np.sum(hits * precision, axis=1) / positives[:, 0]
         f1 = np.where(positives[:, 0] > 0, np.max(2 * found / (called + positives), axis=1), np.nan)
         fpr95 = _fpr_at(Fraction(95, 100), found, wrong)
@@ -321,17 +325,29 @@ def _calibration(scores: Reals, anomalous: NDArray[np.bool_], weights: Reals) ->
     return np.asarray(np.abs(gaps).sum(axis=1) / weights.sum(axis=1))
 
 
-def _aupro(overlap: Reals, misses: Reals, limit: float) -> Reals:
-    """Return AUPRO up to ``limit`` from the mean region overlap after, and normal pixels in, each bin."""
-    wrong = np.cumsum(misses, axis=1)
-    end = limit * wrong[:, -1:]
-    reached = int((wrong - misses < end).sum(axis=1).max(initial=0))
-    overlap, misses, wrong = overlap[:, :reached], misses[:, :reached], wrong[:, :reached]
-    ramp = np.clip(end - (wrong - misses), 0, misses)
-    before = np.concatenate([np.zeros((len(overlap), 1)), overlap[:, :-1]], axis=1)[:, :reached]
-    part = np.divide(ramp, misses, out=np.zeros_like(ramp), where=misses > 0)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.sum(ramp * (before + part * (overlap - before) / 2), axis=1) / end[:, 0])
+def _aupro(overlap: Reals, misses: Reals, wrong: Reals, limits: Sequence[float]) -> list[Reals]:
+    """Return AUPRO (B,) up to each of ``limits`` from the mean region overlap after each bin.
+
+    ``misses`` are the normal pixels (B, K) in each bin, ``wrong`` their sums so far.  A bin counts whole up
+    to the one in which the limit lies.
+    """
+    before = np.concatenate([np.zeros((len(overlap), 1)), overlap[:, :-1]], axis=1)
+    rise = overlap - before
+    whole = misses * (before + rise / 2)
+    areas = []
+    for limit in limits:
+        end = limit * wrong[:, -1]
+        at = [min(int(np.searchsorted(row, x)), row.size - 1) for row, x in zip(wrong, end, strict=True)]
+        parts = whole[:, : max(at, default=0) + 1].copy()
+        for row, (place, x) in enumerate(zip(at, end, strict=True)):
+            inside = misses[row, place]
+            ramp = min(max(x - (wrong[row, place] - inside), 0.0), inside)
+            share = ramp / inside if inside > 0 else 0.0
+            parts[row, place] = ramp * (before[row, place] + share * rise[row, place] / 2)
+            parts[row, place + 1 :] = 0
+        with np.errstate(invalid="ignore"):
+            areas.append(np.asarray(np.sum(parts, axis=1) / end))
+    return areas
 
 
 def _aupimo(found: Reals, wrong: Reals, low: float, high: float) -> Reals:
@@ -342,7 +358,9 @@ def _aupimo(found: Reals, wrong: Reals, low: float, high: float) -> Reals:
     rate = np.cumsum(wrong, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         rate /= rate[:, -1:].copy()
-        gain = np.log(high / np.clip(rate, low, high)) / math.log(high / low)
+        last = int(np.sum(~(rate >= high), axis=1).max(initial=0))  # behind it nothing is gained
+        gain = np.zeros_like(rate)
+        gain[:, :last] = np.log(high / np.clip(rate[:, :last], low, high)) / math.log(high / low)
         return np.asarray(np.sum(found * gain, axis=1) / np.sum(found, axis=1))
 
 
