@@ -236,7 +236,7 @@ class Trace:
     def output(self) -> Tensor:
         """The residual stream (B*T, 1 + N, W) that leaves the last block."""
         middle = self.middle(self._depth - 1)
-        return self.shared("output", lambda: middle + self._last[0].mlp(middle))
+        return self.shared("output of the last block", lambda: middle + self._last[0].mlp(middle))
 
     def stream(self, block: int) -> Tensor:
         """Return the residual stream (B, 1 + N, W) as it enters ``block``."""
@@ -250,7 +250,7 @@ class Trace:
         """Return the residual stream (B, 1 + N, W) inside ``block``, after its attention, before its MLP."""
         if block == self._depth - 1:
             last, x, *attended = self._last
-            return self.shared("middle", lambda: x + last.attend(*attended))
+            return self.shared("middle of the last block", lambda: x + last.attend(*attended))
         return self._get("middle", block)
 
     def values(self, block: int) -> Tensor:
