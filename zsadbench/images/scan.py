@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from PIL import Image
 from ..errors import DatasetError
 from ..inputs import Preprocess
 from ..samples import Problem, Sample
+from .ahead import ahead
 from .decoding import (
     MAX_PIXELS,
     SIXTEEN_BIT,
@@ -129,9 +129,8 @@ def scan(
     samples = list(samples)
     options = _Options(full, orient, positive, mismatch, max_pixels, tuple(specs))
     looked_into = None if full else _sampled(samples)
-    with ThreadPoolExecutor(workers or default_workers()) as pool:
-        examine = partial(_examine, options=options, looked_into=looked_into)
-        found = list(pool.map(examine, samples))
+    examine = partial(_examine, options=options, looked_into=looked_into)
+    found = list(ahead(examine, samples, workers or default_workers()))
     pairs = list(zip(samples, found, strict=True))
     return [*_errors(pairs), *_traits(pairs), *_duplicates(pairs)]
 

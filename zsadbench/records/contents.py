@@ -13,13 +13,12 @@ import hashlib
 import io
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from ..errors import DatasetError, RecordError
 from ..files import FileState, digest_of, hash_file, state_of, write_atomic
-from ..images import mask_files
+from ..images import ahead, mask_files
 from ..samples import Dataset
 
 FILES_CSV = "files.csv"
@@ -118,8 +117,8 @@ class Contents:
         todo = [name for name in names if name not in self._read]
         if not todo:
             return
-        with ThreadPoolExecutor(self.workers or 4, thread_name_prefix="zsad-hash") as pool:
-            self._read.update(zip(todo, pool.map(_sha256, map(self._paths.__getitem__, todo)), strict=True))
+        paths = map(self._paths.__getitem__, todo)
+        self._read.update(zip(todo, ahead(_sha256, paths, self.workers or 4, name="zsad-hash"), strict=True))
 
 
 def _digest(body: bytes) -> bytes:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -122,7 +123,10 @@ class EvidenceStore:
         except RecordError:
             return None
         good = [key for key in keys if key not in part.failed]
-        return part if part.keys == good and len(good) + len(part.failed) == len(keys) else None
+        if part.keys != good or len(good) + len(part.failed) != len(keys):
+            return None
+        # Of a million images and many methods, texts are held once.
+        return replace(part, keys=good, hashes=[*map(sys.intern, part.hashes)])
 
     def copy(self, number: int, other: EvidenceStore) -> None:
         """Take over slice ``number`` of another observation as it is.

@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -28,7 +27,7 @@ from ..clip import find_seconds, find_weights
 from ..environment import Seat, code_digest, device_name, installed, peak_memory_mb, whole_number
 from ..errors import DatasetError, UsageError, WeightsError, ZsadError
 from ..files import hash_file, sha256_of
-from ..images import default_workers
+from ..images import ahead, default_workers
 from ..method import Parcel, opened, packed
 from ..progress import Progress
 from ..records import Contents, Kept
@@ -183,8 +182,7 @@ class Worker:
     def _see(self, brief: Brief, sizes: tuple[str, Sequence[int]] | None) -> None:
         """Refuse a machine where files of the dataset are missing or others."""
         names = sizes[0].split("\n") if sizes else []
-        with ThreadPoolExecutor(16) as pool:
-            seen = list(pool.map(self._size, names, chunksize=256))
+        seen = ahead(self._size, names, 16)
         wrong = [
             name
             for name, mine, size in zip(names, seen, sizes[1] if sizes else (), strict=True)
