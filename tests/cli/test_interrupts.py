@@ -17,8 +17,8 @@ MOMENTS = {
     "before anything of the package": "zsadbench.errors",
     "while typer is imported": "typer.main",
     "while the verbs are imported": "zsadbench.cli.compare",
-    "while pandas is imported": "pandas.core.frame",
-    "while pandas imports numpy": "numpy.linalg",
+    "while numpy is imported": "numpy.linalg",
+    "while boards are imported": "zsadbench.boards.statistics",
     "while records are read": "zsadbench.records.published",
 }
 """The module during whose import the signal comes."""
