@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests.kit.terminal import call
+from zsadbench.demo import data
 from zsadbench.records.records import find_records
 
 
-def test_the_demo_is_judged_by_a_board(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_is_judged_by_a_board(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ZSAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(data, "NORMAL", 2)
+    monkeypatch.setattr(data, "ANOMALOUS", 3)
     out = ("--out", tmp_path / "results", "--report", tmp_path / "report", "-q")
     assert call("run", "-m", "clip", "-d", "demo", "--out", tmp_path / "results", "-q") == 0
     assert call("compare", tmp_path / "results", "--out", tmp_path) == 0
