@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from tests.kit import tiny
@@ -11,8 +13,9 @@ from zsadbench.run import engine
 
 
 def test_rows_are_ratios_and_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    untapped = cache(lambda name, activation: tiny.clip(name, activation).alone())
     monkeypatch.setattr(
-        engine, "load_clip", lambda backbone, *_: tiny.clip(backbone.name, backbone.activation)
+        engine, "load_clip", lambda backbone, *_: untapped(backbone.name, backbone.activation)
     )
     said: list[str] = []
     found = bench_methods(
