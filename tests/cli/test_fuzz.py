@@ -90,6 +90,7 @@ def sound_calls() -> dict[tuple[str, ...], list[str]]:
         ("checkpoints", "import"): ["noise.pt", "-m", "anomalyclip", *TOWERS],
         ("compare",): ["results", "--no-write"],
         ("predict",): ["picture.png", *CLIP, "--words", "nut"],
+        # A refused method: to write a graph takes seconds, to refuse one none.
         ("export",): ["anoclip+", *TOWERS, "--set", "size=42", "--words", "nut", "--out", "model.onnx"],
         ("calibrate",): ["--normal", "picture.png", *CLIP, "--words", "nut", "--force", "--out", "t.json"],
         ("inspect",): [run_dir, "--key", "bolt/test/hole/0.png"],

@@ -245,18 +245,25 @@ def test_maps_that_are_no_numbers_fail(torch_side: ClipEngine, model: Path, tmp_
     assert found.score <= 1e-5 and not found.passed
 
 
-def test_metrics_of_a_dataset(torch_side: ClipEngine, model: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images of one category, three of them with a scratch and its mask."""
+    place = tmp_path_factory.mktemp("data")
     for number in range(6):
         fault = "scratch" if number % 2 else "good"
         image, mask = pixels(9 * number), np.zeros((48, 60), np.uint8)
-        (tmp_path / "set/nut/test" / fault).mkdir(parents=True, exist_ok=True)
+        (place / "set/nut/test" / fault).mkdir(parents=True, exist_ok=True)
         if number % 2:
             image[10:20, 5 * number : 5 * number + 12] = 255
             mask[10:20, 5 * number : 5 * number + 12] = 255
-            (tmp_path / "set/nut/ground_truth/scratch").mkdir(parents=True, exist_ok=True)
-            Image.fromarray(mask).save(tmp_path / f"set/nut/ground_truth/scratch/{number}_mask.png")
-        Image.fromarray(image).save(tmp_path / f"set/nut/test/{fault}/{number}.png")
-    dataset = load_dataset(str(tmp_path / "set"))
+            (place / "set/nut/ground_truth/scratch").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(place / f"set/nut/ground_truth/scratch/{number}_mask.png")
+        Image.fromarray(image).save(place / f"set/nut/test/{fault}/{number}.png")
+    return place / "set"
+
+
+def test_metrics_of_a_dataset(torch_side: ClipEngine, model: Path, folder: Path) -> None:
+    dataset = load_dataset(str(folder))
     found = validate(torch_side, ModelEngine(model), dataset, 0.05)
     assert found.passed and found.images == 6 and found.failed == 0
     assert set(found.metrics) == set(SEVEN)
@@ -270,6 +277,66 @@ def test_metrics_of_a_dataset(torch_side: ClipEngine, model: Path, tmp_path: Pat
     assert not worse.passed and "(0.05 allowed)" in worse.words
     first, last = worse.metrics["pixel_auroc"]
     assert last == pytest.approx(1 - first) and worse.change >= 100 * abs(last - first) - 1e-9
+
+
+def test_the_verb_tells_what_it_proved(
+    setup: Setup,
+    model: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def written(predictor: Predictor, engine: ClipEngine, path: Path, form: Form) -> None:
+        assert form == Form(grid=False, precision="int8", limit=0.5)
+        path.write_bytes(model.read_bytes())
+
+    monkeypatch.setattr("zsadbench.deploy.proof.write_graph", written)
+    monkeypatch.chdir(tmp_path)
+    words: list[Any] = [
+        "export",
+        "clip",
+        "--words",
+        "nut",
+        "--backbone",
+        setup.backbone,
+        "--weights",
+        "random",
+    ]
+    words += ["--set", "size=42", "--limit", 0.5, "--precision", "int8", "--validate", folder]
+    assert call(*words, "--json", "proof.json") == 0
+    proven, validated, out = capsys.readouterr().out.splitlines()
+    assert proven.startswith("9 images, alone and in batches: scores differ by ") and out == "model.onnx"
+    assert validated.startswith("set, 6 images: image_auroc ") and "(2 allowed)" in validated
+    proof = json.loads(Path("proof.json").read_text())
+    assert proof["passed"] and proof["validation"]["passed"] and len(proof["validation"]["metrics"]) == 7
+    monkeypatch.setattr("zsadbench.deploy.proof.TOLERANCES", dict.fromkeys(TOLERANCES, 0.0))
+    assert call(*words, "--out", "other.onnx") == 1
+    assert "other.onnx: not written: the file differs" in capsys.readouterr().out
+    assert not Path("other.onnx").exists() and Path("model.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["clip", "--limit", 1, "--threshold", "t.json"], "give one of them"),
+        (["clip", "--data", "."], "--data and --category belong to --validate"),
+        (["--words", "nut"], "name a method, or a file of zsad calibrate"),
+        (["clip", "--threshold", "gone.json"], "gone.json: no such threshold file"),
+        (["clip", "--precision", "fp8"], "fp8"),
+    ],
+)
+def test_words_of_the_verb_that_do_not_fit(
+    words: list[Any],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("export", *words) == 2
+    assert says in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_runs_in_openvino(torch_side: ClipEngine, model: Path) -> None:
