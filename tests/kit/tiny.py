@@ -16,6 +16,9 @@ from zsadbench.inputs import Backbone, Batch
 place: tuple[torch.device, torch.dtype] = (torch.device("cpu"), torch.float32)
 """Where the miniatures lie, and the number type of their image towers."""
 
+FEW = {"augment": "false", "normal": "whole {}", "anomalous": "broken {}", "templates": "a {}"}
+"""Settings of AnoCLIP and AnoCLIP+ where it is not the method that is tested: one view, two texts."""
+
 
 def clip(name: str, activation: Any = "auto", position: Any = "bicubic-antialias") -> Clip:
     """Return ``tiny-l14`` (24 blocks, QuickGELU, 84 px) or ``tiny-b16p`` (12 blocks, GELU, 240 px)."""

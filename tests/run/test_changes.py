@@ -59,7 +59,7 @@ def go(parts: Path, tmp_path: Path) -> Go:
         known: dict[str, Any] = {
             "backbone": "tiny-l14",
             "weights": "random",
-            "settings": {"size": "42"} | ({"steps": "1"} if "anoclip+" in methods else {}),
+            "settings": {"size": "42"} | (tiny.FEW | {"steps": "1"} if "anoclip+" in methods else {}),
             "out": tmp_path / out,
             "quiet": True,
             "workers": 1,

@@ -26,7 +26,7 @@ from zsadbench.run.run import Outcome, execute
 Run = Callable[..., Outcome]
 Early: Any = import_module("zsadbench.methods._shared").Early
 CPU = torch.device("cpu")
-FEW = {"size": "42", "augment": "false", "normal": "whole {}", "anomalous": "broken {}", "templates": "a {}"}
+FEW = tiny.FEW | {"size": "42"}
 
 
 @pytest.fixture(autouse=True)

@@ -307,7 +307,7 @@ def test_the_limit_holds_for_validation_images_too(go: Go, encoded: list[str]) -
 def test_an_order_dependent_method_starts_afresh_with_the_validation_images(
     go: Go, encoded: list[str]
 ) -> None:
-    options: dict[str, Any] = {"settings": {"size": "42", "steps": "1"}}
+    options: dict[str, Any] = {"settings": tiny.FEW | {"size": "42", "steps": "1"}}
     (record,) = go("anoclip+", **options).records
     shutil.rmtree(run_dir(record) / "validation")
     encoded.clear()
