@@ -1,6 +1,6 @@
 """Careless and hostile calls of every verb: an exit code that the README knows, one line, no traceback.
 
-Its share of the suite is about 30 s on one core.
+Its share of the suite is about 15 s on one core.
 """
 
 from __future__ import annotations
