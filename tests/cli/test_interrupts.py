@@ -74,6 +74,41 @@ def test_while_it_ends_what_was_done_is_done(moment: str, tmp_path: Path) -> Non
     assert (done.returncode, done.stderr) in ((0, ""), (130, "interrupted\n"))
 
 
+IN_A_RUN = """
+import os, sys
+from zsadbench.cli import entry
+sys.argv = ["zsad", "compare", "results"]
+{moment}
+entry.main()
+"""
+UNCAUGHT = {
+    "while an error is told": (
+        "told = entry._told\n"
+        "def interrupted(error):\n"
+        "    os.kill(os.getpid(), 2)\n"
+        "    return told(error)\n"
+        "entry._told = interrupted"
+    ),
+    "while an object is taken down": (
+        "import time\n"
+        "import importlib\n"
+        "verbs = importlib.import_module('zsadbench.cli.app')\n"
+        "class Last:\n"
+        "    def __del__(self): os.kill(os.getpid(), 2)\n"
+        "def interrupted(*words, **options):\n"
+        "    Last()\n"
+        "    time.sleep(20)\n"
+        "verbs.app = interrupted"
+    ),
+}
+
+
+@pytest.mark.parametrize("moment", UNCAUGHT.values(), ids=UNCAUGHT)
+def test_where_no_exception_would_be_caught(moment: str, tmp_path: Path) -> None:
+    done = run(IN_A_RUN.format(moment=moment), tmp_path)
+    assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted\n", "")
+
+
 @pytest.mark.parametrize("wait", [0.05, 0.15, 0.3, 0.6])
 def test_at_any_moment_of_the_clock(wait: float, tmp_path: Path) -> None:
     code = "from zsadbench.cli.entry import main; print('there', flush=True); main()"

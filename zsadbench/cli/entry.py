@@ -116,21 +116,30 @@ def _place(trace: TracebackType | None) -> str:
 
 
 def _watch() -> None:
-    """Answer Ctrl-C with KeyboardInterrupt while the program runs, with an end while Python shuts down."""
+    """Answer Ctrl-C with KeyboardInterrupt while a verb runs, with an end before and after."""
     _interrupts.clear()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _interrupted)
+        sys.unraisablehook = _unraisable
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
     _interrupts.append(number)
-    while frame and frame.f_back:
+    while frame and frame.f_code is not _run.__code__:
         frame = frame.f_back
-    if frame and frame.f_code.co_name in ("<module>", "_run_module_as_main"):
+    if frame:
         raise KeyboardInterrupt
-    # Outside the program nobody is left to catch it, and Python would print a traceback.
+    # Outside of a verb nobody is left to catch it, and Python would print a traceback.
     os.write(2, b"interrupted\n")
     os._exit(Interrupted.exit_code)
+
+
+def _unraisable(told: Any) -> None:
+    """Interrupt again where Python drops the exception, as while an object is taken down."""
+    if issubclass(told.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(told)
 
 
 class _Patient(io.FileIO):
