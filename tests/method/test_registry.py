@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 import types
@@ -253,6 +254,25 @@ class TestSpecs:
         assert first.id == other.id
         assert first.card.version != other.card.version
         assert (first.parameters["gain"], other.parameters["gain"]) == (1.0, 7.0)
+
+    @pytest.mark.parametrize("edited", ["mine.py", "aid.py"])
+    def test_an_edit_that_keeps_size_and_second_is_seen(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: str
+    ) -> None:
+        monkeypatch.setattr(sys, "dont_write_bytecode", False)
+
+        def write(gain: float) -> str:
+            aid = gain if edited == "aid.py" else 1.0
+            (tmp_path / "aid.py").write_text(f"GAIN = {aid}\n")
+            mine = f"gain: float = GAIN * {1.0 if edited == 'aid.py' else gain}"
+            spec = toy.write(tmp_path, "gain: float = 1.0", mine)
+            path = tmp_path / "mine.py"
+            path.write_text(f"from .aid import GAIN\n{path.read_text()}")
+            for file in tmp_path.glob("*.py"):
+                os.utime(file, (1e9, 1e9))
+            return spec
+
+        assert [resolve(write(gain)).parameters["gain"] for gain in (1.0, 7.0)] == [1.0, 7.0]
 
     def test_a_class_of_a_package(self) -> None:
         card, _ = parse_spec("zsadbench.methods.winclip:WinClip")

@@ -22,9 +22,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from ..errors import MethodError, UsageError, ZsadError, is_out_of_memory, suggest
@@ -159,13 +159,11 @@ def _imported(path: Path, stamp: int) -> ModuleType:
     sys.modules[package.__name__] = package
     let_shipped_in()
     name = f"{package.__name__}.{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path}: not a Python file")
+    spec = _spec_of(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
+        _AsItIs(name, str(path)).exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise MethodError(f"{_where(error, path)}: cannot be imported ({said_of(error)})") from error
@@ -239,6 +237,33 @@ PACKAGES = "zsad_user_"
 """How the packages begin that users' files are imported into."""
 
 
+class _AsItIs(SourceFileLoader):
+    """Compiles a user's file anew: what Python keeps is told by seconds and size, which an edit may leave."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the code of the file as it is now."""
+        path = self.get_filename(fullname)
+        code: CodeType = self.source_to_code(self.get_data(path), path)
+        return code
+
+
+def _spec_of(name: str, path: Path) -> ModuleSpec:
+    spec = importlib.util.spec_from_file_location(name, path, loader=_AsItIs(name, str(path)))
+    assert spec  # a loader is given
+    return spec
+
+
+class _Beside(MetaPathFinder):
+    """Finds the files beside a user's file that it imports by ``from .name import``."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.partition(".")
+        files = [Path(folder, f"{name}.py") for folder in path or () if package.startswith(PACKAGES)]
+        return next((_spec_of(fullname, file) for file in files if file.is_file()), None)
+
+
 class _Shipped(MetaPathFinder, Loader):
     """Gives a user's file the toolkit's modules of methods for relative imports of what is not beside it.
 
@@ -260,12 +285,13 @@ class _Shipped(MetaPathFinder, Loader):
         sys.modules[module.__name__] = importlib.import_module(f"zsadbench.methods.{name}")
 
 
-_SHIPPED = _Shipped()
+_BESIDE, _SHIPPED = _Beside(), _Shipped()
 
 
 def let_shipped_in() -> None:
-    """Let users' files import the toolkit's modules of methods as if they lay beside them."""
+    """Let users' files import what lies beside them, else the toolkit's modules of methods as if they did."""
     if _SHIPPED not in sys.meta_path:
+        sys.meta_path.insert(0, _BESIDE)
         sys.meta_path.append(_SHIPPED)
 
 
