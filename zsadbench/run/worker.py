@@ -257,7 +257,7 @@ def cause_of(error: Exception) -> str:
 
 
 @contextmanager
-def ray_at(address: str, workers: int, gpus: Sequence[int]) -> Iterator[Any]:
+def ray_at(address: str, workers: int, gpus: Sequence[int], say: Callable[[str], None]) -> Iterator[Any]:
     """Yield the module ``ray``, connected to ``address``, or with a Ray of this machine for "local".
 
     Raises:
@@ -295,6 +295,7 @@ def ray_at(address: str, workers: int, gpus: Sequence[int]) -> Iterator[Any]:
                 )
         else:
             require_answer(address)
+            say(f"connecting to Ray at {address}")  # which takes without end where its settings are others
             ray.init(address=address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"Ray cannot be used ({' '.join(str(error).split())[:200]})") from error
