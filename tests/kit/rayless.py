@@ -95,6 +95,8 @@ class Rayless:
         return call.answer
 
     @contextmanager
-    def at(self, address: str, workers: int, gpus: Sequence[int]) -> Iterator[Rayless]:
+    def at(
+        self, address: str, workers: int, gpus: Sequence[int], say: Callable[[str], None]
+    ) -> Iterator[Rayless]:
         """Stand in for a Ray that is started, or reached."""
         yield self
