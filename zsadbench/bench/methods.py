@@ -27,7 +27,7 @@ from ..records import EvidenceStore, by_category
 from ..run import Encoder, Pass, Task, observe, one_at_a_time, pick_device, pick_dtype, too_few
 from ..samples import Dataset
 from ..scoring import EvidenceMaps, rules_for, score_category
-from .flops import encoder_flop, product_rate
+from .flops import encoder_flop, product_rate, synchronise
 
 LATENCY_RUNS = 15
 _PATIENCE_S = 120
@@ -211,7 +211,7 @@ def _pipeline(methods: Sequence[Resolved], data: Dataset, encoder: Encoder, out:
     encoder.tasks, encoder.report = tasks, Pass()
     start = time.perf_counter()
     observe(tasks, data.samples, encoder, Progress([("bench", len(data.samples))], quiet=True))
-    _synchronise(encoder)
+    synchronise(encoder.device)
     seconds = time.perf_counter() - start
     maps = score = 0.0
     for item, task in zip(methods, tasks, strict=True):
@@ -240,7 +240,7 @@ def _bare_tower(resolved: Resolved, images: int, encoder: Encoder) -> float:
                 for block in vision.blocks:
                     x = block(x)
                 vision.project(x)
-        _synchronise(encoder)
+        synchronise(encoder.device)
 
     return _timed(forward)
 
@@ -300,8 +300,3 @@ def _timed(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def _synchronise(encoder: Encoder) -> None:
-    if encoder.device.type == "cuda":
-        torch.cuda.synchronize(encoder.device)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from ..clip import load_clip
 from ..method import wordings
 from ..run import pick_device
 from ..training import Feeder, Stage, TrainingSet, TrainRequest, make_stages, resolve_training
+from .flops import timed
 from .methods import Setup, generated_dataset
 
 
@@ -73,18 +72,10 @@ def _once(stage: Stage, number: int, feeder: Feeder, device: torch.device) -> tu
             stage.step(features, truth)
 
     return (
-        _timed(bare, device),
-        _timed(lambda: epoch(1), device),
-        _timed(lambda: epoch(2), device),
+        timed(bare, device),
+        timed(lambda: epoch(1), device),
+        timed(lambda: epoch(2), device),
     )
-
-
-def _timed(call: Callable[[], None], device: torch.device) -> float:
-    begin = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
 
 
 def _row(method: str, stage: Stage, images: int, times: list[tuple[float, float, float]]) -> dict[str, Any]:

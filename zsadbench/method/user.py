@@ -163,7 +163,7 @@ def _imported(path: Path, stamp: int) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:
-        _AsItIs(name, str(path)).exec_module(module)
+        spec.loader.exec_module(module)  # type: ignore[union-attr]  # it was given one
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise MethodError(f"{_where(error, path)}: cannot be imported ({said_of(error)})") from error

@@ -97,11 +97,9 @@ def execute(
         ZsadError: before anything is computed, wherever that is possible.
         KeyboardInterrupt: after ``stop`` was set and the slices in work are stored.
     """
-    place = where(request.device, request.devices, request.cluster)
+    place = _place(request)
     pick_dtype(request.dtype)
-    if isinstance(place, str):
-        pick_device(place)
-    if request.latency and not isinstance(place, str):
+    if request.latency and isinstance(place, Spread):
         raise UsageError("--latency is measured in this process; leave --devices and --cluster out")
     stop = stop or threading.Event()
     plans = plan_run(methods, datasets, request)
@@ -109,7 +107,7 @@ def execute(
         # A wrong protocol or size says so before the first image.
         rules_for(job.resolved, request.protocol, _asked(job, request))
     outcome = Outcome([], {}, {}, [note for plan in plans for note in plan.notes])
-    if isinstance(place, str) and pick_device(place).type == "cpu" and emulates(request.dtype):
+    if isinstance(place, torch.device) and place.type == "cpu" and emulates(request.dtype):
         outcome.notes.append(
             f"this processor has no instructions for {request.dtype}: it is several times slower than fp32; "
             "leave --dtype out"
@@ -209,13 +207,23 @@ class Here:
         return report
 
 
+def _place(request: Request) -> torch.device | Spread:
+    """Return the device of this process that a run was asked for, or workers."""
+    place = where(request.device, request.devices, request.cluster)
+    return pick_device(place) if isinstance(place, str) else place
+
+
 @contextmanager
 def _crew(
-    place: str | Spread, plans: Sequence[Plan], request: Request, stop: threading.Event, progress: Progress
+    place: torch.device | Spread,
+    plans: Sequence[Plan],
+    request: Request,
+    stop: threading.Event,
+    progress: Progress,
 ) -> Iterator[Here | Team]:
     """Yield what observes: this process, or workers where some were asked for and there is work for them."""
-    if isinstance(place, str):
-        yield Here(pick_device(place), request, stop)
+    if isinstance(place, torch.device):
+        yield Here(place, request, stop)
     elif not any(images for plan in plans for _, images in plan.parts):
         yield Here(torch.device("cpu"), request, stop)
     else:
