@@ -17,7 +17,7 @@ import pytest
 
 from tests.checkers import common
 from tests.kit.place import working_on
-from zsadbench.run import pick_device, pick_dtype
+from zsadbench.engine import pick_device, pick_dtype
 
 # Few-shot WinCLIP+ is no zero-shot method: its files are only searched for anything zero-shot.
 OUT_OF_SCOPE = {"winclip_fewshot": "few-shot-is-out-of-scope"}

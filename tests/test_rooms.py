@@ -29,7 +29,7 @@ def imports(path: Path) -> set[str]:
 
 
 def test_the_rooms_are_those_of_the_plan() -> None:
-    planned = "metrics images data clip method records scoring run boards training"
+    planned = "metrics images data clip method records engine scoring run boards training"
     assert sorted(f"{planned} views deploy demo bench cli".split()) == ROOMS
 
 

@@ -8,14 +8,14 @@ import pytest
 
 from tests.kit import tiny
 from zsadbench.bench.methods import bench_methods
+from zsadbench.engine import encoder
 from zsadbench.errors import UsageError
-from zsadbench.run import engine
 
 
 def test_rows_are_ratios_and_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     untapped = cache(lambda name, activation: tiny.clip(name, activation).alone())
     monkeypatch.setattr(
-        engine, "load_clip", lambda backbone, *_: untapped(backbone.name, backbone.activation)
+        encoder, "load_clip", lambda backbone, *_: untapped(backbone.name, backbone.activation)
     )
     said: list[str] = []
     found = bench_methods(

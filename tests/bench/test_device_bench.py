@@ -19,13 +19,13 @@ from tests.kit.terminal import call
 from zsadbench.bench import bench_device, device, parts
 from zsadbench.bench.device import PARTS
 from zsadbench.bench.visa import IMAGES, write_visa
+from zsadbench.engine import encoder
 from zsadbench.images import transfer
-from zsadbench.run import engine
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
 
 
 @pytest.fixture(scope="module")

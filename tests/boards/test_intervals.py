@@ -16,11 +16,11 @@ from tests.kit import tiny, toy
 from tests.kit.factory import make_folder
 from zsadbench.boards import boards, intervals
 from zsadbench.boards.intervals import Draws, draws_of
+from zsadbench.engine import encoder
 from zsadbench.errors import RecordError
 from zsadbench.metrics import SEVEN, PixelMetrics
 from zsadbench.metrics.bootstrap import resample
 from zsadbench.records.records import Record, find_records, read_record
-from zsadbench.run import engine
 from zsadbench.run.foreign import score_maps
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
@@ -39,7 +39,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     make_folder(root / "data" / "parts", each=6)
     make_folder(root / "data" / "parts", ("nut",), each=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "load_clip", tiny.load)
+        patch.setattr(encoder, "load_clip", tiny.load)
         request = Request(settings={"gain": "-1"}, out=root / "results", quiet=True, workers=1)
         execute([toy.write(root)], [str(root / "data" / "parts")], request)
     yield root / "results"

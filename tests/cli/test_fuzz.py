@@ -19,8 +19,8 @@ from tests.kit.factory import make_folder
 from tests.kit.terminal import call
 from zsadbench.clip import Clip, downloads, load_clip
 from zsadbench.demo import data as demo
+from zsadbench.engine import encoder
 from zsadbench.inputs import Backbone
-from zsadbench.run import engine
 
 CODES = {0, 1, 2, 3, 130}
 TOWERS = ["--backbone", "tiny-l14", "--weights", "random", "--set", "size=28"]
@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("ZSAD_DATA", raising=False)
-        patch.setattr(engine, "load_clip", _load)
+        patch.setattr(encoder, "load_clip", _load)
         patch.setattr(downloads, "_knock", _no_network)
         patch.setattr(demo, "NORMAL", 1)
         patch.setattr(demo, "ANOMALOUS", 1)

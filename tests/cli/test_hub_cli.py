@@ -18,8 +18,8 @@ from tests.kit import tiny
 from tests.kit.factory import make_folder
 from tests.kit.hub import FIRST, SECOND, Hub, served
 from zsadbench.clip.checkpoints import Provenance, read_provenance, save_checkpoint
+from zsadbench.engine import encoder
 from zsadbench.files import hash_file
-from zsadbench.run import engine
 
 CLIP = ["--backbone", "tiny-l14", "--weights", "random", "--set", "size=42", "--workers", "1", "-q"]
 ADDRESS = "hf://user/repo/linear.safetensors"
@@ -28,7 +28,7 @@ PINNED = f"hf://user/repo@{FIRST}/linear.safetensors"
 
 @pytest.fixture(autouse=True)
 def cached_towers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
 
 
 @pytest.fixture

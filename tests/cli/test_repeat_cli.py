@@ -14,9 +14,9 @@ from tests.kit import tiny, toy
 from tests.kit.factory import make_folder, save
 from tests.kit.terminal import call
 from zsadbench.clip import load_clip
+from zsadbench.engine import encoder
 from zsadbench.records.files import sealed
 from zsadbench.records.records import Record, find_records
-from zsadbench.run import engine
 
 SMALL: dict[str, Any] = {
     "embed_dim": 16,
@@ -39,7 +39,7 @@ quiet = true
 
 @pytest.fixture(autouse=True)
 def cached_towers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_seeds_are_repeated_one_by_one(data: Path, tmp_path: Path) -> None:
 def test_a_backbone_from_a_file_is_known_by_what_the_file_says(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(engine, "load_clip", load_clip)
+    monkeypatch.setattr(encoder, "load_clip", load_clip)
     (tmp_path / "here").mkdir()
     file = tmp_path / "here/small.json"
     file.write_text(json.dumps(SMALL))

@@ -15,9 +15,9 @@ from zsadbench.data import load_dataset, subset
 from zsadbench.deploy import ModelEngine, export
 from zsadbench.deploy.precision import convert
 from zsadbench.deploy.validation import validate
+from zsadbench.engine import encoder
 from zsadbench.method import resolve
 from zsadbench.method.trial import with_checkpoint
-from zsadbench.run import engine
 from zsadbench.views import ClipEngine, Setup
 
 pytestmark = pytest.mark.exports
@@ -41,7 +41,7 @@ SOME = ("carpet", "comb", "dial")
 
 @pytest.fixture
 def miniatures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
     yield
 
 

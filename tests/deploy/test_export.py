@@ -25,13 +25,13 @@ from zsadbench.deploy.model import normalised
 from zsadbench.deploy.precision import convert
 from zsadbench.deploy.proof import generated, order
 from zsadbench.deploy.validation import validate
+from zsadbench.engine import encoder
 from zsadbench.errors import MethodError, UsageError, WeightsError
 from zsadbench.images.batches import to_batch_images
 from zsadbench.images.loader import preprocess
 from zsadbench.inputs import Preprocess
 from zsadbench.method.trial import miniature, with_checkpoint
 from zsadbench.metrics import SEVEN
-from zsadbench.run import engine
 from zsadbench.views import ClipEngine, Predictor, Setup, Threshold, fit
 
 
@@ -112,7 +112,7 @@ def test_what_is_no_exported_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def miniatures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
     yield
 
 

@@ -13,8 +13,8 @@ import pytest
 from tests.kit import tiny
 from tests.kit.terminal import call
 from zsadbench.bench import bench_latency, latency
+from zsadbench.engine import WARM, encoder
 from zsadbench.errors import MethodError
-from zsadbench.run import engine
 from zsadbench.views import Predictor, Setup
 
 FEW: dict[str, Any] = {"images": 2, "pixels": 40, "repeats": 5, "quiet": True}
@@ -43,19 +43,19 @@ def test_methods_and_files_are_timed_in_turn_from_files_and_from_arrays(
         for name in ("ClipEngine", "ModelEngine")
         for kind in (type(tmp_path).__name__, "ndarray")
     ]
-    assert seen == turn * (latency.WARM + 5)
+    assert seen == turn * (WARM + 5)
     places = [(runtime, source) for runtime in ("torch", "onnxruntime") for source in ("file", "array")]
     assert [(row["runs_in"], row["image_from"]) for row in kept["rows"]] == places
     # Call n begins at (2 n)^2 and ends at (2 n + 1)^2: it takes 4 n + 1.
     for number, row in enumerate(kept["rows"]):
-        times = [4 * (4 * turns + number) + 1 for turns in range(latency.WARM, latency.WARM + 5)]
+        times = [4 * (4 * turns + number) + 1 for turns in range(WARM, WARM + 5)]
         assert (row["subject"], row["device"]) == (("clip", str(model))[number // 2], "cpu")
         found = [row[name] for name in ("median_ms", "p95_ms", "p99_ms")]
         assert found == pytest.approx(np.percentile(times, (50, 95, 99)).tolist())
 
 
 def test_a_trained_method_without_a_checkpoint_runs_with_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
     monkeypatch.setattr(latency, "load_clip", tiny.load)
     rows = bench_latency(["april-gan"], backbone="tiny-l14", settings={"size": "28"}, **FEW).rows
     assert [row["subject"] for row in rows] == ["april-gan"] * 2 and all(row["median_ms"] > 0 for row in rows)

@@ -15,8 +15,8 @@ from PIL import Image
 
 import zsadbench
 from tests.kit import tiny
+from zsadbench.engine import encoder
 from zsadbench.errors import DatasetError, UsageError, ZsadError
-from zsadbench.run import engine
 from zsadbench.views import Predictor, fit, predict, read_threshold, write_threshold
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {"backbone": "tiny-l14", "weights": "random", "settings"
 
 @pytest.fixture(autouse=True)
 def cached_towers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
     yield
 
 
@@ -97,7 +97,8 @@ def test_threads_share_a_predictor(predictor: Predictor) -> None:
             for found, one in zip(pool.map(fresh, images), expected, strict=True):
                 assert found.score == one.score
                 np.testing.assert_array_equal(found.map, one.map)
-    assert len(fresh.engine.encoder.clips) == 1  # type: ignore[attr-defined]
+    towers = fresh.engine.encoder.clips.values()  # type: ignore[attr-defined]
+    assert len({clip.vision.module for clip in towers}) == 1
 
 
 def test_each_call_of_an_order_dependent_method_starts_afresh() -> None:

@@ -68,6 +68,27 @@ def test_preprocess_equals_aa_clip() -> None:
     np.testing.assert_allclose(got, golden["image"], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("way", [{}, {"interpolation": "bilinear"}, {"resize": "shortest", "tiles": "ends"}])
+def test_pixels_that_cannot_differ_are_prepared_once(tmp_path: Path, mode: str, way: dict[str, str]) -> None:
+    before, after = (Preprocess(28, rgb=rgb, **way) for rgb in ("before", "after"))  # type: ignore[arg-type]
+    image = noise(75, 52, mode)
+    image.save(tmp_path / "one.png")
+    (one,) = stream([Sample("one.png", "thing", False, tmp_path / "one.png", None)], [after, before])
+    assert one.inputs[before] is one.inputs[after]
+    for spec in (before, after):
+        np.testing.assert_array_equal(one.inputs[before].tiles, preprocess(image, spec).tiles)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P"])
+def test_pixels_that_differ_are_prepared_twice(tmp_path: Path, mode: str) -> None:
+    before, after = Preprocess(28), Preprocess(28, rgb="after")
+    image = noise(75, 52, "RGBA") if mode == "RGBA" else noise(75, 52).quantize(16)
+    image.save(tmp_path / "one.png")
+    (one,) = stream([Sample("one.png", "thing", False, tmp_path / "one.png", None)], [after, before])
+    assert not np.array_equal(one.inputs[before].tiles, one.inputs[after].tiles)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "CMYK", "P", "1"])
 @pytest.mark.parametrize("rgb", ["before", "after"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])

@@ -11,7 +11,7 @@ import typer
 from tests.kit import tiny, toy
 from tests.kit.factory import make_folder
 from zsadbench.cli import report
-from zsadbench.run import engine
+from zsadbench.engine import encoder
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
 from zsadbench.scoring.code import UserMethods
@@ -51,7 +51,7 @@ def run(results: Path, data: Path, method: str) -> None:
         workers=1,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "load_clip", tiny.load)
+        patch.setattr(encoder, "load_clip", tiny.load)
         execute((method,), [str(data)], request)
 
 

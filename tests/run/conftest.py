@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from zsadbench.run import engine
+from zsadbench.engine import Encoder
 
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys that reach the encoder, as they come."""
     keys: list[str] = []
-    observe = engine.Encoder.observe
+    observe = Encoder.observe
 
-    def watch(self: engine.Encoder, loaded: Any, tasks: Any) -> Any:
+    def watch(self: Encoder, loaded: Any, tasks: Any) -> Any:
         keys.extend(item.sample.key for item in loaded)
         return observe(self, loaded, tasks)
 
-    monkeypatch.setattr(engine.Encoder, "observe", watch)
+    monkeypatch.setattr(Encoder, "observe", watch)
     return keys

@@ -30,11 +30,11 @@ from tests.kit import tiny
 from tests.kit.factory import make_folder
 from zsadbench.cli import main as command_line
 from zsadbench.clip.towers import Clip
+from zsadbench.engine import Encoder, encoder
 from zsadbench.environment import checkout_state
 from zsadbench.inputs import Backbone
 from zsadbench.records import contents, evidence
 from zsadbench.records.files import timeless
-from zsadbench.run import engine
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
 
@@ -58,7 +58,7 @@ class Moments:
 
     def watch(self) -> None:
         """Put a moment before and after everything that is done to a file of the results, and every batch."""
-        mkstemp, fsync, replace, observe = tempfile.mkstemp, os.fsync, Path.replace, engine.Encoder.observe
+        mkstemp, fsync, replace, observe = tempfile.mkstemp, os.fsync, Path.replace, Encoder.observe
 
         def make(*args: Any, **options: Any) -> Any:
             if str(options["dir"]).startswith(self.out):
@@ -79,14 +79,14 @@ class Moments:
             self.reach(f"after renaming {target}")
             return done
 
-        def encode(encoder: engine.Encoder, *args: Any) -> Any:
+        def encode(encoder: Encoder, *args: Any) -> Any:
             self.reach("before a batch")
             found = observe(encoder, *args)
             self.reach("after a batch")
             return found
 
         tempfile.mkstemp, os.fsync, Path.replace = make, flush, rename  # type: ignore[assignment,method-assign]
-        engine.Encoder.observe = encode  # type: ignore[method-assign,assignment]
+        Encoder.observe = encode  # type: ignore[method-assign,assignment]
 
 
 def run(data: Path, out: Path, stop: threading.Event | None = None) -> None:
@@ -208,7 +208,7 @@ def main(work: Path) -> None:
     def load(backbone: Backbone, device: torch.device | str, dtype: torch.dtype) -> Clip:
         return towers
 
-    vars(engine)["load_clip"] = load
+    vars(encoder)["load_clip"] = load
     evidence.SLICE = SLICE
     data = make_folder(work / "parts", each=2, side=32)
     run(data, work / "first")  # children need not import what a run imports

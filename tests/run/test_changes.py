@@ -23,12 +23,12 @@ from zsadbench.boards.compare import boards
 from zsadbench.boards.gate import gate
 from zsadbench.boards.text import to_csv
 from zsadbench.data import load_dataset
+from zsadbench.engine import encoder
 from zsadbench.errors import RecordError
 from zsadbench.method import override, resolve
 from zsadbench.records import contents, evidence
 from zsadbench.records.files import sealed
 from zsadbench.records.records import Record, find_records, read_record, record_digest
-from zsadbench.run import engine
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import Outcome, execute
 from zsadbench.samples import Dataset, Sample
@@ -41,7 +41,7 @@ IMAGE, MASK = "bolt/test/hole/0.png", "bolt/ground_truth/hole/0_mask.png"
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
     monkeypatch.setattr(evidence, "SLICE", 2)
     monkeypatch.setattr(files, "SETTLING_NS", -(10**15))  # files count as old enough at once
 

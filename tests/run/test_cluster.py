@@ -22,12 +22,13 @@ from tests.kit.rayless import Died, Rayless
 from tests.kit.terminal import call
 from tests.run.interrupted import differences, state
 from zsadbench import environment
+from zsadbench.engine import Encoder, Task, encoder
 from zsadbench.environment import INSTALL, Devices, Seat, Spread, device_name, seats_here, seats_of, where
 from zsadbench.errors import DatasetError, MethodError, UsageError, WeightsError
 from zsadbench.images import Loaded
 from zsadbench.method import load_method, opened, packed
 from zsadbench.records import evidence
-from zsadbench.run import cluster, engine, worker
+from zsadbench.run import cluster, worker
 from zsadbench.run.jobs import Request
 from zsadbench.run.plan import plan_run
 from zsadbench.run.run import Outcome, execute
@@ -82,7 +83,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(engine, "load_clip", lambda backbone, *_: tiny.load(backbone))
+    monkeypatch.setattr(encoder, "load_clip", lambda backbone, *_: tiny.load(backbone))
     return make_folder(tmp_path / "parts", each=2)
 
 
@@ -204,15 +205,15 @@ def test_a_worker_that_cannot_import_a_file_names_it(tmp_path: Path) -> None:
 
 def deadly(patch: pytest.MonkeyPatch, times: int) -> None:
     """Let workers die over the first image of the cloths, so many times."""
-    observe, deaths = engine.Encoder.observe, list[int]()
+    observe, deaths = Encoder.observe, list[int]()
 
-    def die(encoder: engine.Encoder, loaded: Sequence[Loaded], tasks: Sequence[engine.Task]) -> Any:
+    def die(encoder: Encoder, loaded: Sequence[Loaded], tasks: Sequence[Task]) -> Any:
         if len(deaths) < times and any(item.sample.key == "cloth/test/good/0.png" for item in loaded):
             deaths.append(1)
             raise Died("its process ended")
         return observe(encoder, loaded, tasks)
 
-    patch.setattr(engine.Encoder, "observe", die)
+    patch.setattr(Encoder, "observe", die)
 
 
 @pytest.mark.usefixtures("here")

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from tests.kit import tiny, toy
 from tests.kit.factory import make_folder
+from zsadbench.engine import Encoder, encoder
 from zsadbench.errors import MethodError, UsageError
 from zsadbench.images import transfer
 from zsadbench.images.batches import to_batch_images
 from zsadbench.records import evidence as stored
 from zsadbench.records.records import Record
-from zsadbench.run import engine
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import Outcome, execute
 
@@ -32,7 +32,7 @@ FEW = tiny.FEW | {"size": "42"}
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load the miniature towers once, and cut slices of four images."""
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
     monkeypatch.setattr(stored, "SLICE", 4)
 
 
@@ -70,9 +70,9 @@ def evidence(record: Record) -> dict[str, bytes]:
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return what happens to batches: their starts and landings, in order."""
     told: list[str] = []
-    start = engine.Encoder.start
+    start = Encoder.start
 
-    def started(encoder: engine.Encoder, *args: Any) -> Callable[[], Any]:
+    def started(encoder: Encoder, *args: Any) -> Callable[[], Any]:
         number = sum(word.startswith("start") for word in told)
         told.append(f"start {number}")
         landed = start(encoder, *args)
@@ -83,7 +83,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return land
 
-    monkeypatch.setattr(engine.Encoder, "start", started)
+    monkeypatch.setattr(Encoder, "start", started)
     return told
 
 
@@ -147,16 +147,16 @@ def test_a_run_stopped_at_any_batch_goes_on_to_the_same_bits(
     go: Run, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     ordinary = go("clip", "musc", overlap=False).records
-    stop, start, batches = threading.Event(), engine.Encoder.start, []
+    stop, start, batches = threading.Event(), Encoder.start, []
 
-    def started(encoder: engine.Encoder, *args: Any) -> Any:
+    def started(encoder: Encoder, *args: Any) -> Any:
         batches.append(1)
         if len(batches) == at:
             stop.set()
         return start(encoder, *args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine.Encoder, "start", started)
+        patch.setattr(Encoder, "start", started)
         go("clip", "musc", overlap=True, stop=stop)
     assert at <= len(batches) <= at + 2  # the slice in work is finished, and one more batch is on its way
     resumed = go("clip", "musc", overlap=True).records
@@ -167,16 +167,16 @@ def test_an_error_while_a_batch_is_on_its_way_leaves_whole_slices(
     go: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ordinary = go("clip", overlap=False).records
-    start, batches = engine.Encoder.start, []
+    start, batches = Encoder.start, []
 
-    def started(encoder: engine.Encoder, *args: Any) -> Any:
+    def started(encoder: Encoder, *args: Any) -> Any:
         batches.append(1)
         if len(batches) == 4:
             raise KeyboardInterrupt
         return start(encoder, *args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine.Encoder, "start", started)
+        patch.setattr(Encoder, "start", started)
         go("clip", overlap=True)
     assert [file.name for file in (tmp_path / "overlapped").rglob("*.safetensors")] == ["00000.safetensors"]
     resumed = go("clip", overlap=True).records
@@ -187,15 +187,15 @@ def test_memory_that_runs_out_halves_the_batch_once_it_is_started(
     go: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (one,) = go("clip", overlap=False, batch_size=1).records
-    observe, sizes = engine.Encoder._observe, []
+    observe, sizes = Encoder._observe, []
 
-    def scarce(self: engine.Encoder, loaded: Any, tasks: Any, *keep: Any) -> Any:
+    def scarce(self: Encoder, loaded: Any, tasks: Any, *keep: Any) -> Any:
         sizes.append(len(loaded))
         if len(loaded) > 1:
             raise torch.OutOfMemoryError("no memory")
         return observe(self, loaded, tasks, *keep)
 
-    monkeypatch.setattr(engine.Encoder, "_observe", scarce)
+    monkeypatch.setattr(Encoder, "_observe", scarce)
     (record,) = go("clip", overlap=True, batch_size=4).records
     assert sizes[:6] == [4, 2, 1, 1, 1, 1] and set(sizes[2:]) == {1}
     assert record.content["observation"]["batch_size"] == 1
@@ -213,7 +213,7 @@ def test_numbers_that_are_not_finite_name_method_and_image(
         images = to_batch_images(*args)
         return images if len(batches) < 3 else images.index_fill(0, torch.tensor(1), torch.nan)
 
-    monkeypatch.setattr(engine, "to_batch_images", poisoned)
+    monkeypatch.setattr(encoder, "to_batch_images", poisoned)
     with pytest.raises(MethodError, match=r"clip: evidence '\w+' of bolt/test/hole/2\.png is not finite"):
         go("clip", overlap=overlap)
 

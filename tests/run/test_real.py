@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import tiny
-from zsadbench.run import engine
+from zsadbench.engine import encoder
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
 
@@ -21,7 +21,7 @@ def test_from_images_to_a_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, pixels: bool
 ) -> None:
     monkeypatch.setattr(
-        engine, "load_clip", lambda backbone, *_: tiny.clip(backbone.name, backbone.activation)
+        encoder, "load_clip", lambda backbone, *_: tiny.clip(backbone.name, backbone.activation)
     )
     request = Request(
         backbone="tiny-l14", weights="random", limit=24, out=tmp_path, quiet=True, settings={"scales": "2"}

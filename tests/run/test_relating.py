@@ -15,6 +15,8 @@ from torch import Tensor
 from tests.kit import tiny, toy
 from tests.kit.factory import make_folder
 from tests.kit.terminal import call
+from zsadbench.engine import Encoder, encoder
+from zsadbench.engine.gathered import Gathered, related
 from zsadbench.errors import MethodError
 from zsadbench.images import Loaded
 from zsadbench.method import Tell, resolve
@@ -22,8 +24,6 @@ from zsadbench.progress import Progress
 from zsadbench.records import evidence as stored
 from zsadbench.records.evidence import EvidenceStore
 from zsadbench.records.records import Record
-from zsadbench.run import engine
-from zsadbench.run.gathered import Gathered, related
 from zsadbench.run.jobs import Request
 from zsadbench.run.plan import plan_run
 from zsadbench.run.run import Outcome, execute
@@ -38,7 +38,7 @@ Run = Callable[..., Outcome]
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load the miniature towers once, and cut slices of two images."""
 
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
     monkeypatch.setattr(stored, "SLICE", 2)
 
 
@@ -129,14 +129,14 @@ def test_a_category_interrupted_while_it_is_related_resumes_to_the_same_bits(
 def test_an_interrupt_does_not_wait_for_a_category_to_be_related(
     go: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop, observe, batches = threading.Event(), engine.Encoder.observe, []
+    stop, observe, batches = threading.Event(), Encoder.observe, []
 
-    def encode(encoder: engine.Encoder, *args: Any) -> Any:
+    def encode(encoder: Encoder, *args: Any) -> Any:
         batches.append(1)
         stop.set()
         return observe(encoder, *args)
 
-    monkeypatch.setattr(engine.Encoder, "observe", encode)
+    monkeypatch.setattr(Encoder, "observe", encode)
     with pytest.raises(KeyboardInterrupt):
         go("musc", stop=stop)
     assert len(batches) == 1

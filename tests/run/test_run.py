@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from itertools import count
@@ -22,13 +23,13 @@ from tests.kit import tiny
 from tests.kit.factory import make_folder, save
 from zsadbench import files
 from zsadbench.boards import boards
-from zsadbench.clip.towers import Clip
+from zsadbench.clip.towers import Clip, Trace
+from zsadbench.engine import Encoder, encoder, timing
 from zsadbench.errors import DatasetError, MethodError, RecordError, UsageError
 from zsadbench.images import to_batch_images
 from zsadbench.inputs import Backbone
 from zsadbench.records.evidence import EvidenceStore
 from zsadbench.records.records import Record
-from zsadbench.run import engine, jobs
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import Outcome, execute
 from zsadbench.scoring.observation import score_run
@@ -44,7 +45,7 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True)
 def cached_towers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
 
 
 @pytest.fixture(scope="module")
@@ -100,23 +101,55 @@ def test_a_run_leaves_a_whole_record(go: Run) -> None:
 def test_a_run_says_what_each_method_took(go: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock that moves on by one second whenever it is looked at."""
     now = count()
-    monkeypatch.setattr(engine, "time", SimpleNamespace(perf_counter=lambda: float(next(now))))
+    monkeypatch.setattr(encoder, "time", SimpleNamespace(perf_counter=lambda: float(next(now))))
     clip, winclip, other = go("clip", "winclip", "clip-ad", batch_size=3).records  # 4 batches of 12 images
     threads = torch.get_num_threads()
     here = {"images": 12, "threads": threads}
     # The walk and, after it, what clip alone reads of the last block: both halves of the patches' way.
     assert clip.observation["cost"] == here | {"own_seconds": 4 * 4.0, "shared_seconds": 4 * 3.0}
     assert winclip.observation["cost"] == here | {"own_seconds": 4 * 1.0, "shared_seconds": 4 * 1.0}
-    assert other.observation["cost"] == here | {"own_seconds": 4 * 2.0, "shared_seconds": 4 * 1.0}
+    assert other.observation["cost"] == here | {"own_seconds": 4 * 1.0, "shared_seconds": 4 * 1.0}
     (board,) = boards([clip, winclip], metrics=["image_auroc", "encode_ms", "own_ms", "images_per_s"])
     found = {row.label: [row.cost(name) for name in board.costs] for row in board.rows}
     assert found == {"clip": [28_000 / 12, 16_000 / 12, 12 / 28], "winclip": [8000 / 12, 4000 / 12, 1.5]}
 
 
+@pytest.mark.parametrize("order", [("clip", "anoclip", "clip-ad"), ("clip-ad", "anoclip", "clip")])
+def test_the_tower_is_walked_once_for_methods_of_one_input(
+    order: tuple[str, ...], go: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever they stand in the command; and a walk keeps what its own methods ask for, nothing else."""
+    walks: list[list[int]] = []
+    begin = Trace.__init__
+
+    def watch(trace: Trace, vision: Any, batch: Any, taps: Any) -> None:
+        walks.append(sorted(taps["values"]))
+        begin(trace, vision, batch, taps)
+
+    monkeypatch.setattr(Trace, "__init__", watch)
+    alone = [evidence(go(name, batch_size=3, out=tmp_path / "alone").records[0]) for name in order]
+    walks.clear()
+    together = go(*order, batch_size=3).records  # 4 batches of 12 images
+    assert [evidence(record) for record in together] == alone
+    assert walks == 4 * [
+        [*range(24)],
+        [*range(12, 24)],
+    ]  # what clip-ad reads; what anoclip does, of its own input
+
+    # An image with a palette: for clip-ad alone it becomes RGB after it was resized.
+    odd = tmp_path / "odd"
+    shutil.copytree(folder, odd)
+    image = odd / "bolt/test/good/0.png"
+    Image.open(image).quantize(16).save(image)
+    walks.clear()
+    go(*order, batch_size=3, where=odd)
+    assert len(walks) == 3 + 2 + 2 + 2
+
+
 def test_latency_is_measured_on_request_and_changes_no_number(
     go: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(jobs, "CALLS", 4)
+    monkeypatch.setattr(timing, "CALLS", 4)
     few = {"settings": SMALL | {"steps": "1"}, "categories": ("bolt",)}
     plain = go("clip", "musc", "anoclip+", out=tmp_path / "plain", **few).records
     timed = go("clip", "musc", "anoclip+", latency=True, **few).records
@@ -144,7 +177,7 @@ def test_several_datasets_share_the_towers(
         loaded.append(backbone.name)
         return tiny.load(backbone)
 
-    monkeypatch.setattr(engine, "load_clip", count)
+    monkeypatch.setattr(encoder, "load_clip", count)
     second = make_folder(tmp_path / "others", categories=("gear",))
     request = Request(
         backbone="tiny-l14", weights="random", settings=SMALL, out=tmp_path / "results", quiet=True
@@ -156,7 +189,7 @@ def test_several_datasets_share_the_towers(
 
 def test_the_second_run_observes_nothing(go: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     (first,) = go("clip").records
-    monkeypatch.setattr(engine.Encoder, "observe", None)
+    monkeypatch.setattr(Encoder, "observe", None)
     (second,) = go("clip").records
     assert without_times(first) == without_times(second)
 
@@ -340,16 +373,16 @@ def test_memory_that_runs_out_halves_the_batch(
     go: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (whole,) = go("clip", batch_size=1, out=tmp_path / "one").records
-    observe = engine.Encoder._observe
+    observe = Encoder._observe
     sizes: list[int] = []
 
-    def scarce(self: engine.Encoder, loaded: Any, tasks: Any) -> Any:
+    def scarce(self: Encoder, loaded: Any, tasks: Any) -> Any:
         sizes.append(len(loaded))
         if len(loaded) > 1:
             raise torch.OutOfMemoryError("no memory")
         return observe(self, loaded, tasks)
 
-    monkeypatch.setattr(engine.Encoder, "_observe", scarce)
+    monkeypatch.setattr(Encoder, "_observe", scarce)
     (record,) = go("clip", batch_size=4).records
     assert sizes[:4] == [4, 2, 1, 1] and set(sizes[3:]) == {1}
     assert record.content["observation"]["batch_size"] == 1
@@ -357,10 +390,10 @@ def test_memory_that_runs_out_halves_the_batch(
 
 
 def test_memory_too_small_for_one_image_names_a_remedy(go: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def scarce(self: engine.Encoder, loaded: Any, tasks: Any) -> Any:
+    def scarce(self: Encoder, loaded: Any, tasks: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(engine.Encoder, "_observe", scarce)
+    monkeypatch.setattr(Encoder, "_observe", scarce)
     with pytest.raises(
         MethodError, match="out of memory on cpu with a batch of 1; choose a smaller --set size"
     ):
@@ -373,7 +406,7 @@ def test_evidence_that_is_not_finite_names_method_and_image(go: Run, monkeypatch
     def poisoned(*args: Any) -> Tensor:
         return real(*args) * float("nan")
 
-    monkeypatch.setattr(engine, "to_batch_images", poisoned)
+    monkeypatch.setattr(encoder, "to_batch_images", poisoned)
     with pytest.raises(MethodError, match=r"clip: evidence '\w+' of bolt/test/good/0\.png is not finite"):
         go("clip")
 
@@ -449,7 +482,7 @@ def test_a_results_folder_that_cannot_be_made_is_named(go: Run, tmp_path: Path) 
 
 def test_score_repeats_the_record_without_clip(go: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     (record,) = go("anoclip").records
-    monkeypatch.setattr(engine, "load_clip", None)
+    monkeypatch.setattr(encoder, "load_clip", None)
     again = score_run(run_dir(record), "reference", settings={})
     assert without_times(again) == without_times(record)
     assert again.path == record.path

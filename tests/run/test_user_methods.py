@@ -15,10 +15,10 @@ import zsadbench
 from tests.kit import tiny, toy
 from tests.kit.factory import make_folder
 from tests.kit.terminal import call
+from zsadbench.engine import encoder
 from zsadbench.errors import MethodError, RecordError, UsageError
 from zsadbench.records.files import sealed
 from zsadbench.records.records import Record, read_record, record_digest
-from zsadbench.run import engine
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
 from zsadbench.scoring.code import UserMethods, restore
@@ -31,7 +31,7 @@ ANY = "a tensor of float32"
 def run(spec: str, data: Path, out: Path) -> Record:
     request = Request(settings={"size": "42"}, out=out, quiet=True, workers=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "load_clip", tiny.load)
+        patch.setattr(encoder, "load_clip", tiny.load)
         (record,) = execute((spec,), [str(data)], request).records
     return record
 
@@ -243,7 +243,7 @@ def test_evidence_of_one_shape(data: Path, tmp_path: Path) -> None:
     spec = toy.write(tmp_path, seen, other)
     request = Request(settings={"size": "42"}, out=tmp_path / "results", quiet=True, batch_size=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "load_clip", tiny.load)
+        patch.setattr(encoder, "load_clip", tiny.load)
         with pytest.raises(MethodError, match=r"observe\(\) returns .* for some images and .* for others"):
             execute((spec,), [str(data)], request)
 
@@ -258,6 +258,6 @@ def test_a_fault_of_the_toolkit_is_not_blamed_on_the_user(
     request = Request(
         backbone="tiny-l14", weights="random", settings={"size": "42"}, out=tmp_path / "results", quiet=True
     )
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
     with pytest.raises(KeyError, match="ours"):
         execute(("clip",), [str(data)], request)

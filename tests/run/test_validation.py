@@ -20,11 +20,11 @@ from tests.kit.factory import make_folder, save
 from zsadbench import files
 from zsadbench.boards import boards, to_csv
 from zsadbench.boards.intervals import draws_of
+from zsadbench.engine import encoder
 from zsadbench.errors import DatasetError, RecordError, UsageError
 from zsadbench.method import resolve
 from zsadbench.metrics import image_metrics
 from zsadbench.records import Record, evidence, read_record
-from zsadbench.run import engine
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import Outcome, execute
 from zsadbench.scoring import StoredMaps, validation_of
@@ -37,7 +37,7 @@ NORMAL = [f"{category}/train/good/{index}.png" for category in ("bolt", "cloth")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
     monkeypatch.setattr(evidence, "SLICE", 2)
     monkeypatch.setattr(files, "SETTLING_NS", -(10**15))  # files count as old enough at once
 

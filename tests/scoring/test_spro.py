@@ -14,9 +14,9 @@ from PIL import Image
 from tests.kit import tiny
 from tests.kit.factory import save
 from zsadbench.boards import boards
+from zsadbench.engine import encoder
 from zsadbench.errors import DatasetError
 from zsadbench.records import Grouping, Record
-from zsadbench.run import engine
 from zsadbench.run.foreign import score_maps_record
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
@@ -137,7 +137,7 @@ def test_another_saturation_is_another_number_and_said(loco: Path, maps: Path, t
 
 @pytest.fixture
 def run(loco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
     request = Request(
         data=loco, backbone="tiny-l14", weights="random", settings={"size": "42"}, out=tmp_path / "own",
         quiet=True, workers=1, categories=(PUSHPINS,), metrics=IDS,
@@ -168,7 +168,7 @@ def test_scoring_at_another_size_keeps_the_shares(run: Record) -> None:
 def test_a_damaged_file_is_told_before_the_first_image(
     loco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "load_clip", lambda *_: pytest.fail("nothing may be loaded"))
+    monkeypatch.setattr(encoder, "load_clip", lambda *_: pytest.fail("nothing may be loaded"))
     (loco / "mvtec_loco" / PUSHPINS / "defects_config.json").write_text("[1]")
     request = Request(data=loco, out=tmp_path / "own", quiet=True, categories=(PUSHPINS,), metrics=IDS,
                       backbone="tiny-l14", weights="random", settings={"size": "42"})  # fmt: skip

@@ -13,10 +13,10 @@ import torch
 
 from tests.kit import tiny
 from tests.kit.factory import make_folder
+from zsadbench.engine import encoder
 from zsadbench.errors import RecordError
 from zsadbench.images import ahead
 from zsadbench.records import Record
-from zsadbench.run import engine
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
 from zsadbench.scoring import StoredMaps, on_cores
@@ -29,7 +29,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
     """``winclip`` on two categories, with towers of noise."""
     folder = tmp_path_factory.mktemp("units")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "load_clip", tiny.load)
+        patch.setattr(encoder, "load_clip", tiny.load)
         request = Request(
             backbone="tiny-l14", weights="random", settings={"size": "42"}, out=folder / "results", quiet=True
         )

@@ -14,8 +14,8 @@ from scipy.stats import kstwobign
 
 from tests.kit import tiny, toy
 from tests.kit.terminal import call
+from zsadbench.engine import encoder
 from zsadbench.errors import RecordError, UsageError
-from zsadbench.run import engine
 from zsadbench.views.calibrate import (
     FEWEST,
     LEVEL,
@@ -183,7 +183,7 @@ def test_many_scores_have_a_p_too() -> None:
 
 @pytest.fixture
 def cached_towers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_calibrate_from_a_file_scores_nothing(
         raise AssertionError("loaded towers though scores are kept")
 
     capfd.readouterr()
-    monkeypatch.setattr(engine, "load_clip", never)
+    monkeypatch.setattr(encoder, "load_clip", never)
     assert call("calibrate", "--from", "threshold.json", "--fpr", "0.25", "--out", "looser.json") == 0
     out = capfd.readouterr().out
     assert "% of 40 normal images were (25.00% allowed)" in out

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 from tests.kit import tiny
 from tests.kit.factory import make_folder
 from zsadbench.cli import report as verbs
+from zsadbench.engine import encoder
 from zsadbench.errors import RecordError, UsageError
 from zsadbench.records.evidence import EvidenceStore
 from zsadbench.records.records import Record
 from zsadbench.records.tables import ImageRow
-from zsadbench.run import engine
 from zsadbench.run.foreign import score_maps_record
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
@@ -39,7 +39,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Record]:
         backbone="tiny-l14", weights="random", settings={"size": "42"}, out=folder / "results", quiet=True
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "load_clip", tiny.load)
+        patch.setattr(encoder, "load_clip", tiny.load)
         (found,) = execute(["clip"], [str(folder / "parts")], request).records
         yield found
 

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from tests.kit import tiny, toy
 from tests.kit.factory import make_folder
 from zsadbench.cli import predict as verbs
+from zsadbench.engine import encoder
 from zsadbench.errors import DatasetError, MethodError, RecordError, UsageError
-from zsadbench.run import engine
 from zsadbench.run.jobs import Request
 from zsadbench.run.run import execute
 from zsadbench.text import terminal
@@ -46,7 +46,7 @@ OPTIONS += ["--words", "nut", "--workers", "1", "--quiet"]
 
 @pytest.fixture(autouse=True)
 def cached_towers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(engine, "load_clip", tiny.load)
+    monkeypatch.setattr(encoder, "load_clip", tiny.load)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

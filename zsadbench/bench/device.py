@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
+from ..engine import pick_device
 from ..environment import environment
 from ..errors import ZsadError
 from ..files import write_atomic
 from ..images import prove
-from ..run import pick_device
 from . import parts
 from .goldens import GOLDENS
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from ..engine import Encoder, Task
 from ..images import Loaded, decode, preprocess, read
 from ..method import Resolved
 from ..records import EvidenceStore
-from ..run import Encoder, Task
 from ..samples import Sample
 
 SIDES = {"cuda": 8192, "cpu": 1024}
@@ -28,8 +28,13 @@ def counted(call: Callable[[], Any]) -> int:
     """
     cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     counter = FlopCounterMode(display=False, custom_mapping={cpu_attention: _attention})
-    with counter:
-        call()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what other threads compute is not counted
+    try:
+        with counter:
+            call()
+    finally:
+        torch.set_num_threads(threads)
     return counter.get_total_flops()
 
 

@@ -17,17 +17,14 @@ from PIL import Image
 
 from ..clip import load_clip
 from ..deploy import ModelEngine, is_model, load_predictor
+from ..engine import WARM, pick_device
 from ..environment import environment, installed
 from ..errors import MethodError, UsageError
 from ..method import resolve, with_checkpoint
 from ..progress import Progress
-from ..run import pick_device
 from ..views import ClipEngine, Predictor
 from .flops import synchronise
 from .methods import generated_dataset
-
-WARM = 3
-"""Calls of each image source that come first and are not counted: the first one loads the CLIP."""
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 
 from ..data import load_dataset
+from ..engine import Encoder, Pass, Task, observe, one_at_a_time, pick_device, pick_dtype, too_few
 from ..errors import UsageError
 from ..method import Resolved, places, resolve, with_checkpoint
 from ..progress import Progress
 from ..records import EvidenceStore, by_category
-from ..run import Encoder, Pass, Task, observe, one_at_a_time, pick_device, pick_dtype, too_few
 from ..samples import Dataset
 from ..scoring import EvidenceMaps, rules_for, score_category
 from .flops import encoder_flop, product_rate, synchronise

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..clip import Clip, Vision
+from ..clip import Vision
 from ..data import load_dataset
+from ..engine import Clips, Encoder, Pass, Task, observe
 from ..errors import ZsadError
 from ..images import Loaded, decode, preprocess, read
-from ..inputs import Backbone
 from ..method import Resolved, method_cards, miniature, resolve, with_checkpoint, wordings
 from ..progress import Progress
 from ..records import EvidenceStore
-from ..run import Encoder, Pass, Request, Task, execute, observe
+from ..run import Request, execute
 from ..samples import Dataset
 from .flops import counted, product_rate, synchronise, timed
 from .goldens import absent, check_goldens, golden_rows
@@ -51,7 +51,7 @@ class Trial:
     goldens: Path
     smoke: bool
     specs: tuple[str, ...]
-    clips: dict[Backbone, Clip] = field(default_factory=dict)
+    clips: Clips = field(default_factory=dict)
     equal: dict[str, bool] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
     products: dict[str, float] = field(default_factory=dict)

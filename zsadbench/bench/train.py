@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..clip import load_clip
+from ..engine import pick_device
 from ..method import wordings
-from ..run import pick_device
 from ..training import Feeder, Stage, TrainingSet, TrainRequest, make_stages, resolve_training
 from .flops import timed
 from .methods import Setup, generated_dataset

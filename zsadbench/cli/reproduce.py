@@ -68,8 +68,9 @@ def reproduce(
     Exit code: 0 if what was judged agrees, 1 if a figure differs, 2 if none could be judged.
     """
     from ..boards import reproduction, write_reproductions
+    from ..engine import pick_device
     from ..environment import environment
-    from ..run import Request, execute, pick_device
+    from ..run import Request, execute
     from ..scoring import score_run
 
     if bool(method) == every or not dataset:

@@ -1,15 +1,15 @@
 """The shared loaders: image files become network input, decoded in threads ahead of the encoder.
 
-Every file is read, hashed and decoded once and resized once per distinct `Preprocess`, with the
-arithmetic of the reference transforms (PIL resize with antialias).  ``decode`` and ``probe``, the
-masks and the scan of a whole dataset are offered here too.
+Every file is read, hashed and decoded once and resized once per distinct `Preprocess` (once for two that
+cannot differ), with the arithmetic of the reference transforms (PIL resize with antialias).  ``decode``
+and ``probe``, the masks and the scan of a whole dataset are offered here too.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -174,13 +174,25 @@ def _load(
             data = read(sample.image, sample.key)
             digest = hashlib.sha256(data).hexdigest()
         image = picture or decode(data, name=sample.key, orient=orient, max_pixels=max_pixels)
-        inputs = {spec: preprocess(image, spec, name=sample.key) for spec in specs}
+        inputs = _prepared(image, specs, sample.key)
     except DatasetError as error:
         return Loaded(index, sample, sha256=digest, error=str(error))
     except (OSError, ValueError, MemoryError) as error:  # PIL, on pixels it decoded but cannot convert
         reason = f"{sample.key}: cannot be prepared ({type(error).__name__}: {error}); convert it to PNG"
         return Loaded(index, sample, sha256=digest, error=reason)
     return Loaded(index, sample, inputs, digest, (image.height, image.width), notes=_notes(image))
+
+
+def _prepared(image: Image.Image, specs: Sequence[Preprocess], name: str) -> dict[Preprocess, Prepared]:
+    """Return an image under every preprocessing, once where two give the same pixels.
+
+    When a picture is converted to RGB makes no difference if it is RGB, or 8-bit grey: PIL resizes each
+    channel alike.
+    """
+    whenever = image.mode in ("RGB", "L")
+    plain = {spec: replace(spec, rgb="before") if whenever else spec for spec in specs}
+    made = {spec: preprocess(image, spec, name=name) for spec in dict.fromkeys(plain.values())}
+    return {spec: made[same] for spec, same in plain.items()}
 
 
 def _notes(image: Image.Image) -> tuple[str, ...]:

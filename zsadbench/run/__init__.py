@@ -11,32 +11,20 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
-    from .engine import Encoder, Pass, Task, observe, pick_device, pick_dtype
     from .foreign import score_maps, score_maps_record
-    from .gathered import Gathered, related, too_few
-    from .jobs import Request, find_samples, one_at_a_time
+    from .jobs import Request, find_samples
     from .run import execute, run, score_runs
     from .zeroshot import held_checkpoints, trained_on
 
 __all__ = [
-    "Encoder",
-    "Gathered",
-    "Pass",
     "Request",
-    "Task",
     "execute",
     "find_samples",
     "held_checkpoints",
-    "observe",
-    "one_at_a_time",
-    "pick_device",
-    "pick_dtype",
-    "related",
     "run",
     "score_maps",
     "score_maps_record",
     "score_runs",
-    "too_few",
     "trained_on",
 ]
 room(__name__)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ..engine import Pass, Task, images_at_once
 from ..environment import Seat, Spread, seats_here, seats_of
 from ..errors import MethodError, UsageError, ZsadError
 from ..method import packed
@@ -27,7 +28,6 @@ from ..records import Contents
 from ..samples import Dataset
 from ..scoring import CategoryScores, Portion
 from ..scoring import Unit as ScoringUnit
-from .engine import Pass, Task, images_at_once
 from .worker import Brief, Found, Worker, cause_of, ray_at, sizes_of
 
 IN_FLIGHT = 2

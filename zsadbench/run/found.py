@@ -11,12 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..engine import Task
 from ..errors import RecordError
 from ..files import contents_digest, digest_of
 from ..records import EDITED, OBSERVATION, RECORD, Contents, EvidenceStore, NewerSchema, read_observation
 from ..samples import Dataset
 from ..scoring import VALIDATION
-from .engine import Task
 from .jobs import Job
 
 _KNOWN = (

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..cards import card_paths
 from ..clip import Weights, find_seconds, find_weights, hub_address
 from ..data import load_dataset, problem_report, subset
+from ..engine import Task
 from ..errors import DatasetError
 from ..files import digest_of, sha256_of, whole_path
-from ..images import Loaded, decode, preprocess, read, scan
+from ..images import scan
 from ..inputs import Preprocess
 from ..method import Resolved, places, source_digest, wordings
 from ..records import EvidenceStore
-from ..samples import Dataset, Sample
+from ..samples import Dataset
 from ..scoring import OBSERVED, map_settings, observed, without
-from .engine import Encoder, Task
-from .gathered import Spent
 from .zeroshot import marks_of
-
-WARM, CALLS = 3, 32
-"""Single images that are not counted in a latency, and those that are."""
 
 
 @dataclass(frozen=True)
@@ -296,38 +289,3 @@ def describe_dataset(data: Dataset, spec: str, skipped: Sequence[str], request: 
         "selection": chosen,
         "skipped": list(skipped),
     }
-
-
-def latency(job: Job, data: Dataset, shared: Encoder) -> dict[str, Any]:
-    """Return median and 95th percentile of the milliseconds of single images, once warm.
-
-    Nothing for a method that relates images.  ``shared`` has the towers: the walk is one of the method's own.
-    """
-    failed = {item["key"] for item in job.observation["failed"]}
-    samples = [s for s in data.samples if s.category == data.categories[0] and s.key not in failed]
-    if job.task.relates or not samples:
-        return {}
-    task, backbone = dataclasses.replace(job.task, observer=None, spent=Spent()), job.task.method.backbone
-    clips = {backbone: shared.clip(backbone).alone()}
-    encoder = Encoder([task], device=shared.device, dtype=shared.dtype, clips=clips)
-    median, high = np.percentile(one_at_a_time(task, samples, encoder, CALLS), (50, 95)).tolist()
-    return {"calls": CALLS, "median_ms": round(median, 3), "p95_ms": round(high, 3)}
-
-
-def one_at_a_time(task: Task, samples: Sequence[Sample], encoder: Encoder, calls: int) -> list[float]:
-    """Return the milliseconds of each of ``calls`` single images in turn, after some that are not counted.
-
-    They go from the image's file to its evidence and its map of the network's input size; methods that relate
-    images have no map of one image.
-    """
-    spec, found = task.method.preprocess, []
-    for number in range(WARM + calls):
-        sample = samples[number % len(samples)]
-        start = time.perf_counter()
-        image = decode(read(sample.image), name=sample.key)
-        loaded = Loaded(0, sample, {spec: preprocess(image, spec)})
-        (evidence,) = encoder.observe([loaded], [task])
-        if not task.relates:
-            task.method.maps(evidence, (spec.size, spec.size))
-        found.append(1000 * (time.perf_counter() - start))
-    return found[WARM:]

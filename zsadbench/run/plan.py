@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..clip import checkpoint_file, find_seconds, hub_address, is_address
+from ..engine import Task, too_few
 from ..errors import MethodError, UsageError, ZsadError, suggest
 from ..images import read_saturations
 from ..inputs import Preprocess
@@ -16,9 +17,7 @@ from ..metrics import spro_limit
 from ..records import Contents
 from ..samples import Dataset
 from ..scoring import needs_normals, validation_of
-from .engine import Task
 from .found import find, find_validation
-from .gathered import too_few
 from .jobs import Job, Request, list_samples, make_job, usable
 from .zeroshot import FOLDER, checkpoints_for, refuse_seen, trained_on
 

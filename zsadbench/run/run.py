@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..clip import Clip
-from ..environment import Spread, device_name, emulates, environment, peak_memory_mb, where
+from ..engine import (
+    Encoder,
+    Pass,
+    latency,
+    pick_device,
+    pick_dtype,
+)
+from ..environment import Spread, emulates, environment, where
 from ..errors import RecordError, UsageError, suggest
 from ..files import contents_digest
-from ..inputs import Backbone
 from ..progress import Progress
-from ..records import Contents, Record, find_records, write_observation
-from ..samples import Dataset
+from ..records import Record, find_records, write_observation
 from ..scoring import (
     VALIDATION,
     EvaluationProtocol,
@@ -29,24 +33,15 @@ from ..scoring import (
     contents_of,
     evaluated,
     frame,
-    on_cores,
     rules_for,
     scored,
     scoring_of,
     stored_scoring,
 )
 from .cluster import Team, team
-from .engine import (
-    Encoder,
-    Pass,
-    Task,
-    images_at_once,
-    observe,
-    pick_device,
-    pick_dtype,
-)
 from .found import observed
-from .jobs import Job, Request, latency
+from .here import Here
+from .jobs import Job, Request
 from .plan import Plan, plan_run
 
 if TYPE_CHECKING:
@@ -168,45 +163,6 @@ def score_runs(
         return [*scored(scorings, workers, crew.sharing)]
 
 
-class Here:
-    """Observes and scores in this process, on one device.  ``stop`` is set when the user interrupts."""
-
-    sharing = staticmethod(on_cores)
-
-    def __init__(self, device: torch.device, request: Request, stop: threading.Event) -> None:
-        self.device, self.dtype, self.request, self.stop = device, pick_dtype(request.dtype), request, stop
-        self.batch_size = request.batch_size or images_at_once(device)
-        self.about, self.threads = device_name(device), torch.get_num_threads()
-        self.clips: dict[Backbone, Clip] = {}
-
-    def begin(self, tasks: Sequence[Task], data: Dataset, contents: Contents, progress: Progress) -> None:
-        """Load towers and encode prompts."""
-        self.data, self.progress = data, progress
-        self.encoder = Encoder(
-            tasks, device=self.device, dtype=self.dtype, batch_size=self.batch_size, clips=self.clips
-        )
-        for task in tasks:
-            self.encoder.prepare(task, data.categories[0])
-
-    def see(self, data: Dataset, contents: Contents) -> None:
-        """Take it that a dataset to be scored is there."""
-
-    def observe(self) -> Pass:
-        """Observe every missing slice."""
-        report = observe(
-            self.encoder.tasks,
-            self.data.samples,
-            self.encoder,
-            self.progress,
-            workers=self.request.workers,
-            orient=self.data.masks == "none",
-            stop=self.stop,
-        )
-        self.batch_size = report.batch_size or self.batch_size
-        report.memory_mb = peak_memory_mb(self.device)
-        return report
-
-
 def _place(request: Request) -> torch.device | Spread:
     """Return the device of this process that a run was asked for, or workers."""
     place = where(request.device, request.devices, request.cluster)
@@ -323,12 +279,18 @@ def _finish(job: Job, report: Pass | None, threads: int) -> None:
 
 def _time_single_images(plan: Plan, crew: Here, progress: Progress) -> None:
     """Write down the latency of every method that judges an image by itself."""
+    encoder = Encoder([], device=crew.device, dtype=crew.dtype, clips=crew.clips)
     for job in plan.jobs:
+        failed = {item["key"] for item in job.observation["failed"]}
+        first = [
+            s for s in plan.data.samples if s.category == plan.data.categories[0] and s.key not in failed
+        ]
+        if job.task.relates or not first:
+            continue
         progress.say(f"{plan.data.id}: latency of {job.task.name}")
-        encoder = Encoder([], device=crew.device, dtype=crew.dtype, clips=crew.clips)
-        if found := latency(job, plan.data, encoder):
-            cost = {"threads": crew.threads, **job.observation.get("cost", {}), "latency": found}
-            job.observation = write_observation(job.run_dir, {**job.observation, "cost": cost})
+        found = latency(job.task, first, encoder)
+        cost = {"threads": crew.threads, **job.observation.get("cost", {}), "latency": found}
+        job.observation = write_observation(job.run_dir, {**job.observation, "cost": cost})
 
 
 def _score(plan: Plan, request: Request, crew: Here | Team) -> Generator[Record, None, None]:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from ..clip import find_seconds, find_weights
+from ..engine import Clips, Encoder, Pass, Spent, Task, observe, pick_dtype
 from ..environment import Seat, code_digest, device_name, installed, peak_memory_mb, whole_number
 from ..errors import DatasetError, UsageError, WeightsError, ZsadError
 from ..files import hash_file, sha256_of
@@ -33,8 +34,6 @@ from ..progress import Progress
 from ..records import Contents, Kept
 from ..samples import Dataset, Sample
 from ..scoring import CategoryScores, Portion, on_cores
-from .engine import Encoder, Pass, Task, observe, pick_dtype
-from .gathered import Spent
 
 HASHED = 32
 """Images whose content is compared, beside the size of all, before a worker is trusted to see the same."""
@@ -139,7 +138,7 @@ class Worker:
         self.seat, self.dtype, self.batch_size = seat, pick_dtype(dtype), batch_size
         self.decoders = decoders or min(seat.threads, default_workers())
         self.device = torch.device(seat.device)
-        self.clips: dict[Any, Any] = {}
+        self.clips: Clips = {}
         self.halt = threading.Event()
 
     def about(self) -> tuple[str, str, str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..clip import Clip, Provenance, find_seconds, joined, load_clip, save_checkpoint
+from ..engine import pick_device
 from ..environment import installed
 from ..errors import UsageError, suggest
 from ..files import digest_of, sha256_of
@@ -28,7 +29,7 @@ from ..method import (
     wordings,
 )
 from ..progress import Progress
-from ..run import Request, find_samples, pick_device
+from ..run import Request, find_samples
 from ..samples import Dataset
 from .data import TrainingSet, category_of, few_shot, require_masks
 from .feeder import CacheBounds, Feeder

@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from ..clip import checkpoint_file, find_seconds, find_weights, hub_address, load_checkpoint
+from ..engine import Encoder, Gathered, Task, pick_device, pick_dtype, related, too_few
 from ..environment import environment
 from ..errors import MethodError
 from ..files import sha256_of, whole_path
 from ..images import Loaded
 from ..method import WORDLESS, Relating, Resolved, resolve
 from ..records import EvidenceStore, Slice, select_rows
-from ..run import Encoder, Gathered, Task, pick_device, pick_dtype, related, too_few, trained_on
+from ..run import trained_on
 from ..scoring import EvidenceMaps
 from .setup import DEFAULT_WORDS, Evidence, Seen, Setup
 

@@ -18,6 +18,7 @@ ROOMS = (
     "clip",
     "method",
     "records",
+    "engine",
     "scoring",
     "run",
     "boards",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,28 +18,6 @@ Rows = dict[str, Tensor]
 """Evidence of some images, and their ``frame`` (B, 2)."""
 Keep = Callable[[Evidence, Batch, str, bool], Rows]
 """Takes what ``observe`` returns for a batch, the method's name, and whether half precision may stay."""
-
-
-@dataclass
-class Spent:
-    """What a pass cost one method: seconds of its ``own`` steps, and of all those ``shared`` with others.
-
-    Each shared step (above all the plain walk of the image tower) counts whole for every method that uses it,
-    so the sum is what the method would take alone.
-    """
-
-    own: float = 0.0
-    shared: float = 0.0
-    images: int = 0
-
-    def add(self, own: float, shared: float = 0.0, images: int = 0) -> None:
-        """Count seconds and images."""
-        self.own, self.shared, self.images = self.own + own, self.shared + shared, self.images + images
-
-    def described(self) -> dict[str, Any]:
-        """Return it as an observation holds it."""
-        own, shared = round(self.own, 4), round(self.shared, 4)
-        return {"images": self.images, "own_seconds": own, "shared_seconds": shared}
 
 
 def at_home(evidence: Evidence, batch: Batch, name: str, half: bool) -> Rows:
