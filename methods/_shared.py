@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zsadbench.clip import Clip, Text, anchor, ensemble
 from zsadbench.errors import MethodError
+from zsadbench.images import in_pieces
 
 # The template list of WinCLIP's compositional ensemble (Jeong et al., 2023).
 TEMPLATES_22 = (
@@ -179,12 +180,12 @@ def overwrite(x: Tensor, vectors: Tensor) -> Tensor:
     return torch.cat([x[:, :1], vectors, x[:, 1 + vectors.shape[1] :]], dim=1)
 
 
-def whole_in_graphs(rows: Tensor, count: Callable[[], int]) -> Sequence[Tensor]:
-    """Return ``rows`` split by ``count()``, to bound memory; whole while torch writes a graph.
+def walked(walk: Callable[[Tensor], Tensor], rows: Tensor, most: Callable[[], int]) -> Tensor:
+    """Return ``walk(rows)`` in pieces of at most ``most()`` rows; whole while torch writes a graph.
 
-    A graph has no number of rows, and a loop over chunks would fix one.
+    A graph has no number of rows, and a loop over pieces would fix one.
     """
-    return [rows] if torch.compiler.is_compiling() else torch.split(rows, count())
+    return walk(rows) if torch.compiler.is_compiling() else in_pieces(walk, rows, most())
 
 
 def generator(seed: int, *place: str | int) -> np.random.Generator:

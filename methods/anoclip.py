@@ -17,11 +17,11 @@ from zsadbench.inputs import Backbone, Batch, Number, Preprocess
 from zsadbench.maps import render
 from zsadbench.method import Evidence
 
-from ._shared import FLAWED, FLAWLESS, Anchors, anomaly_probability, as_grid, whole_in_graphs
+from ._shared import FLAWED, FLAWLESS, Anchors, anomaly_probability, as_grid, walked
 
 VIEWS_PER_FORWARD = 21
 CACHED_TOKENS = 1024
-"""How many tokens a CPU walks at once: what is computed of more does not stay in a core's cache."""
+"""How many tokens a core walks at once: what is computed of more does not stay in its cache."""
 
 
 def _family(noun: str, article: str) -> tuple[str, ...]:
@@ -149,10 +149,13 @@ class AnoClipObserver:
 
 
 def encode_views(clip: Clip, images: Tensor) -> Tensor:
-    """Return the class features (B, 21, C) of every augmented view, in batches of equal length."""
-    views = torch.stack(augmentations(images), dim=1)
-    chunks = whole_in_graphs(views.flatten(0, 1), lambda: views_at_once(clip, images))
-    features = torch.cat([clip.vision.encode(clip.vision.embed(chunk)) for chunk in chunks])
+    """Return the class features (B, 21, C) of every augmented view."""
+    views, vision = torch.stack(augmentations(images), dim=1), clip.vision
+    features = walked(
+        lambda some: vision.encode(vision.embed(some)),
+        views.flatten(0, 1),
+        lambda: views_at_once(clip, images),
+    )
     return torch.unflatten(features, 0, views.shape[:2])
 
 

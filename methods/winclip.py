@@ -22,11 +22,11 @@ from ._shared import (
     Anchors,
     anomaly_probability,
     ensemble_anchors,
-    whole_in_graphs,
+    walked,
 )
 
 TOKENS_PER_FORWARD = {"cpu": 2048}
-"""Of windows in one walk: on a processor as many as its cache holds, on other devices 16,384."""
+"""Of windows in one walk: on a core as many as its cache holds, on other devices 16,384."""
 
 # A mean of scores is ``back(mean(to(scores)))``.
 MEANS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -146,8 +146,7 @@ def embed_windows(clip: Clip, tokens: Tensor, windows: Tensor) -> Tensor:
     with_class = torch.cat([torch.zeros_like(windows[:, :1]), windows + 1], dim=1)
     sequences = tokens[:, with_class].flatten(0, 1)
     most = TOKENS_PER_FORWARD.get(tokens.device.type, 16384)
-    chunks = whole_in_graphs(sequences, lambda: max(1, most // with_class.shape[1]))
-    features = torch.cat([clip.vision.encode(chunk) for chunk in chunks])
+    features = walked(clip.vision.encode, sequences, lambda: max(1, most // with_class.shape[1]))
     return torch.unflatten(features, 0, (tokens.shape[0], len(windows)))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from math import inf
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -135,14 +137,15 @@ class Steps:
         self._seconds: dict[str, float] = {}
         self._used: set[str] = set()
 
-    def take(self, name: str, compute: Callable[[], Any]) -> Any:
+    def take(self, name: str, compute: Callable[[], T]) -> T:
         """Return ``compute()``, computed once."""
         if name not in self._found:
             start = self._clock()
             self._found[name] = compute()
             self.add(name, self._clock() - start)
         self.use(name)
-        return self._found[name]
+        found: T = self._found[name]
+        return found
 
     def add(self, name: str, seconds: float) -> None:
         """Note that a step was taken."""

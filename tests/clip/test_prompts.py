@@ -173,7 +173,9 @@ def test_no_more_prompts_than_a_chunk_run_at_once(
 ) -> None:
     calls = counted(clip, monkeypatch)
     encode(clip, [f"part {number}" for number in range(300)])
-    assert calls == [256, 44]
+    assert sum(calls) == 300
+    assert len(calls) > 1
+    assert max(calls) <= 256
 
 
 GOOD = 'normal = ["good {}"]\nanomalous = ["bad {}", "broken {}"]\n'

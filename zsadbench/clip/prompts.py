@@ -19,12 +19,13 @@ from torch import Tensor
 
 from ..errors import MethodError, RecordError
 from ..files import cache_dir, digest_of, stand_in, write_atomic
+from ..images import in_pieces
 
 if TYPE_CHECKING:
     from .towers import Clip
 
-_CHUNK = 256
-_ARITHMETIC = 2
+_AT_ONCE = 256
+_ARITHMETIC = 3
 """Part of what cached features are known by: sums in another order have other last bits."""
 
 PROMPT_LISTS = ("normal", "anomalous", "templates")
@@ -91,8 +92,10 @@ def _cached(path: Path, shape: tuple[int, int]) -> Tensor | None:
 
 @torch.inference_mode()
 def _encode(clip: Clip, prompts: Sequence[str]) -> Tensor:
-    chunks = [prompts[start : start + _CHUNK] for start in range(0, len(prompts), _CHUNK)]
-    return torch.cat([clip.text.encode(clip.tokenize(chunk)) for chunk in chunks]).float()
+    def walk(tokens: Tensor) -> Tensor:
+        return clip.text.encode(tokens[:, : int(tokens.argmax(dim=-1).max()) + 1])
+
+    return in_pieces(walk, clip.tokenize(prompts), _AT_ONCE).float()
 
 
 def anchor(clip: Clip, prompts: Sequence[str], *, normalise_prompts: bool = False) -> Tensor:

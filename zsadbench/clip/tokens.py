@@ -56,13 +56,16 @@ def beginnings(tokens: Tensor) -> tuple[Tensor, Tensor]:
     ``tokens`` (n, L); the places (M,) count through the flattened tokens, the numbers (n, L) are below M.
     What follows the end of a text has the number of nobody in particular.
     """
-    numbers: dict[tuple[int, ...], int] = {}
+    following: dict[tuple[int, int], int] = {}
     first: list[int] = []
-    nodes = torch.zeros_like(tokens, device="cpu")
+    nodes: list[list[int]] = []
     for row, (text, end) in enumerate(zip(tokens.tolist(), tokens.argmax(dim=-1).tolist(), strict=True)):
+        number, way = -1, [0] * len(text)
         for place in range(end + 1):
-            number = numbers.setdefault(tuple(text[: place + 1]), len(numbers))
+            step = number, text[place]
+            number = following.setdefault(step, len(first))
             if number == len(first):
-                first.append(row * tokens.shape[1] + place)
-            nodes[row, place] = number
-    return torch.tensor(first, device=tokens.device), nodes.to(tokens.device)
+                first.append(row * len(text) + place)
+            way[place] = number
+        nodes.append(way)
+    return torch.tensor(first, device=tokens.device), torch.tensor(nodes, device=tokens.device)

@@ -1,7 +1,7 @@
 """The two CLIP towers as steps a method can walk (Radford et al., 2021).
 
 open_clip builds the modules and this file walks them, so that a method taps, doubles or replaces a
-stream in a plain loop::
+stream in a plain loop, batch first everywhere::
 
     x = vision.embed(images)                      # (B, 1+N, W) after ln_pre
     for block in vision.blocks:
@@ -10,8 +10,6 @@ stream in a plain loop::
         x = x + block.attend(q, k, v)
         x = x + block.mlp(x)                      # of ln_2(x)
     tokens = vision.project(local)                # ln_post, then the projection
-
-Axis order is batch first everywhere.
 """
 
 from __future__ import annotations
@@ -48,8 +46,14 @@ class Block:
 
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of ``ln_1(x)``, ``x`` (B, T, W), each (B, heads, T, W / heads)."""
-        attn = self.attention
-        packed = F.linear(self.module.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+        return self.split(self.packed(x))
+
+    def packed(self, x: Tensor) -> Tensor:
+        """Return queries, keys and values of ``ln_1(x)`` beside each other, (..., 3 W)."""
+        return F.linear(self.module.ln_1(x), self.attention.in_proj_weight, self.attention.in_proj_bias)
+
+    def split(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is ``packed`` (B, T, 3 W) as queries, keys and values (B, heads, T, W / heads)."""
         q, k, v = torch.unflatten(packed, -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
 
@@ -117,8 +121,7 @@ class Vision:
             image = torch.unflatten(native[1:], 0, self.native).permute(2, 0, 1)[None]
             mode, _, antialias = self.position.partition("-")
             resized = F.interpolate(image, grid, mode=mode, antialias=bool(antialias), align_corners=False)
-            rows = torch.cat([native[:1], resized[0].flatten(1).T])
-            self._positions[grid] = rows.to(self.module.positional_embedding.dtype)
+            self._positions[grid] = torch.cat([native[:1], resized[0].flatten(1).T]).to(self.proj.dtype)
         return self._positions[grid]
 
     def grid(self, images: Tensor) -> tuple[int, int]:
@@ -263,8 +266,7 @@ class Trace:
 
     def shared(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         """Return ``compute()`` (any shape), computed once for all methods that share trace and ``name``."""
-        found: Tensor = self.steps.take(name, compute)
-        return found
+        return self.steps.take(name, compute)
 
     def _get(self, name: str, block: int) -> Tensor:
         try:
@@ -307,7 +309,7 @@ class Text:
         first, nodes = beginnings(tokens)
         x = self.embed(tokens).flatten(0, 1)[first][None]
         for block in self.blocks:
-            q, k, v = (part[0, :, nodes].transpose(0, 1) for part in block.qkv(x))
+            q, k, v = block.split(block.packed(x)[0][nodes])
             mixed = block.gather(q, k, v).transpose(1, 2).flatten(0, 1)[first]
             x = x + block.join(mixed.transpose(0, 1)[None])
             x = x + block.mlp(x)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..surface import room
 
 if TYPE_CHECKING:
-    from .ahead import ahead
+    from .ahead import ahead, in_pieces
     from .batches import to_batch_images
     from .decoding import MAX_PIXELS, decode, default_workers, looks_like_image, picture_of, probe, read
     from .loader import Loaded, preprocess, stream, to_rgb
@@ -34,6 +34,7 @@ __all__ = [
     "defects_at",
     "find_maps",
     "half_tiff",
+    "in_pieces",
     "lanes",
     "looks_like_image",
     "mask_at",

@@ -1,13 +1,17 @@
-"""Work done by threads a little ahead of where its results are used."""
+"""Work done by threads: a little ahead of where its results are used, or side by side."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -47,3 +51,23 @@ def _compute_alone() -> None:
     """Let torch compute with one thread in the one that calls this."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+def in_pieces(walk: Callable[[Tensor], Tensor], rows: Tensor, most: int) -> Tensor:
+    """Return ``walk(rows)`` without gradients, computed in pieces of at most ``most`` of the rows (n, ...).
+
+    On a CPU every core has a piece of its own: threads that share the steps of one wait for each other.  On
+    other devices one piece follows the other.  The results (n, ...) are joined.
+    """
+    import torch
+
+    @torch.no_grad()  # holds for the thread that sets it
+    def alone(piece: Tensor) -> Tensor:
+        return walk(piece)
+
+    threads = torch.get_num_threads() if rows.device.type == "cpu" else 1
+    rounds = max(1, math.ceil(len(rows) / (most * threads)))
+    pieces = torch.split(rows, max(1, math.ceil(len(rows) / (rounds * threads))))
+    side_by_side = threads > 1 and len(pieces) > 1
+    done = ahead(alone, pieces, threads, name="zsad-walk") if side_by_side else map(alone, pieces)
+    return torch.cat([*done])
