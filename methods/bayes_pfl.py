@@ -28,7 +28,7 @@ from ._bayes_prompts import (
     tokens_of,
     word_tokens,
 )
-from ._shared import as_grid, generator
+from ._shared import Early, as_grid, generator
 from .clip_ad import inner_layers, layer_maps, minmax
 
 Pixels = Annotated[int, Within(1, 4096**2)]
@@ -94,7 +94,7 @@ class BayesPfl(Sizes):
         learned = load_checkpoint(self.checkpoint, "bayes-pfl", checkpoint_shapes(self, clip))
         learned = {name: value.to(clip.device) for name, value in learned.items()}
         clip.vision.tap(stream=inner_layers(self, clip))
-        draw = seeded(self.seed, clip.text.width)
+        draw = Early(seeded(self.seed, clip.text.width))
         return BayesPflObserver(self, clip, learned, word_tokens(self, clip, wordings), draw)
 
     def maps(self, evidence: Evidence, size: tuple[int, int]) -> Tensor:
@@ -150,6 +150,11 @@ class BayesPflObserver:
         """Biases (2, R, E) of the normal and the abnormal state: the same for all images."""
         noise = torch.cat([self.noise(side, [""]) for side in SIDES])
         return state_bias(self.learned, noise).end
+
+    def draw_ahead(self, keys: Sequence[str], categories: Sequence[str]) -> None:
+        """Begin to draw, on threads, the random numbers of images that come next."""
+        if isinstance(self.draw, Early) and not self.method.common_draws:
+            self.draw.announce([(key, "context", j) for key in keys for j in range(self.method.draws)])
 
     def noise(self, what: str, keys: Sequence[str]) -> Tensor:
         """Return the images' standard normal draws (B, R, E); zeros where the mean stands for them."""

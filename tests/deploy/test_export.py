@@ -197,6 +197,7 @@ def test_a_threshold_of_other_scores_is_refused(setup: Setup, torch_side: ClipEn
     for form, says in (
         (Form(limit=other), "words screw, now nut: give its options or calibrate again$"),
         (Form(precision="int8", limit=own), "dtype fp32, now onnx-int8.*; or export without it"),
+        (Form(limit=float("nan")), "threshold nan: give a finite number"),
     ):
         with pytest.raises(UsageError, match=says):
             export(setup, tmp_path / "m.onnx", form=form, engine=torch_side)

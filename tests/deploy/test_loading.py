@@ -176,6 +176,10 @@ def test_an_overlay_is_a_picture_of_the_image_s_size(predictor: Predictor) -> No
     [
         (pixels().astype(np.float32) / 255, "image 1: an array of float32 has no defined range"),
         (pixels().astype(np.uint16), "image 1: an array of uint16"),
+        (
+            np.ma.masked_less(pixels(), 9),
+            "image 1: methods see every pixel of a masked array; give its `data`",
+        ),
         (np.zeros((0, 5, 3), np.uint8), r"image 1: an array of shape \(0, 5, 3\) is no image"),
         (np.zeros((4, 5, 4), np.uint8), r"shape \(4, 5, 4\) is no image; give \(H, W, 3\)"),
         (np.zeros((2, 4, 5, 3), np.uint8), r"shape \(2, 4, 5, 3\) is no image"),

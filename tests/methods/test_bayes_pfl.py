@@ -64,6 +64,19 @@ def observe(chosen: BayesPfl, *categories: str) -> Evidence:
 # --- texts and draws ---
 
 
+def test_numbers_are_drawn_before_they_are_asked_for(checkpoint: Path) -> None:
+    batch = tiny.batch(tiny.images(5, 3, 84), ["any"] * 3)
+    for name, calls in (("", 3 * 10), ("@common-draws", 0), ("@mean-draw", 0)):
+        observer = prepared(method(name, checkpoint))
+        plain = observer.observe(batch)
+        observer.draw_ahead(batch.keys, batch.categories)
+        draw = cast(Any, observer.draw)
+        assert len(draw._waiting) == calls
+        again = observer.observe(batch)
+        assert not draw._waiting
+        assert all(torch.equal(plain[key], again[key]) for key in plain)
+
+
 def test_every_variant_changes_what_its_summary_says(checkpoint: Path) -> None:
     reference = observe(method("", checkpoint))
     changed = {}

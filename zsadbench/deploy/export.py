@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -89,7 +90,7 @@ def write_graph(predictor: Predictor, engine: ClipEngine, path: Path, form: Form
 
     Raises:
         MethodError: for a method that no such file can hold, with the reason.
-        UsageError: for a threshold found with other scores than the file's.
+        UsageError: for a threshold found with other scores than the file's, or that is no number.
     """
     from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
@@ -178,7 +179,7 @@ def _about(predictor: Predictor, engine: ClipEngine, form: Form) -> dict[str, An
     """Return what a file says of itself.
 
     Raises:
-        UsageError: for a threshold found with other scores.
+        UsageError: for a threshold found with other scores, or that is no number.
     """
     spec: Preprocess = engine.method.preprocess
     mean, std = spec.normalisation
@@ -194,6 +195,8 @@ def _about(predictor: Predictor, engine: ClipEngine, form: Form) -> dict[str, An
         "map": "grid" if form.grid else "full",
     }
     if not isinstance(limit, Threshold):
+        if limit is not None and not math.isfinite(limit):
+            raise UsageError(f"threshold {limit!r}: give a finite number, or a threshold of zsad calibrate")
         return about | {"threshold": limit}
     if found := differences(limit.identity, predictor.identity() | {"dtype": dtype}):
         other = "" if form.precision == "fp32" else "; or export without it, and zsad calibrate --model"

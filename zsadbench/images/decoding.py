@@ -127,6 +127,10 @@ def picture_of(source: Image.Image | NDArray[np.uint8], order: str = "rgb", *, n
         raise DatasetError(
             f"{name}: {type(source).__name__} is no image; give a path, an image of PIL or an array of numpy"
         )
+    if np.ma.isMaskedArray(source):
+        raise DatasetError(
+            f"{name}: methods see every pixel of a masked array; give its `data`, or `filled(...)`"
+        )
     if source.dtype != np.uint8:
         raise DatasetError(
             f"{name}: an array of {source.dtype} has no defined range; bring it to 0 to 255 and to uint8"
