@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,7 +97,7 @@ class Rayless:
 
     @contextmanager
     def at(
-        self, address: str, workers: int, gpus: Sequence[int], say: Callable[[str], None]
+        self, address: str, workers: int, gpus: Sequence[int], stop: Event, say: Callable[[str], None]
     ) -> Iterator[Rayless]:
         """Stand in for a Ray that is started, or reached."""
         yield self

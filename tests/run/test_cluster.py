@@ -394,6 +394,20 @@ def test_a_cluster_that_does_not_answer_is_named(address: str) -> None:
         worker.require_answer(address)
 
 
+def test_a_ray_that_lets_nobody_in_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "CONNECT", 0.3)
+    never, stop = threading.Event(), threading.Event()
+    with pytest.raises(UsageError, match="--cluster host:1: Ray lets nobody in within 0 s; give the"):
+        worker._connect(never.wait, "host:1", stop)
+    with pytest.raises(ValueError, match="no such thing"):
+        worker._connect(lambda: int("no such thing"), "host:1", stop)
+    worker._connect(lambda: None, "host:1", stop)
+    stop.set()
+    with pytest.raises(KeyboardInterrupt):
+        worker._connect(never.wait, "host:1", stop)
+    never.set()
+
+
 def test_other_code_on_a_worker_has_another_digest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = environment.code_digest.__wrapped__()
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))

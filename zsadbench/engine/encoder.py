@@ -161,20 +161,15 @@ class Encoder:
         key = spec, *map(id, prepared)
         if key not in made:
             start = time.perf_counter()
-            made[key] = self.batch(loaded, method.preprocess)
+            made[key] = Batch(
+                images=to_batch_images(prepared, spec, self.device, self.dtype, self.lanes),
+                boxes=torch.from_numpy(np.stack([p.boxes for p in prepared])),
+                frame=torch.from_numpy(np.stack([p.frame for p in prepared])),
+                keys=[item.sample.key for item in loaded],
+                categories=[item.sample.category for item in loaded],
+            )
             self.report.add("transfer", time.perf_counter() - start)
         return made[key]
-
-    def batch(self, loaded: Sequence[Loaded], spec: Preprocess) -> Batch:
-        """Return the batch of ``loaded`` images under one preprocessing, on the device."""
-        prepared = [item.inputs[spec] for item in loaded]
-        return Batch(
-            images=to_batch_images(prepared, spec, self.device, self.dtype, self.lanes),
-            boxes=torch.from_numpy(np.stack([p.boxes for p in prepared])),
-            frame=torch.from_numpy(np.stack([p.frame for p in prepared])),
-            keys=[item.sample.key for item in loaded],
-            categories=[item.sample.category for item in loaded],
-        )
 
     def _shrink(self, error: Exception, tasks: Sequence[Task]) -> None:
         if not is_out_of_memory(error):

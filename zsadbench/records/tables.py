@@ -70,14 +70,16 @@ def table(path: Path, first: Sequence[str], rows: Iterable[Mapping[str, Any]]) -
     """Return rows as CSV: the columns ``first``, which every row must have, then all others."""
     rows = list(rows)
     columns = list(dict.fromkeys([*first, *(key for row in rows for key in row)]))
-    text = io.StringIO(newline="")
+    content = io.BytesIO()  # a StringIO holds every character in four bytes
+    text = io.TextIOWrapper(content, "utf-8", newline="", write_through=True)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
         if missing := [name for name in first if name not in row]:
             raise RecordError(f"{path}: a row has no '{missing[0]}'; correct what is written.")
         writer.writerow([_cell(row.get(name)) for name in columns])
-    return text.getvalue().encode()
+    text.flush()
+    return content.getvalue()
 
 
 def _cell(value: Any) -> str:

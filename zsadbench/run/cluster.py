@@ -393,7 +393,7 @@ def team(
     """
     own = spread.address == "local"
     seats, numbers = seats_here(spread.devices) if own else ([], ())
-    with ray_at(spread.address, len(seats), numbers, say) as ray:
+    with ray_at(spread.address, len(seats), numbers, stop, say) as ray:
         if not own:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             seats = seats_of(spread.devices, nodes)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ HASHED = 32
 """Images whose content is compared, beside the size of all, before a worker is trusted to see the same."""
 COUNTING = ("torch", "open_clip_torch", "numpy", "scipy", "numba", "pillow")
 """Packages whose version is the same on all machines: what is computed by others may differ."""
+CONNECT = 60.0
+"""Seconds that Ray may take to let this process in."""
 DATA = "ZSAD_WORKER_DATA"
 """Names the folder that holds one per dataset on a worker's machine, where data lie elsewhere there."""
 
@@ -256,11 +258,14 @@ def cause_of(error: Exception) -> str:
 
 
 @contextmanager
-def ray_at(address: str, workers: int, gpus: Sequence[int], say: Callable[[str], None]) -> Iterator[Any]:
+def ray_at(
+    address: str, workers: int, gpus: Sequence[int], stop: threading.Event, say: Callable[[str], None]
+) -> Iterator[Any]:
     """Yield the module ``ray``, connected to ``address``, or with a Ray of this machine for "local".
 
     Raises:
         UsageError: where Ray cannot be reached or started.
+        KeyboardInterrupt: once ``stop`` is set while Ray is waited for.
     """
     quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
     own = {
@@ -294,8 +299,8 @@ def ray_at(address: str, workers: int, gpus: Sequence[int], say: Callable[[str],
                 )
         else:
             require_answer(address)
-            say(f"connecting to Ray at {address}")  # which takes without end where its settings are others
-            ray.init(address=address, **quiet)
+            say(f"connecting to Ray at {address}")
+            _connect(partial(ray.init, address=address, **quiet), address, stop)
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"Ray cannot be used ({' '.join(str(error).split())[:200]})") from error
     try:
@@ -304,6 +309,31 @@ def ray_at(address: str, workers: int, gpus: Sequence[int], say: Callable[[str],
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connect(init: Callable[[], Any], address: str, stop: threading.Event) -> None:
+    """Connect on a thread: where settings differ Ray waits without end, and no signal reaches it."""
+    failed: list[BaseException] = []
+
+    def connect() -> None:
+        try:
+            init()
+        except BaseException as error:
+            failed.append(error)
+
+    thread, end = threading.Thread(target=connect, daemon=True), time.monotonic() + CONNECT
+    thread.start()
+    while thread.is_alive() and time.monotonic() < end and not stop.is_set():
+        thread.join(0.2)
+    if stop.is_set():
+        raise KeyboardInterrupt
+    if thread.is_alive():
+        raise UsageError(
+            f"--cluster {address}: Ray lets nobody in within {CONNECT:.0f} s; give the address that ray "
+            "start says, with the RAY_... variables that are set there"
+        )
+    if failed:
+        raise failed[0]
 
 
 @contextmanager

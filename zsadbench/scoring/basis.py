@@ -29,9 +29,9 @@ class Masks:
         self.digest = digest_of([self.hashes, *map(str, rules)])
         """Over every mask and over what decides how masks are read."""
 
-    def beside(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def beside(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a row of ``images.csv`` with the digest of its mask, where the dataset has masks."""
-        return {**row, MASK_COLUMN: self.hashes.get(row["key"], "")} if self.hashes else dict(row)
+        return {**row, MASK_COLUMN: self.hashes.get(row["key"], "")} if self.hashes else row
 
     def changes(self, folder: Path) -> tuple[str, ...]:
         """Return in words which masks are not those of the record in ``folder``; nothing if there is none."""

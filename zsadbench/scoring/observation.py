@@ -156,7 +156,9 @@ class Scoring:
             ],
             "seconds": {"score": time.perf_counter() - start},
         }
-        rows = [self.masks.beside(row) for scores in done for row in scores.images]
+        rows: list[Mapping[str, Any]] = []
+        while done:  # a million rows are not held twice
+            rows += map(self.masks.beside, done.pop(0).images)
         written = write_record(self.run_dir, self.rules.folder, record, rows)
         self.contents.keep(self.run_dir)
         return dataclasses.replace(written, notes=self.notes)
