@@ -92,15 +92,16 @@ class Contents:
 
     def keep(self, run_dir: Path) -> None:
         """Write what is known into ``files.csv`` of an observation."""
-        known = self._remembered | self._read
-        text = io.StringIO(newline="")
+        lines = io.BytesIO()
+        text = io.TextIOWrapper(lines, "utf-8", "surrogateescape", newline="", write_through=True)
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(_COLUMNS)
         for name, state in self._states.items():
-            if state and name in known and state.settled(self._taken):
-                writer.writerow((*name, *state, known[name]))
-        body = text.getvalue().rstrip("\n").encode(errors="surrogateescape")
-        content = body + b"\n" + _digest(body) + b"\n"
+            sha256 = self._read.get(name, self._remembered.get(name))
+            if state and sha256 is not None and state.settled(self._taken):
+                writer.writerow((*name, *state, sha256))
+        lines.write(_digest(lines.getbuffer()[:-1]) + b"\n")
+        content = lines.getvalue()
         with suppress(OSError, RecordError):  # what cannot be remembered only costs time
             if not (path := run_dir / FILES_CSV).is_file() or path.read_bytes() != content:
                 write_atomic(path, content)
@@ -121,7 +122,7 @@ class Contents:
         self._read.update(zip(todo, ahead(_sha256, paths, self.workers or 4, name="zsad-hash"), strict=True))
 
 
-def _digest(body: bytes) -> bytes:
+def _digest(body: bytes | memoryview) -> bytes:
     return b"digest," + hashlib.sha256(body).hexdigest().encode()
 
 

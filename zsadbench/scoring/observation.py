@@ -156,12 +156,16 @@ class Scoring:
             ],
             "seconds": {"score": time.perf_counter() - start},
         }
-        rows: list[Mapping[str, Any]] = []
-        while done:  # a million rows are not held twice
-            rows += map(self.masks.beside, done.pop(0).images)
+        rows = (self.masks.beside(row) for scores in _let_go(done) for row in scores.images)
         written = write_record(self.run_dir, self.rules.folder, record, rows)
         self.contents.keep(self.run_dir)
         return dataclasses.replace(written, notes=self.notes)
+
+
+def _let_go(done: list[CategoryScores]) -> Iterator[CategoryScores]:
+    """Yield categories and hold them no longer: a million rows are not held twice."""
+    while done:
+        yield done.pop(0)
 
 
 def scored(
