@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ from zsadbench.clip.towers import Clip, Trace
 from zsadbench.engine import Encoder, encoder, timing
 from zsadbench.errors import DatasetError, MethodError, RecordError, UsageError
 from zsadbench.images import to_batch_images
-from zsadbench.inputs import Backbone
+from zsadbench.inputs import Backbone, Preprocess
 from zsadbench.records.evidence import EvidenceStore
 from zsadbench.records.records import Record
 from zsadbench.run.jobs import Request
@@ -144,6 +144,27 @@ def test_the_tower_is_walked_once_for_methods_of_one_input(
     walks.clear()
     go(*order, batch_size=3, where=odd)
     assert len(walks) == 3 + 2 + 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("change", "shared"),
+    [
+        ({"size": 84}, True),  # the grid of the weights: no rule resizes anything
+        ({"size": 42}, False),
+        ({"size": 84, "resize": "shortest"}, False),  # frames of other shapes come
+        ({"size": 84, "resize": "shortest", "tiles": "ends"}, True),
+    ],
+)
+def test_a_rule_that_resizes_nothing_does_not_part_walks(change: dict[str, Any], shared: bool) -> None:
+    towers = Encoder([], device=torch.device("cpu"))
+    plain, other = (
+        towers.walk(cast(Any, SimpleNamespace(backbone=backbone, preprocess=Preprocess(**change))))
+        for backbone in (Backbone("tiny-l14", "random"), Backbone("tiny-l14", "random", position="bilinear"))
+    )
+    assert (plain is other) == shared
+    assert plain.vision.module is other.vision.module
+    grids = (plain.vision.positions((3, 3)), other.vision.positions((3, 3)))
+    assert torch.equal(*grids) == shared
 
 
 def test_latency_is_measured_on_request_and_changes_no_number(

@@ -349,11 +349,11 @@ class Clip:
             self._beside[tower] = load_second(tower, self.device, self.vision.proj.dtype)
         return self._beside[tower]
 
-    def alone(self) -> Clip:
-        """Return this CLIP, its weights shared, without what methods have asked of its walk."""
+    def alone(self, position: PositionRule | None = None) -> Clip:
+        """Return this CLIP, its weights shared, with a walk of which nothing was asked, by a rule perhaps."""
         other = copy(self)
-        other.vision = copy(self.vision)
-        other.vision._taps, other.vision._trace = {name: set() for name in self.vision._taps}, None
+        other.backbone = replace(self.backbone, position=position or self.backbone.position)
+        other.vision = Vision(self.vision.module, other.backbone.position)
         return other
 
     def listen(self) -> list[list[str]]:

@@ -25,17 +25,9 @@ from .gathered import Keep, Rows, Sent, at_home, joined
 from .task import Pass, Task
 
 Input = tuple[Backbone, Preprocess]
-"""What methods have in common that can share a walk; see :func:`input_of`."""
+"""What methods have in common that can share a walk."""
 Clips = dict[Backbone | Input, Clip]
 """Loaded CLIPs by backbone, and the same with a walk of their own by input."""
-
-
-def input_of(method: Method) -> Input:
-    """Return what ``method`` has in common with those it can share a walk with.
-
-    When a picture becomes RGB makes no difference to one that is RGB already, as most are.
-    """
-    return method.backbone, replace(method.preprocess, rgb="before")
 
 
 class Encoder:
@@ -63,7 +55,10 @@ class Encoder:
         self.report = Pass()
 
     def clip(self, backbone: Backbone) -> Clip:
-        """Return the loaded CLIP of ``backbone``; equal backbones share one."""
+        """Return the loaded CLIP of ``backbone``; those that differ in their position rule share weights."""
+        plain = replace(backbone, position="bicubic-antialias")
+        if backbone not in self.clips and backbone != plain:
+            self.clips[backbone] = self.clip(plain).alone(backbone.position)
         if backbone not in self.clips:
             start = time.perf_counter()
             self.clips[backbone] = load_clip(backbone, self.device, self.dtype)
@@ -72,10 +67,22 @@ class Encoder:
 
     def walk(self, method: Method) -> Clip:
         """Return the CLIP that ``method`` walks: what is asked of walks over other input costs it nothing."""
-        key = input_of(method)
+        key = self._input(method)
         if key not in self.clips:
-            self.clips[key] = self.clip(method.backbone).alone()
+            self.clips[key] = self.clip(key[0]).alone()
         return self.clips[key]
+
+    def _input(self, method: Method) -> Input:
+        """Return what ``method`` has in common with those it can share a walk with.
+
+        When a picture becomes RGB makes no difference to one that is RGB already, as most are, and no rule
+        resizes position embeddings to a grid they have.
+        """
+        backbone, spec = method.backbone, replace(method.preprocess, rgb="before")
+        vision, fixed = self.clip(backbone).vision, spec.resize == "squash" or spec.tiles != "none"
+        if fixed and vision.native == (spec.size // vision.patch,) * 2:
+            backbone = replace(backbone, position="bicubic-antialias")
+        return backbone, spec
 
     def prepare(self, task: Task, category: str) -> Observer:
         """Return the task's observer; an order-dependent method starts afresh with each category."""
@@ -156,7 +163,7 @@ class Encoder:
 
     def _batch(self, loaded: Sequence[Loaded], method: Method, made: dict[tuple[Any, ...], Batch]) -> Batch:
         """Return the batch of ``loaded`` images for ``method``; the same for the same prepared images."""
-        _, spec = input_of(method)
+        _, spec = self._input(method)
         prepared = [item.inputs[method.preprocess] for item in loaded]
         key = spec, *map(id, prepared)
         if key not in made:

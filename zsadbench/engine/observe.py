@@ -19,7 +19,7 @@ from ..images import Loaded, stream
 from ..method import Relating
 from ..records import Slice, plan
 from ..samples import Sample
-from .encoder import Encoder, input_of
+from .encoder import Encoder
 from .gathered import Flight, Gathered, Group, related, too_few
 from .task import Pass, Task
 
@@ -48,7 +48,7 @@ def observe(
         ZsadError: for anything that would fail for every image as well.
         KeyboardInterrupt: once ``stop`` is set and every slice in work is stored, but what is to be related.
     """
-    report, tasks = encoder.report, _sharing(tasks)
+    report, tasks = encoder.report, _sharing(tasks, encoder)
     groups = list(_groups(tasks, samples))
     wanted = [samples[i] for indices, _ in groups for i in indices]
     specs = [task.method.preprocess for task in tasks if task.missing]
@@ -83,16 +83,16 @@ def observe(
     return report
 
 
-def _sharing(tasks: Sequence[Task]) -> list[Task]:
+def _sharing(tasks: Sequence[Task], encoder: Encoder) -> list[Task]:
     """Return the tasks so that those of one walk, and then of one preprocessing, follow each other.
 
     A walk is kept until the next one begins.
     """
     first: dict[Any, int] = {}
     for number, task in enumerate(tasks):
-        first.setdefault(input_of(task.method), number)
+        first.setdefault(encoder.walk(task.method), number)
         first.setdefault(task.method.preprocess, number)
-    return sorted(tasks, key=lambda task: (first[input_of(task.method)], first[task.method.preprocess]))
+    return sorted(tasks, key=lambda task: (first[encoder.walk(task.method)], first[task.method.preprocess]))
 
 
 def _flights(
