@@ -21,19 +21,21 @@ def cores(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.mark.parametrize(
-    ("cores", "rows", "most", "sizes"),
+    ("cores", "rows", "limits", "sizes"),
     [
-        (1, 21, 7, [7, 7, 7]),
-        (1, 10, 4, [4, 4, 2]),
-        (1, 3, 100, [3]),
-        (2, 21, 7, [6, 6, 6, 3]),  # whole rounds: no core waits for the last piece
-        (2, 3, 100, [2, 1]),
-        (4, 2, 100, [1, 1]),
-        (3, 0, 5, [0]),
+        (1, 21, [7], [7, 7, 7]),
+        (1, 10, [4], [4, 4, 2]),
+        (1, 3, [100], [3]),
+        (2, 21, [7], [6, 6, 6, 3]),  # whole rounds: no core waits for the last piece
+        (2, 3, [100], [2, 1]),
+        (2, 3, [100, 3], [3]),
+        (4, 9, [100, 4], [4, 4, 1]),
+        (4, 2, [100], [1, 1]),
+        (3, 0, [5], [0]),
     ],
     indirect=["cores"],
 )
-def test_pieces_are_joined_in_order(cores: int, rows: int, most: int, sizes: list[int]) -> None:
+def test_pieces_are_joined_in_order(cores: int, rows: int, limits: list[int], sizes: list[int]) -> None:
     pieces: list[tuple[int, int, int, bool]] = []
     own = threading.get_ident()
 
@@ -44,7 +46,7 @@ def test_pieces_are_joined_in_order(cores: int, rows: int, most: int, sizes: lis
         return some.sum(dim=1) * 2
 
     taken = torch.arange(3.0 * rows).view(rows, 3)
-    assert torch.equal(in_pieces(walk, taken, most), taken.sum(dim=1) * 2)
+    assert torch.equal(in_pieces(walk, taken, *limits), taken.sum(dim=1) * 2)
     pieces.sort()
     assert [size for _, size, _, _ in pieces] == sizes
     assert {threads for _, _, threads, _ in pieces} == {1}

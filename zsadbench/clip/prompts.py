@@ -24,7 +24,8 @@ from ..images import in_pieces
 if TYPE_CHECKING:
     from .towers import Clip
 
-_AT_ONCE = 256
+_AT_ONCE = 256, 32
+"""Prompts that are encoded together: at most, and at least, as neighbours share what they begin with."""
 _ARITHMETIC = 3
 """Part of what cached features are known by: sums in another order have other last bits."""
 
@@ -95,7 +96,7 @@ def _encode(clip: Clip, prompts: Sequence[str]) -> Tensor:
     def walk(tokens: Tensor) -> Tensor:
         return clip.text.encode(tokens[:, : int(tokens.argmax(dim=-1).max()) + 1])
 
-    return in_pieces(walk, clip.tokenize(prompts), _AT_ONCE).float()
+    return in_pieces(walk, clip.tokenize(prompts), *_AT_ONCE).float()
 
 
 def anchor(clip: Clip, prompts: Sequence[str], *, normalise_prompts: bool = False) -> Tensor:

@@ -53,11 +53,11 @@ def _compute_alone() -> None:
         torch.set_num_threads(1)
 
 
-def in_pieces(walk: Callable[[Tensor], Tensor], rows: Tensor, most: int) -> Tensor:
+def in_pieces(walk: Callable[[Tensor], Tensor], rows: Tensor, most: int, least: int = 1) -> Tensor:
     """Return ``walk(rows)`` without gradients, computed in pieces of at most ``most`` of the rows (n, ...).
 
-    On a CPU every core has a piece of its own: threads that share the steps of one wait for each other.  On
-    other devices one piece follows the other.  The results (n, ...) are joined.
+    On a CPU every core has a piece of its own, of ``least`` rows or more: threads that share the steps of one
+    wait for each other.  On other devices one piece follows the other.  The results (n, ...) are joined.
     """
     import torch
 
@@ -67,7 +67,7 @@ def in_pieces(walk: Callable[[Tensor], Tensor], rows: Tensor, most: int) -> Tens
 
     threads = torch.get_num_threads() if rows.device.type == "cpu" else 1
     rounds = max(1, math.ceil(len(rows) / (most * threads)))
-    pieces = torch.split(rows, max(1, math.ceil(len(rows) / (rounds * threads))))
+    pieces = torch.split(rows, max(least, math.ceil(len(rows) / (rounds * threads))))
     side_by_side = threads > 1 and len(pieces) > 1
     done = ahead(alone, pieces, threads, name="zsad-walk") if side_by_side else map(alone, pieces)
     return torch.cat([*done])
