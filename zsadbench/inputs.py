@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -94,6 +94,11 @@ class Backbone:
     weights: str
     activation: Literal["auto", "gelu", "quick_gelu"] = "auto"
     position: Literal["bicubic-antialias", "bicubic", "bilinear"] = "bicubic-antialias"
+
+    @property
+    def plain(self) -> Backbone:
+        """The same weights by open_clip's position rule."""
+        return replace(self, position="bicubic-antialias")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,10 +25,12 @@ from tests.kit.factory import make_folder, save
 from zsadbench import files
 from zsadbench.boards import boards
 from zsadbench.clip.towers import Clip, Trace
-from zsadbench.engine import Encoder, encoder, timing
+from zsadbench.data import load_dataset
+from zsadbench.engine import Encoder, Task, encoder, timing
 from zsadbench.errors import DatasetError, MethodError, RecordError, UsageError
 from zsadbench.images import to_batch_images
 from zsadbench.inputs import Backbone, Preprocess
+from zsadbench.method import resolve
 from zsadbench.records.evidence import EvidenceStore
 from zsadbench.records.records import Record
 from zsadbench.run.jobs import Request
@@ -131,10 +134,8 @@ def test_the_tower_is_walked_once_for_methods_of_one_input(
     walks.clear()
     together = go(*order, batch_size=3).records  # 4 batches of 12 images
     assert [evidence(record) for record in together] == alone
-    assert walks == 4 * [
-        [*range(24)],
-        [*range(12, 24)],
-    ]  # what clip-ad reads; what anoclip does, of its own input
+    # What clip-ad reads, and what anoclip does, of its own input.
+    assert walks == 4 * [[*range(24)], [*range(12, 24)]]
 
     # An image with a palette: for clip-ad alone it becomes RGB after it was resized.
     odd = tmp_path / "odd"
@@ -165,6 +166,24 @@ def test_a_rule_that_resizes_nothing_does_not_part_walks(change: dict[str, Any],
     assert plain.vision.module is other.vision.module
     grids = (plain.vision.positions((3, 3)), other.vision.positions((3, 3)))
     assert torch.equal(*grids) == shared
+
+
+def test_a_latency_loads_no_tower_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Backbone] = []
+
+    def count(backbone: Backbone, *_: object) -> Clip:
+        loaded.append(backbone)
+        return tiny.load(backbone)
+
+    monkeypatch.setattr(encoder, "load_clip", count)
+    towers, data = Encoder([], device=torch.device("cpu")), load_dataset(str(folder))
+    method = resolve("clip", backbone="tiny-l14", weights="random", settings={"size": "84"}).method
+    other = replace(cast(Any, method), backbone=replace(method.backbone, position="bilinear"))
+    task = Task("clip", other, dict.fromkeys(data.categories, "part"), EvidenceStore(folder / "none"))
+    towers.prepare(task, "bolt")
+    monkeypatch.setattr(timing, "CALLS", 2)
+    assert timing.latency(task, data.samples, towers)["calls"] == 2
+    assert loaded == [method.backbone]
 
 
 def test_latency_is_measured_on_request_and_changes_no_number(

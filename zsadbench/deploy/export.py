@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -90,13 +89,13 @@ def write_graph(predictor: Predictor, engine: ClipEngine, path: Path, form: Form
 
     Raises:
         MethodError: for a method that no such file can hold, with the reason.
-        UsageError: for a threshold found with other scores than the file's, or that is no number.
+        UsageError: for a threshold found with other scores than the file's.
     """
     from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
     refuse(engine)
     about = _about(predictor, engine, form)
-    clip = engine.encoder.clip(engine.method.backbone)
+    clip = engine.encoder.walk(engine.method)
     graph, example = _graph(engine, clip, form)
     _check_texts(engine, clip, graph, example)
     try:
@@ -179,7 +178,7 @@ def _about(predictor: Predictor, engine: ClipEngine, form: Form) -> dict[str, An
     """Return what a file says of itself.
 
     Raises:
-        UsageError: for a threshold found with other scores, or that is no number.
+        UsageError: for a threshold found with other scores.
     """
     spec: Preprocess = engine.method.preprocess
     mean, std = spec.normalisation
@@ -195,8 +194,6 @@ def _about(predictor: Predictor, engine: ClipEngine, form: Form) -> dict[str, An
         "map": "grid" if form.grid else "full",
     }
     if not isinstance(limit, Threshold):
-        if limit is not None and not math.isfinite(limit):
-            raise UsageError(f"threshold {limit!r}: give a finite number, or a threshold of zsad calibrate")
         return about | {"threshold": limit}
     if found := differences(limit.identity, predictor.identity() | {"dtype": dtype}):
         other = "" if form.precision == "fp32" else "; or export without it, and zsad calibrate --model"

@@ -18,7 +18,7 @@ from ..records import Slice
 from ..samples import Dataset
 from ..scoring import EvidenceMaps
 from ..text import terminal
-from ..views import ClipEngine, Predictor, Setup
+from ..views import ClipEngine, Predictor, Setup, Threshold
 from .export import Form, Precision, grid_of, write_graph
 from .model import ModelEngine
 from .precision import convert
@@ -91,12 +91,13 @@ def export(
 
     Raises:
         MethodError: for a method that no such file can hold.
-        UsageError: for a threshold found with other scores than the file's.
+        UsageError: for a threshold found with other scores than the file's, or that is no finite number.
         DatasetError: for an image that cannot be read.
         RecordError: if the file cannot be written.
     """
     engine = engine or ClipEngine(setup)
-    predictor = Predictor(setup, engine)
+    limit = form.limit.value if isinstance(form.limit, Threshold) else form.limit
+    predictor = Predictor(setup, engine, limit)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".zsad-", dir=out.parent) as folder:

@@ -56,9 +56,8 @@ class Encoder:
 
     def clip(self, backbone: Backbone) -> Clip:
         """Return the loaded CLIP of ``backbone``; those that differ in their position rule share weights."""
-        plain = replace(backbone, position="bicubic-antialias")
-        if backbone not in self.clips and backbone != plain:
-            self.clips[backbone] = self.clip(plain).alone(backbone.position)
+        if backbone not in self.clips and backbone != backbone.plain:
+            self.clips[backbone] = self.clip(backbone.plain).alone(backbone.position)
         if backbone not in self.clips:
             start = time.perf_counter()
             self.clips[backbone] = load_clip(backbone, self.device, self.dtype)
@@ -81,7 +80,7 @@ class Encoder:
         backbone, spec = method.backbone, replace(method.preprocess, rgb="before")
         vision, fixed = self.clip(backbone).vision, spec.resize == "squash" or spec.tiles != "none"
         if fixed and vision.native == (spec.size // vision.patch,) * 2:
-            backbone = replace(backbone, position="bicubic-antialias")
+            backbone = backbone.plain
         return backbone, spec
 
     def prepare(self, task: Task, category: str) -> Observer:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..images import Loaded, decode, preprocess, read
+from ..inputs import Backbone
 from ..samples import Sample
 from .encoder import Clips, Encoder
 from .task import Spent, Task
@@ -25,8 +26,9 @@ def latency(task: Task, samples: Sequence[Sample], shared: Encoder) -> dict[str,
 
     ``shared`` has the towers: the walk is one of the method's own.
     """
-    alone, backbone = dataclasses.replace(task, observer=None, spent=Spent()), task.method.backbone
-    towers: Clips = {backbone: shared.clip(backbone)}
+    alone = dataclasses.replace(task, observer=None, spent=Spent())
+    shared.clip(task.method.backbone)
+    towers: Clips = {key: clip for key, clip in shared.clips.items() if isinstance(key, Backbone)}
     encoder = Encoder([alone], device=shared.device, dtype=shared.dtype, clips=towers)
     median, high = np.percentile(one_at_a_time(alone, samples, encoder, CALLS), (50, 95)).tolist()
     return {"calls": CALLS, "median_ms": round(median, 3), "p95_ms": round(high, 3)}
