@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,9 +26,11 @@ from ..progress import Progress
 from ..records import EvidenceStore, by_category
 from ..samples import Dataset
 from ..scoring import EvidenceMaps, rules_for, score_category
-from .flops import encoder_flop, product_rate, synchronise
+from .flops import encoder_flop, product_rate, timed
 
 LATENCY_RUNS = 15
+HOST = torch.device("cpu")
+"""Where maps are rendered and metrics computed."""
 _PATIENCE_S = 120
 
 
@@ -209,17 +210,15 @@ def _pipeline(methods: Sequence[Resolved], data: Dataset, encoder: Encoder, out:
     for task in tasks:
         task.plan(data.samples)
     encoder.tasks, encoder.report = tasks, Pass()
-    start = time.perf_counter()
-    observe(tasks, data.samples, encoder, Progress([("bench", len(data.samples))], quiet=True))
-    synchronise(encoder.device)
-    seconds = time.perf_counter() - start
+    progress = Progress([("bench", len(data.samples))], quiet=True)
+    seconds = timed(lambda: observe(tasks, data.samples, encoder, progress), encoder.device)
     maps = score = 0.0
     for item, task in zip(methods, tasks, strict=True):
         rules = rules_for(item, "reference", {})
         for category, numbers in by_category(data.samples, task.slices):
             found = EvidenceMaps(item.method, task.store.category(numbers))
-            maps += _timed(partial(_render, found))
-            score += _timed(partial(score_category, category, data.samples, found, rules, data))
+            maps += timed(partial(_render, found), HOST)
+            score += timed(partial(score_category, category, data.samples, found, rules, data), HOST)
     return Timing(seconds, dict(encoder.report.seconds), maps, score)
 
 
@@ -240,9 +239,8 @@ def _bare_tower(resolved: Resolved, images: int, encoder: Encoder) -> float:
                 for block in vision.blocks:
                     x = block(x)
                 vision.project(x)
-        synchronise(encoder.device)
 
-    return _timed(forward)
+    return timed(forward, encoder.device)
 
 
 def _batches(images: int, size: int) -> Iterator[int]:
@@ -294,9 +292,3 @@ def _speed(flop: int, times: Sequence[Timing], product: float, images: int) -> d
         "product_tflop_per_s": product / 1e12,
         "of_product": rate / product,
     }
-
-
-def _timed(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

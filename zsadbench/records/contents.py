@@ -14,12 +14,15 @@ import io
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from ..errors import DatasetError, RecordError
 from ..files import FileState, digest_of, hash_file, state_of, write_atomic
 from ..images import ahead, mask_files
 from ..samples import Dataset
+from .tables import as_csv
 
 FILES_CSV = "files.csv"
 _COLUMNS = ("kind", "key", *FileState._fields, "sha256")
@@ -92,19 +95,18 @@ class Contents:
 
     def keep(self, run_dir: Path) -> None:
         """Write what is known into ``files.csv`` of an observation."""
-        lines = io.BytesIO()
-        text = io.TextIOWrapper(lines, "utf-8", "surrogateescape", newline="", write_through=True)
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        for name, state in self._states.items():
-            sha256 = self._read.get(name, self._remembered.get(name))
-            if state and sha256 is not None and state.settled(self._taken):
-                writer.writerow((*name, *state, sha256))
+        lines = as_csv(chain([_COLUMNS], self._lines()), "surrogateescape")
         lines.write(_digest(lines.getbuffer()[:-1]) + b"\n")
         content = lines.getvalue()
         with suppress(OSError, RecordError):  # what cannot be remembered only costs time
             if not (path := run_dir / FILES_CSV).is_file() or path.read_bytes() != content:
                 write_atomic(path, content)
+
+    def _lines(self) -> Iterator[tuple[Any, ...]]:
+        for name, state in self._states.items():
+            sha256 = self._read.get(name, self._remembered.get(name))
+            if state and sha256 is not None and state.settled(self._taken):
+                yield *name, *state, sha256
 
     def _known(self, name: _Name) -> str | None:
         return self._read.get(name) or self._remembered.get(name)

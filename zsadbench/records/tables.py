@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,22 @@ def table(path: Path, first: Sequence[str], rows: Iterable[Mapping[str, Any]]) -
     """Return rows as CSV: the columns ``first``, which every row must have, then all others."""
     rows = list(rows)
     columns = list(dict.fromkeys([*first, *(key for row in rows for key in row)]))
-    content = io.BytesIO()  # a StringIO holds every character in four bytes
-    text = io.TextIOWrapper(content, "utf-8", newline="", write_through=True)
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
         if missing := [name for name in first if name not in row]:
             raise RecordError(f"{path}: a row has no '{missing[0]}'; correct what is written.")
-        writer.writerow([_cell(row.get(name)) for name in columns])
-    text.flush()
-    return content.getvalue()
+        return [_cell(row.get(name)) for name in columns]
+
+    return as_csv(chain([columns], map(cells, rows))).getvalue()
+
+
+def as_csv(lines: Iterable[Iterable[Any]], errors: str = "strict") -> io.BytesIO:
+    """Return lines of cells as CSV, encoded as they come: text would take four bytes a character."""
+    content = io.BytesIO()
+    text = io.TextIOWrapper(content, "utf-8", errors, newline="", write_through=True)
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    text.detach()
+    return content
 
 
 def _cell(value: Any) -> str:

@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..engine import (
-    Encoder,
-    Pass,
-    latency,
-    pick_device,
-    pick_dtype,
-)
+from ..engine import Encoder, Pass, latency, pick_device, pick_dtype
 from ..environment import Spread, emulates, environment, where
 from ..errors import RecordError, UsageError, suggest
 from ..files import contents_digest
